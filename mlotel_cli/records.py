@@ -1,0 +1,148 @@
+"""The nouns that travel: a Batch through the pipeline, a SpanRecord and a BatchRecord through the recorder.
+
+Standard library only, so that both processes and every layer can import it for free. It knows neither how a record
+is measured nor where it is written.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Status = Literal["scored", "done", "skipped", "failed", "dropped", "incomplete"]
+"""How a batch ended.
+
+scored: finished and scored; done: finished, nothing to score it by; skipped: it or its score failed and
+`eval.on_error=skip`; failed: it ended the run; dropped: never ran; incomplete: a span of it never ended.
+"""
+
+AttributeValue = str | bool | int | float | Sequence[str] | Sequence[bool] | Sequence[int] | Sequence[float]
+
+BATCH_INDEX = "batch.index"
+"""Attribute of a batch's root span: the number that joins spans, rows, samples and W&B steps."""
+BATCH_SIZE = "batch.size"
+"""Attribute of a batch's root span: the number of items in it."""
+KIND = "mlotel.kind"
+"""Attribute that marks spans which are no stage; the value `queue` means waiting before a stage."""
+RECORDED = "mlotel.data."
+"""Prefix of the attributes that carry `record()` values through a foreign OpenTelemetry SDK."""
+BATCH_SPAN = "batch"
+"""Name of a batch's root span."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step of work: what a source yields and a pipeline turns into an output.
+
+    Attributes:
+        index: position in the source, from 0.
+        ids: one stable name per item, `size` of them.
+        data: the pipeline's input, of any type.
+        targets: what the metrics compare the output with; None when there is nothing to score.
+        size: number of items; throughput counts them.
+        source_time_ns: arrival on the `perf_counter_ns` clock for live input; None for a data set. Latency starts
+            here when it is set.
+    """
+
+    index: int
+    ids: Sequence[str]
+    data: Any
+    targets: Any = None
+    size: int = 1
+    source_time_ns: int | None = None
+
+
+@dataclass(slots=True)
+class SpanRecord:
+    """One ended span. Times are nanoseconds since the epoch, on a clock anchored once per process.
+
+    `parent_id` is 0 for a root. `batch` is the index of the batch it belongs to, None outside any. `device_ns` is the
+    time between its two device events, None where there are none. `events` are (time_ns, name, attributes), `links`
+    (trace_id, span_id, attributes).
+    """
+
+    trace_id: int
+    span_id: int
+    parent_id: int
+    batch: int | None
+    name: str
+    kind: str
+    scope: str
+    thread: str
+    start_ns: int
+    end_ns: int
+    device_ns: int | None = None
+    status: str = "UNSET"
+    status_message: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    events: Sequence[tuple[int, str, Mapping[str, Any]]] = ()
+    links: Sequence[tuple[int, int, Mapping[str, Any]]] = ()
+
+
+@dataclass(slots=True)
+class StageTime:
+    """What one stage cost in one batch, summed over its `calls` spans of the same name. Milliseconds."""
+
+    host_ms: float = 0.0
+    device_ms: float | None = None
+    queue_ms: float | None = None
+    calls: int = 0
+
+
+@dataclass(slots=True)
+class Sample:
+    """One item of a batch: its id, its scores, and prediction and target as JSON text when they are small."""
+
+    id: str
+    scores: Mapping[str, float | None]
+    prediction: str | None = None
+    target: str | None = None
+
+
+@dataclass(slots=True)
+class BatchRecord:
+    """One row: the accuracy and the latencies of one batch, together.
+
+    Attributes:
+        batch: index in the run; rises over repeats, joins everything.
+        source_batch: index in the source.
+        repeat: which pass over the source, from 0.
+        start_ns: start of the batch, ns since the epoch.
+        size: number of items.
+        status: how it ended.
+        latency_ms: start (or arrival, for live input) to end of the root span; None when the root never ended.
+        source_wait_ms: how long the executor waited for the source to deliver it.
+        stages: time by stage name, in order of first appearance.
+        accuracy: this batch's score by metric name; a metric without a per-batch score is absent.
+        data: values given to `record()`, the mean of the batch when called several times.
+        units: unit by recorded name, for those that have one.
+        error: why it was skipped or failed; empty otherwise.
+        spans_missing: opened children that never ended.
+    """
+
+    batch: int
+    source_batch: int
+    repeat: int
+    start_ns: int
+    size: int
+    status: Status
+    latency_ms: float | None = None
+    source_wait_ms: float | None = None
+    stages: dict[str, StageTime] = field(default_factory=dict[str, StageTime])
+    accuracy: dict[str, float] = field(default_factory=dict[str, float])
+    data: dict[str, float] = field(default_factory=dict[str, float])
+    units: dict[str, str] = field(default_factory=dict[str, str])
+    samples: list[Sample] = field(default_factory=list[Sample])
+    error: str = ""
+    spans_missing: int = 0
+
+
+class Sink(Protocol):
+    """Where the recorder puts rows. Called from the recorder's main thread only; must not block for long."""
+
+    def write(self, record: BatchRecord) -> None:
+        """Take one finished row; rows arrive in completion order."""
+        ...
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Write what is left and the run's summary; bounded in time."""
+        ...
