@@ -1,0 +1,140 @@
+"""The `mlotel` command: parses, calls, prints.
+
+No option here repeats a configuration key: those are Hydra overrides. Nothing heavy is imported before a command runs.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from mlotel_cli.completion import complete_override
+
+app = typer.Typer(
+    name="mlotel",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+_PANEL = "Hydra"
+_EXAMPLES = """[bold]Examples[/]
+
+mlotel eval
+mlotel eval pipeline=dummy pipeline.time_scale=0.1 eval.max_batches=100
+mlotel eval -cd my_project/conf data=night
+mlotel eval -m pipeline.time_scale=0.1,0.2
+mlotel eval --cfg job
+"""
+
+
+class ConfigKind(StrEnum):
+    """What --cfg prints."""
+
+    job = "job"
+    hydra = "hydra"
+    all = "all"
+
+
+class InfoKind(StrEnum):
+    """What --info prints."""
+
+    all = "all"
+    config = "config"
+    defaults = "defaults"
+    defaults_tree = "defaults-tree"
+    plugins = "plugins"
+    searchpath = "searchpath"
+
+
+class HydraCommand(TyperCommand):
+    """A command that takes Hydra's flags; a bare --info means `--info all`, as in Hydra."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Complete a bare --info before the options are read."""
+        kinds = {kind.value for kind in InfoKind}
+        for position in reversed([n for n, text in enumerate(args) if text in ("--info", "-i")]):
+            if args[position + 1 : position + 2] == [] or args[position + 1] not in kinds:
+                args.insert(position + 1, InfoKind.all)
+        return super().parse_args(ctx, args)
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[OVERRIDES]...",
+        help="Hydra overrides: key=value, group=option.",
+        autocompletion=complete_override,
+        show_default=False,
+    ),
+]
+Multirun = Annotated[
+    bool, typer.Option("--multirun", "-m", help="Sweep: run every combination of a=1,2.", rich_help_panel=_PANEL)
+]
+Cfg = Annotated[
+    ConfigKind | None, typer.Option("--cfg", "-c", help="Print the configuration, do not run.", rich_help_panel=_PANEL)
+]
+Package = Annotated[
+    str | None, typer.Option("--package", "-p", help="With --cfg: only this part of it.", rich_help_panel=_PANEL)
+]
+Resolve = Annotated[bool, typer.Option("--resolve", help="With --cfg: resolve ${...}.", rich_help_panel=_PANEL)]
+Info = Annotated[
+    InfoKind | None,
+    typer.Option("--info", "-i", help="Print how the configuration is composed.", rich_help_panel=_PANEL),
+]
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option("--config-dir", "-cd", help="Your conf folder; its files win over the built-in.", rich_help_panel=_PANEL),
+]
+ConfigName = Annotated[
+    str | None,
+    typer.Option("--config-name", "-cn", help="Primary file, without .yaml.", rich_help_panel=_PANEL),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from mlotel_cli.hardware import version_of
+
+        typer.echo(f"mlotel {version_of('mlotel') or 'not installed'}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Annotate a pipeline once; see accuracy and latency of every batch together."""
+
+
+@app.command("eval", cls=HydraCommand, epilog=_EXAMPLES)
+def evaluate(
+    overrides: Overrides = None,
+    multirun: Multirun = False,
+    cfg: Cfg = None,
+    package: Package = None,
+    resolve: Resolve = False,
+    info: Info = None,
+    config_dir: ConfigDir = None,
+    config_name: ConfigName = None,
+    debug: Debug = False,
+) -> None:
+    """Measure accuracy and latency of every batch of a labelled data set."""
+    from mlotel_cli.launch import HydraFlags, launch
+
+    flags = HydraFlags(multirun, cfg, package, resolve, info, config_dir, config_name, debug)
+    raise typer.Exit(launch("eval", flags, overrides or []))
+
+
+@app.command()
+def doctor() -> None:
+    """Show what this machine has, and the fix for what is missing."""
+    from mlotel_cli.doctor import print_findings
+
+    print_findings()

@@ -1,0 +1,135 @@
+"""What this machine is: the device a run uses, and the environment that run.json records.
+
+Nothing here runs at import, and torch is imported only where a caller cannot do without it.
+"""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlotel_cli.errors import UsageError
+
+PACKAGES = (
+    "mlotel",
+    "torch",
+    "hydra-core",
+    "opentelemetry-sdk",
+    "nvtx",
+    "wandb",
+    "polars",
+    "torchmetrics",
+    "typer",
+    "numpy",
+    "av",
+    "faster-coco-eval",
+)
+"""Distributions whose versions a run records."""
+
+
+def check_device(device: str) -> None:
+    """Refuse a `device` that is misspelt or that this machine does not have.
+
+    Imports torch only for a cuda device.
+
+    Raises:
+        UsageError: naming the value and what is allowed.
+    """
+    if device in ("auto", "cpu"):
+        return
+    if not (found := re.fullmatch(r"cuda(?::(\d+))?", device)):
+        raise UsageError(f"device={device}: allowed: auto, cpu, cuda, cuda:N")
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(found.group(1) or 0) >= count:
+        build = "this torch has no CUDA" if torch.version.cuda is None else f"torch sees {count} CUDA devices"
+        raise UsageError(f"device={device}: not on this machine: {build}; allowed here: auto, cpu")
+
+
+def find_device() -> str:
+    """Return the torch device that `auto` means here: cuda:0 where CUDA works, else cpu. Imports torch."""
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def version_of(distribution: str) -> str | None:
+    """Return the installed version of a distribution, or None. Imports nothing of it."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def environment(*, with_torch: bool = False) -> dict[str, Any]:
+    """Describe machine, software and working copy for run.json.
+
+    Args:
+        with_torch: import torch if nobody has yet; without it `cuda` and `gpu` are None until torch is imported.
+    """
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": {"model": cpu_model(), "cores": os.cpu_count(), "usable_cores": usable_cores()},
+        "memory_bytes": memory_bytes(),
+        **_accelerator(with_torch=with_torch),
+        "git": git_state(Path.cwd()),
+        "packages": {name: version for name in PACKAGES if (version := version_of(name)) is not None},
+    }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's name, or its architecture where the system does not tell."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int | None:
+    """Return the machine's physical memory, None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return `{commit, dirty}` of the working copy that holds `folder`; None outside git or without it.
+
+    `dirty` counts changes to tracked files only: outputs lie beside the code and say nothing about it.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return None
+    return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _accelerator(*, with_torch: bool) -> dict[str, Any]:
+    if not with_torch and "torch" not in sys.modules:
+        return {"torch": version_of("torch"), "cuda": None, "gpu": None}
+    import torch
+
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return {"torch": str(torch.__version__), "cuda": torch.version.cuda, "gpu": gpus or None}
