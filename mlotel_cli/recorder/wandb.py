@@ -5,6 +5,7 @@ that fails is said once and counted; nothing is raised into the recorder. What a
 what wandb needs is in wandb_run.py.
 """
 
+import json
 import threading
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from typing import Any
 from mlotel_cli.errors import UsageError
 from mlotel_cli.records import BatchRecord
 from mlotel_cli.recorder.wandb_rows import BatchOrder, Row, RowBuilder, Windows, WorstSamples
-from mlotel_cli.recorder.wandb_run import Run, TrackerSettings, mode_of_environment, open_run
+from mlotel_cli.recorder.wandb_run import Run, TrackerSettings, first_line, mode_of_environment, open_run
 
 __all__ = ["NullTracker", "TrackerSettings", "WandbSink", "create_tracker"]
 
@@ -99,7 +100,7 @@ class WandbSink:
     def update_config(self, config: Mapping[str, Any]) -> None:
         """Add to the run's config; before or after `start`."""
         with self._changed:
-            self._config.update(config)
+            self._config.update(_plain(config))
             self._changed.notify_all()
 
     def write(self, record: BatchRecord) -> None:
@@ -122,7 +123,7 @@ class WandbSink:
         than 0 marks the run as failed in W&B.
         """
         with self._changed:
-            self._ending = (summary, exit_code)
+            self._ending = (_plain(summary), exit_code)
             self._changed.notify_all()
         if self._thread.ident is None:
             return
@@ -176,7 +177,7 @@ class WandbSink:
                 pass
             self._finish(*ending)
         except Exception as error:  # a remote sink never ends the recorder
-            self._fail(str(error) or type(error).__name__)
+            self._fail(first_line(error) if self._run is None else self._run.abandon(error))
 
     def _step(self) -> tuple[Mapping[str, Any], int] | None:
         """Take what there is and log what is due. Returns the ending once everything before it was taken."""
@@ -235,7 +236,14 @@ class WandbSink:
             self._error = reason
             self._queue.clear()
             self._changed.notify_all()
-        self._say(f"W&B: stopped ({reason}); batches from here on are missing there and complete in batches.parquet")
+        here = self._run.dir if self._run is not None and self._run.dir else ""
+        upload = f"; upload what was logged with: wandb sync {self._settings.dir / here}" if here else ""
+        self._say(f"W&B: stopped ({reason}). Every batch is in batches.parquet{upload}")
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in JSON's types: paths, enums and the like as text."""
+    return json.loads(json.dumps(values, default=str, skipkeys=True))
 
 
 def _counts(*, rows_logged: int = 0, rows_lost: int = 0, error: str | None = None) -> dict[str, Any]:

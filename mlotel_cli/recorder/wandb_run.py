@@ -6,6 +6,8 @@ owns its environment; wandb is imported inside. Never a prompt: credentials are 
 
 import contextlib
 import os
+import secrets
+import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,7 +84,11 @@ class Run(Protocol):
         ...
 
     def kill(self) -> None:
-        """Make a call that hangs in another thread return."""
+        """Make a call that hangs in another thread return, by an error."""
+        ...
+
+    def abandon(self, error: Exception) -> str:
+        """Leave a run that cannot be finished. Returns what `error` means, in words."""
         ...
 
 
@@ -92,20 +98,25 @@ def open_run(settings: TrackerSettings, *, config: Mapping[str, Any], say: Calla
     Imports wandb (about a second) and starts wandb-core. Without a server it takes `init_timeout_s` more.
     """
     _own_environment(settings.dir)
-    import wandb
 
-    run_id = wandb.util.generate_id()
+    run_id = secrets.token_hex(6)
     mode, host, reason = _choose_mode(settings)
     if mode == "online":
         try:
             run = WandbRun(settings, mode="online", run_id=run_id, config=config)
         except Exception as error:  # the library raises many kinds here, and each of them means: not online
             _teardown()
-            reason = f"{host} did not accept the run ({_first_line(error)})"
+            for leftover in (settings.dir / "wandb").glob(f"run-*-{run_id}"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            reason = f"{host} did not accept the run ({first_line(error)})"
         else:
             say(f"W&B: {run.url}")
             return run
-    run = WandbRun(settings, mode="offline", run_id=run_id, config=config)
+    try:
+        run = WandbRun(settings, mode="offline", run_id=run_id, config=config)
+    except Exception:
+        _teardown()
+        raise
     why = f"{reason}; recording offline" if reason else "recording offline"
     say(f"W&B: {why}. Upload later with: wandb sync {settings.dir / (run.dir or '')}")
     return run
@@ -160,6 +171,13 @@ class WandbRun:
         if self._core is not None:
             self._core.kill()
 
+    def abandon(self, error: Exception) -> str:
+        """End wandb-core and leave wandb, its atexit hook included. Returns what `error` means, in words."""
+        status = self._core.poll() if self._core is not None else None
+        self.kill()
+        _teardown()
+        return first_line(error) if status is None else f"wandb-core ended with status {status}"
+
     def _log_table(self, columns: list[str], rows: list[Any]) -> str | None:
         """Log the worst samples. Online, wandb asks the server first, without a time limit: so it has one here."""
         if not rows:
@@ -172,7 +190,7 @@ class WandbRun:
             try:
                 self._run.log({"worst_samples": wandb.Table(columns=columns, data=rows)})
             except Exception as error:  # a table is not worth the run
-                problems.append(_first_line(error))
+                problems.append(first_line(error))
 
         thread = threading.Thread(target=log, name="mlotel-wandb-table", daemon=True)
         thread.start()
@@ -213,7 +231,7 @@ def _missing_credentials(host: str) -> str:
     try:
         found = wbauth.authenticate_session(host=host, source="mlotel", prompt=False, update_session=False)
     except Exception as error:  # a malformed key, or a wandb that moved this function
-        return f"no usable API key for {host} ({_first_line(error)})"
+        return f"no usable API key for {host} ({first_line(error)})"
     return "" if found else f"no API key for {host}"
 
 
@@ -281,5 +299,6 @@ def _teardown() -> None:
         wandb.teardown()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
     return (str(error) or type(error).__name__).splitlines()[0]
