@@ -43,3 +43,12 @@ class StageError(MlotelError):
 
 class RecorderError(MlotelError):
     """The recorder process is gone; what it had written is still readable."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run; everything measured so far is on disk. Not an MlotelError: nothing failed."""
+
+    def __init__(self, signum: int) -> None:
+        """Remember which signal; the exit code is the shell's 128 + signum."""
+        super().__init__(f"interrupted by signal {signum}")
+        self.exit_code = 128 + signum

@@ -25,6 +25,8 @@ KIND = "mlotel.kind"
 """Attribute that marks spans which are no stage; the value `queue` means waiting before a stage."""
 RECORDED = "mlotel.data."
 """Prefix of the attributes that carry `record()` values through a foreign OpenTelemetry SDK."""
+SCORED = "mlotel.accuracy."
+"""Prefix of the attributes that carry `score()` values: the accuracy of a batch whose loop is the user's own."""
 BATCH_SPAN = "batch"
 """Name of a batch's root span."""
 

@@ -1,0 +1,250 @@
+"""A run from opening to closing: recorder, backend, signals; what every mode shares.
+
+One ExitStack of the mode's owns the closing: whatever happens, the recorder learns how the run ended.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from opentelemetry import trace
+
+from mlotel_cli.errors import Interrupted
+from mlotel_cli.records import Sample, Status
+from mlotel_cli.telemetry import api
+from mlotel_cli.telemetry.clock import CLOCK
+from mlotel_cli.telemetry.faults import Faults
+from mlotel_cli.telemetry.handoff import Opening, RecorderLink
+from mlotel_cli.telemetry.off import OFF
+from mlotel_cli.telemetry.tracer import Recording, Span
+
+_CALIBRATION_SPANS = 500
+_CLOSING_GRACE_S = 60.0
+"""On top of the tracker's own bounds: merging Parquet and computing intervals."""
+
+
+@dataclass(slots=True)
+class Closing:
+    """How a run ended, as only the workload knows it; the recorder's last message.
+
+    Attributes:
+        status: complete | failed | interrupted.
+        error: why it failed.
+        accuracy: every metric over the run, None where it cannot be computed.
+        wall_s: from the first batch to the last, scoring included.
+        scoring_s: the part of it that scoring took.
+        warmup: batches, first_batch_ms, total_s.
+        telemetry: counters of this side.
+    """
+
+    status: str = "complete"
+    error: str = ""
+    accuracy: dict[str, float | None] = field(default_factory=dict[str, float | None])
+    wall_s: float | None = None
+    scoring_s: float | None = None
+    warmup: dict[str, Any] | None = None
+    telemetry: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Session:
+    """Opens a run and closes it. Enter it before user code is imported: the provider must be there first.
+
+    Attributes:
+        closing: fill it in while the run goes on.
+        info: run.json's content, once closed.
+    """
+
+    def __init__(self, run_dir: Path, *, say: Callable[[str], None], imports: tuple[str, ...] = ("polars",)) -> None:
+        """Start the recorder process and install the provider; nothing is written before `open`."""
+        self.run_dir = run_dir
+        self.closing = Closing()
+        self.info: Mapping[str, Any] | None = None
+        self._faults = Faults()
+        self._recording: Recording | None = None
+        self._opened = False
+        self._finish_s = 0.0
+        self._previous: dict[int, Any] = {}
+        self._link = RecorderLink(run_dir, imports=imports, say=say)
+        api.install()
+
+    @property
+    def link(self) -> RecorderLink:
+        """The recorder's other end."""
+        return self._link
+
+    def __enter__(self) -> Self:
+        """Take over SIGTERM: like a Ctrl-C it ends the run with everything measured so far."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[signum] = signal.signal(signum, self._interrupt)
+            except ValueError:  # not the main thread: the program that runs us owns the signals
+                break
+        return self
+
+    def open(
+        self, opening: Opening, *, backend: str, strict: bool, flush_ms: int, synchronize: Callable[[], None] | None
+    ) -> None:
+        """Begin the run; spans stay off until `record`.
+
+        Args:
+            opening: what the recorder must know.
+            backend: otel | off.
+            strict: raise telemetry faults.
+            flush_ms: how often stamps are handed over.
+            synchronize: waits for the device at the end of every span; None where there is none to wait for.
+        """
+        self._faults = Faults(strict=strict)
+        self._finish_s = float(opening.tracker.get("finish_timeout_s", 0.0))
+        if backend == "otel":
+            self._recording = Recording(self._link.emit, faults=self._faults, synchronize=synchronize)
+        self._link.open(opening, flush_ms=flush_ms)
+        self._opened = True
+
+    def record(self) -> None:
+        """From now on spans are recorded, if the run's backend records at all."""
+        if self._recording is not None:
+            self.closing.telemetry["span_cost_us"] = measure_span_cost(self._recording)
+            api.use(self._recording)
+
+    def tell(self, info: Mapping[str, Any]) -> None:
+        """Add to run.json; its `config` goes to the tracker's config."""
+        self._link.send("info", json.dumps(info, default=str))
+
+    def settle(
+        self,
+        batch: int,
+        *,
+        status: Status,
+        size: int,
+        source_batch: int,
+        repeat: int,
+        root: trace.Span,
+        start_ns: int,
+        wait_ns: int,
+        source_time_ns: int | None = None,
+        accuracy: Mapping[str, float] | None = None,
+        samples: list[Sample] | None = None,
+        error: str = "",
+    ) -> None:
+        """Say that the mode is done with a batch. `start_ns` and `source_time_ns` are `perf_counter_ns` readings."""
+        offset = CLOCK.epoch_offset_ns
+        self._link.send(
+            "settle",
+            batch,
+            source_batch,
+            repeat,
+            size,
+            status,
+            root.count_opened() if isinstance(root, Span) else 0,
+            start_ns + offset,
+            wait_ns / 1e6,
+            None if source_time_ns is None else source_time_ns + offset,
+            dict(accuracy or {}),
+            [(sample.id, dict(sample.scores), sample.prediction, sample.target) for sample in samples or ()],
+            error,
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop recording, tell the recorder how it ended, and wait for it to finish every sink."""
+        api.use(OFF)
+        try:
+            if not self._opened:
+                self._link.abandon()
+            else:
+                self._close(error)
+        finally:
+            for signum, handler in self._previous.items():
+                signal.signal(signum, handler)
+
+    def _close(self, error: BaseException | None) -> None:
+        closing = self.closing
+        if isinstance(error, KeyboardInterrupt):
+            closing.status = "interrupted"
+        elif error is not None:
+            closing.status, closing.error = "failed", str(error) or type(error).__name__
+        closing.telemetry.update(source_paused_s=self._link.paused_s, faults=self._faults.counts())
+        try:
+            self.info = self._link.close(vars_of(closing), timeout_s=self._finish_s + _CLOSING_GRACE_S)
+        except Exception:
+            _mark_failed(self.run_dir, closing.error or "the recorder process ended")
+            if error is None:
+                raise
+
+    def _interrupt(self, signum: int, _frame: FrameType | None) -> None:
+        """First signal: end the run in order. Second: leave at once; the recorder finishes what it has."""
+        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGTERM, _leave)
+        raise Interrupted(signum)
+
+
+def _leave(signum: int, _frame: FrameType | None) -> None:
+    sys.stderr.flush()
+    os._exit(128 + signum)
+
+
+def vars_of(closing: Closing) -> dict[str, Any]:
+    """A Closing as plain JSON-able values."""
+    copied = replace(closing)
+    return {name: getattr(copied, name) for name in Closing.__slots__}  # type: ignore[attr-defined]
+
+
+def _mark_failed(run_dir: Path, error: str) -> None:
+    """A recorder that died cannot say so in run.json; the workload does."""
+    path = run_dir / "run.json"
+    try:
+        info = json.loads(path.read_text())
+        info.update(status="failed", error=error, ended_ns=time.time_ns())
+        unfinished = path.with_name(".run.json.tmp")
+        unfinished.write_text(json.dumps(info, indent=2))
+        os.replace(unfinished, path)
+    except (OSError, ValueError):
+        return  # nothing was written yet, or nothing can be: the error itself is reported anyway
+
+
+def measure_span_cost(recording: Recording) -> float:
+    """What a bare span costs here and now, in microseconds: the mean of 500 that are thrown away."""
+    discarding = Recording(_discard, faults=recording.faults)
+    api.use(discarding)
+    tracer = api.PROVIDER.get_tracer(api.SCOPE)
+    processors, discarding.processors = discarding.processors, ()
+    with tracer.start_as_current_span("root"):
+        start = time.perf_counter_ns()
+        for _ in range(_CALIBRATION_SPANS):
+            with tracer.start_as_current_span("span"):
+                pass
+        cost = time.perf_counter_ns() - start
+    discarding.processors = processors
+    api.use(OFF)
+    return cost / _CALIBRATION_SPANS / 1e3
+
+
+def _discard(_span: Span) -> None:
+    pass
+
+
+def identify(config: Mapping[str, Any], *, run_id: str, name: str, git: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What connects a run's row, trace and alert: the attributes that W&B's config and OTel's resource share."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    return {
+        "service.name": os.environ.get("OTEL_SERVICE_NAME") or name,
+        "service.instance.id": str(uuid.uuid4()),
+        "mlotel.run.id": run_id,
+        "git.commit": git["commit"] if git else None,
+        "config.hash": hashlib.sha256(text.encode()).hexdigest()[:16],
+    }
+
+
+def new_run_id() -> str:
+    """A `mlotel.run.id`."""
+    return uuid.uuid4().hex[:16]

@@ -1,0 +1,225 @@
+"""The recorder's main loop: read frames, assemble, feed the sinks; when the pipe closes, finish everything.
+
+It ends when the workload says so, and just as well when the workload is killed: then the run is `interrupted`. Signals
+of a terminal or a service manager are ignored here, because the workload decides when a run is over.
+"""
+
+import contextlib
+import importlib
+import json
+import marshal
+import os
+import select
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlotel_cli.analysis.summary import summarise
+from mlotel_cli.recorder.assemble import Assembler, Settled, unpack
+from mlotel_cli.recorder.parquet import ParquetSink
+from mlotel_cli.recorder.wandb import TrackerSettings, create_tracker
+from mlotel_cli.records import BatchRecord, Sample
+
+SCHEMA_VERSION = 1
+
+
+class Recorder:
+    """One run's recorder. Everything happens on the calling thread; W&B has a thread of its own.
+
+    The opening message is a `telemetry.handoff.Opening`.
+    """
+
+    def __init__(self, run_dir: Path, opening: Mapping[str, Any], answers: "Answers") -> None:
+        """Write run.json, start the sinks."""
+        self._run_dir = run_dir
+        self._answers = answers
+        self._part_s: float = opening["part_s"]
+        self._assembler = Assembler(
+            settle_s=opening["settle_s"], max_names=opening["max_names"], settle_roots=opening["settle_roots"]
+        )
+        self._parquet = ParquetSink(run_dir)
+        self._tracker = create_tracker(_tracker_settings(opening, run_dir), say=answers.say)
+        self._flushed_at = time.monotonic()
+        self._spans = 0
+        self._closing: dict[str, Any] | None = None
+        self._emitted: int | None = None
+        self._info: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "mode": opening["mode"],
+            "name": opening["name"],
+            "run_id": opening["run_id"],
+            "status": "running",
+            "started_ns": opening["started_ns"],
+            "ended_ns": None,
+            "overrides": opening["overrides"],
+            "identity": opening["identity"],
+            "recorder_pid": os.getpid(),
+            "environment": None,
+            "notes": [],
+            "wandb": None,
+            "summary": None,
+        }
+        self._write_info()
+        self._tracker.start()
+        self._tracker.update_config({**opening["config"], **opening["identity"]})
+
+    @property
+    def is_closing(self) -> bool:
+        """True once the workload has said how the run ended."""
+        return self._closing is not None
+
+    def take(self, items: list[tuple[Any, ...]]) -> None:
+        """Handle one frame."""
+        now = time.monotonic()
+        for item in items:
+            kind = item[0]
+            if kind == "span":
+                stamp = unpack(item)
+                self._spans += 1
+                self._parquet.write_span(stamp.span)
+                self._assembler.add(stamp, now=now)
+            elif kind == "settle":
+                self._assembler.settle(_settled(item), now=now)
+            elif kind == "info":
+                self._take_info(json.loads(item[1]))
+            elif kind == "close":
+                self._closing, self._emitted = json.loads(item[1]), item[2]
+        self._write_rows(self._assembler.finished(now=now))
+
+    def tick(self) -> None:
+        """Called a few times a second: rows that waited long enough, and a Parquet part when one is due."""
+        now = time.monotonic()
+        self._write_rows(self._assembler.finished(now=now))
+        if now - self._flushed_at >= self._part_s:
+            self._parquet.flush()
+            self._flushed_at = now
+
+    def close(self) -> dict[str, Any]:
+        """Finish rows, files and sinks; returns what run.json says in the end."""
+        closing = self._closing or {"status": "interrupted", "error": "the workload ended without a word"}
+        self._write_rows(self._assembler.finished(now=time.monotonic(), closing=True))
+        self._parquet.close({})
+        summary = summarise(self._read_batches(), closing)
+        cost_us = summary["telemetry"].pop("span_cost_us", None)
+        rows = sum(summary["batches"].values())
+        summary["telemetry"].update(
+            hot_path_us_per_batch=cost_us * self._spans / rows if cost_us is not None and rows else None,
+            spans_recorded=self._spans,
+            spans_lost=None if self._emitted is None else self._emitted - self._spans,
+            spans_late=self._assembler.late,
+            spans_unnamed=self._assembler.overflowed,
+        )
+        self._info.update(ended_ns=time.time_ns(), error=closing.get("error") or None, summary=summary)
+        self._write_info()  # a kill while W&B finishes must not cost the summary
+        self._tracker.close(summary, exit_code=0 if closing["status"] == "complete" else 1)
+        self._info.update(status=closing["status"], wandb=self._tracker.describe())
+        self._write_info()
+        return self._info
+
+    def _write_rows(self, records: Iterator[BatchRecord]) -> None:
+        for record in records:
+            self._parquet.write(record)
+            self._tracker.write(record)
+
+    def _take_info(self, info: dict[str, Any]) -> None:
+        self._info.update({key: value for key, value in info.items() if key != "config"})
+        self._tracker.update_config(info.get("config") or {})
+        self._write_info()
+
+    def _read_batches(self) -> Any:
+        from mlotel_cli.analysis.runs import read_table
+
+        return read_table(self._run_dir / "batches.parquet")
+
+    def _write_info(self) -> None:
+        self._info["wandb"] = self._tracker.describe()
+        unfinished = self._run_dir / ".run.json.tmp"
+        unfinished.write_text(json.dumps(self._info, indent=2, default=str))
+        os.replace(unfinished, self._run_dir / "run.json")
+
+
+class Answers:
+    """The pipe back to the workload: one JSON object a line. Writing to a workload that is gone is fine."""
+
+    def __init__(self, write_fd: int) -> None:
+        """Own the file descriptor."""
+        self._pipe = os.fdopen(write_fd, "w", encoding="utf-8")
+        self._lock = threading.Lock()  # the W&B thread has things to say too
+
+    def say(self, text: str) -> None:
+        """One line for the user, also kept in recorder.log."""
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - stderr is recorder.log
+        self._send({"say": text})
+
+    def result(self, info: Mapping[str, Any]) -> None:
+        """The last answer."""
+        self._send({"result": info})
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
+            self._pipe.write(json.dumps(message, default=str) + "\n")
+            self._pipe.flush()
+
+
+def _tracker_settings(opening: Mapping[str, Any], run_dir: Path) -> TrackerSettings:
+    return TrackerSettings(**opening["tracker"], name=opening["name"], job_type=opening["mode"], dir=run_dir)
+
+
+def _settled(item: tuple[Any, ...]) -> Settled:
+    """The inverse of the tuple that `modes.session.Session.settle` sends."""
+    *fields, samples, error = item[1:]
+    return Settled(*fields, samples=[Sample(*sample) for sample in samples], error=error)
+
+
+def read_frames(read_fd: int, *, tick_s: float) -> Iterator[list[tuple[Any, ...]] | None]:
+    """Yield frames as they come, and None about every `tick_s` without one; ends when the pipe closes."""
+    buffer = bytearray()
+    while True:
+        readable, _, _ = select.select([read_fd], [], [], tick_s)
+        if not readable:
+            yield None
+            continue
+        chunk = os.read(read_fd, 1 << 20)
+        if not chunk:
+            return
+        buffer += chunk
+        while len(buffer) >= 4:
+            (length,) = struct.unpack_from("<I", buffer)
+            if len(buffer) < 4 + length:
+                break
+            frame = marshal.loads(bytes(buffer[4 : 4 + length]))
+            del buffer[: 4 + length]
+            yield frame
+
+
+def main() -> None:
+    """Run one recorder; the arguments are READ_FD WRITE_FD RUN_DIR [MODULE ...], modules being imported at once."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    read_fd, write_fd, run_dir = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    answers = Answers(write_fd)
+    try:
+        for module in sys.argv[4:]:
+            importlib.import_module(module)
+        recorder: Recorder | None = None
+        for frame in read_frames(read_fd, tick_s=0.2):
+            if recorder is None:
+                if frame is None:
+                    continue
+                recorder = Recorder(run_dir, json.loads(frame[0][1]), answers)
+                frame = frame[1:]
+            if frame:
+                recorder.take(frame)
+            recorder.tick()
+        if recorder is not None:
+            os.close(read_fd)
+            answers.result(recorder.close())
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)

@@ -1,0 +1,289 @@
+"""The workload's end of the pipe: collects ended spans and messages, and hands them over every 50 ms.
+
+One background thread drains one queue, so what the recorder reads has one order. The recorder is started by module
+name; this side never imports it. Frames are a 4-byte little-endian length and a marshal'ed list: both ends run the same
+Python, and marshal is the fastest way to write plain objects.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import marshal
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlotel_cli.errors import RecorderError
+from mlotel_cli.telemetry.tracer import Span
+
+logger = logging.getLogger("mlotel.telemetry")
+
+PIPE_BYTES = 1 << 20
+HIGH_WATER = 20_000
+"""Items waiting to be handed over above which the source is paused; a second or so of the fastest pipelines."""
+_CHUNK = 2_000
+
+
+@dataclass(slots=True, kw_only=True)
+class Opening:
+    """The first message: what the recorder must know of a run.
+
+    Attributes:
+        mode: eval | profile | monitor | loop (the user's own loop or SDK).
+        name: the run's name.
+        run_id: `mlotel.run.id`.
+        started_ns: start, ns since the epoch.
+        overrides: the command line's Hydra overrides.
+        config: the resolved configuration.
+        identity: service.name, service.instance.id, mlotel.run.id, git commit, config hash.
+        tracker: fields of the recorder's TrackerSettings, without name, job_type and dir.
+        settle_s: how long a settled batch waits for spans that have not ended.
+        part_s: seconds between Parquet parts.
+        max_names: distinct stage names kept apart.
+        settle_roots: a root span's end settles its batch, because no mode does.
+    """
+
+    mode: str
+    name: str
+    run_id: str
+    started_ns: int
+    overrides: list[str] = field(default_factory=list[str])
+    config: dict[str, Any] = field(default_factory=dict[str, Any])
+    identity: dict[str, Any] = field(default_factory=dict[str, Any])
+    tracker: dict[str, Any] = field(default_factory=dict[str, Any])
+    settle_s: float = 5.0
+    part_s: float = 1.0
+    max_names: int = 200
+    settle_roots: bool = False
+
+
+class RecorderLink:
+    """Starts the recorder and talks to it. `emit` and `send` may be called from any thread.
+
+    Attributes:
+        paused_s: how long `wait_for_room` held the source back, seconds.
+        emitted: spans handed over so far.
+    """
+
+    def __init__(
+        self, run_dir: Path, *, imports: Sequence[str] = ("polars", "wandb"), say: Callable[[str], None] | None = None
+    ) -> None:
+        """Start the recorder process for `run_dir`. It writes nothing before `open`.
+
+        Args:
+            run_dir: an existing folder.
+            imports: what the recorder imports at once, while the workload imports torch.
+            say: takes the recorder's messages to the user, one line each, on a thread of its own.
+
+        Raises:
+            RecorderError: when the process cannot be started.
+        """
+        self.run_dir = run_dir
+        self.paused_s = 0.0
+        self.emitted = 0
+        self._queue: deque[Span | tuple[Any, ...]] = deque()
+        self.emit = self._queue.append
+        self._wake = threading.Event()
+        self._closing = False
+        self._dead = False
+        self._say = say or logger.warning
+        self._result: dict[str, Any] | None = None
+        self._process, self._to_recorder, from_recorder = _start_process(run_dir, imports)
+        self._listener = threading.Thread(target=self._listen, args=(from_recorder,), name="mlotel-says", daemon=True)
+        self._listener.start()
+        self._thread = threading.Thread(target=self._run, name="mlotel-handoff", daemon=True)
+        _links.add(self)
+
+    def open(self, opening: Opening, *, flush_ms: int = 50) -> None:
+        """Begin the run: the recorder writes run.json and starts its sinks; from now on the queue is handed over."""
+        self._flush_s = flush_ms / 1000
+        self._queue.appendleft(("open", json.dumps(asdict(opening), default=str)))
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the recorder."""
+        return self._process.pid
+
+    def send(self, kind: str, *values: Any) -> None:
+        """Queue a message behind everything emitted so far; values are plain objects."""
+        self._queue.append((kind, *values))
+
+    def wait_for_room(self) -> None:
+        """Between batches: wait while the recorder is far behind. Counts the time.
+
+        Raises:
+            RecorderError: when the recorder has died.
+        """
+        if self._dead:
+            raise self._died()
+        if len(self._queue) <= HIGH_WATER:
+            return
+        start = time.perf_counter()
+        while len(self._queue) > HIGH_WATER // 2 and not self._dead:
+            self._wake.set()
+            time.sleep(0.002)
+        self.paused_s += time.perf_counter() - start
+
+    def close(self, closing: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """Hand over the rest, tell the recorder how the run ended and wait for its summary.
+
+        Args:
+            closing: status, error, accuracy and counters; JSON-able.
+            timeout_s: how long to wait; the recorder's own sinks are bounded below it.
+
+        Returns:
+            The run's information as written to run.json.
+
+        Raises:
+            RecorderError: when the recorder died or did not answer in time.
+        """
+        self.send("close", json.dumps(closing))
+        self._closing = True
+        self._wake.set()
+        self._listener.join(timeout_s)
+        if self._result is None:
+            if self._process.poll() is None and self._listener.is_alive():
+                raise RecorderError(
+                    f"The recorder did not finish within {timeout_s:.0f} s; it goes on in the background "
+                    f"(process {self.pid}). Rows written so far are in {self.run_dir}."
+                )
+            raise self._died()
+        self._process.wait(5)
+        return self._result
+
+    def abandon(self) -> None:
+        """Close the pipe without a word: an opened run is finished as interrupted, an unopened one leaves nothing."""
+        if self._thread.is_alive():
+            self._closing = True
+            self._wake.set()
+            self._thread.join(1)
+        else:
+            self._close_pipe()
+
+    # -- the hand-over thread -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._wake.wait(self._flush_s)
+                closing = self._closing
+                self._wake.clear()
+                self._drain()
+                if closing and not self._queue:
+                    break
+                if self._process.poll() is not None:
+                    raise BrokenPipeError
+        except OSError:
+            self._dead = True
+            self._queue.clear()
+        finally:
+            self._close_pipe()
+
+    def _drain(self) -> None:
+        queue, pending = self._queue, len(self._queue)
+        while pending:
+            packed: list[tuple[Any, ...]] = []
+            for _ in range(min(pending, _CHUNK)):
+                item = queue.popleft()
+                if type(item) is tuple:
+                    packed.append((*item, self.emitted) if item[0] == "close" else item)
+                else:
+                    packed.append(item.pack())  # type: ignore[union-attr]
+                    self.emitted += 1
+            pending -= len(packed)
+            payload = marshal.dumps(packed)
+            self._write(struct.pack("<I", len(payload)) + payload)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._to_recorder, view) :]
+
+    def _close_pipe(self) -> None:
+        if self._to_recorder >= 0:
+            os.close(self._to_recorder)
+            self._to_recorder = -1
+
+    # -- answers --------------------------------------------------------------------------------------------------
+
+    def _listen(self, from_recorder: int) -> None:
+        """One JSON object a line until the recorder ends: what it has to say, and at last its result."""
+        with os.fdopen(from_recorder, "r", encoding="utf-8") as pipe:
+            for line in pipe:
+                message = json.loads(line)
+                if "say" in message:
+                    self._say(message["say"])
+                else:
+                    self._result = message["result"]
+
+    def _died(self) -> RecorderError:
+        try:
+            code = self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            code = None
+        log = self.run_dir / "recorder.log"
+        last = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
+        because = f": {' | '.join(last)}" if last else ""
+        return RecorderError(
+            f"The recorder process ended (exit code {code}){because}. "
+            f"What it had recorded is readable in {self.run_dir}; start the run again for the rest."
+        )
+
+    def forget_in_child(self) -> None:
+        """A forked child must not hold the pipe open: the recorder would wait for it."""
+        if self._to_recorder >= 0:
+            os.close(self._to_recorder)
+            self._to_recorder = -1
+        self._queue.clear()
+
+
+_links: "weakref.WeakSet[RecorderLink]" = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for link in list(_links):
+        link.forget_in_child()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _start_process(run_dir: Path, imports: Sequence[str]) -> tuple["subprocess.Popen[bytes]", int, int]:
+    """Start `python -m mlotel_cli.recorder`; returns it, the pipe to it and the pipe from it.
+
+    Its own session keeps a Ctrl-C in the terminal from reaching it: it ends when the pipe closes.
+    """
+    read_end, to_recorder = os.pipe()
+    from_recorder, write_end = os.pipe()
+    with contextlib.suppress(OSError, AttributeError):  # a smaller pipe only means more, smaller writes
+        fcntl.fcntl(to_recorder, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    command = [sys.executable, "-P", "-m", "mlotel_cli.recorder", str(read_end), str(write_end), str(run_dir), *imports]
+    try:
+        with (run_dir / "recorder.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                pass_fds=(read_end, write_end),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+    except OSError as error:
+        os.close(to_recorder)
+        os.close(from_recorder)
+        raise RecorderError(f"The recorder could not be started ({' '.join(command)}): {error}") from error
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    return process, to_recorder, from_recorder
