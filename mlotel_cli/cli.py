@@ -87,7 +87,7 @@ Info = Annotated[
 ]
 ConfigDir = Annotated[
     Path | None,
-    typer.Option("--config-dir", "-cd", help="Your conf folder; its files win over the built-in.", rich_help_panel=_PANEL),
+    typer.Option("--config-dir", "-cd", help="Your conf folder; its files win.", rich_help_panel=_PANEL),
 ]
 ConfigName = Annotated[
     str | None,

@@ -5,7 +5,7 @@ It knows neither Hydra's launch (launch.py) nor what a mode does with the values
 
 import inspect
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
@@ -190,7 +190,7 @@ def resolve_device(cfg: DictConfig) -> None:
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """Return the configuration as plain Python values, references resolved, enums as text."""
-    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+    return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
 
 
 def instantiate(node: Any, key: str) -> Any:
@@ -220,7 +220,7 @@ def _check_references(cfg: DictConfig) -> None:
 
 def _check_bounds(node: DictConfig, *, prefix: str) -> None:
     schema = OmegaConf.get_type(node)
-    for entry in fields(cast(Any, schema)):
+    for entry in fields(cast("Any", schema)):
         value = node[entry.name]
         if "low" in entry.metadata and value is not None:
             low, high = entry.metadata["low"], entry.metadata["high"]
@@ -228,9 +228,8 @@ def _check_bounds(node: DictConfig, *, prefix: str) -> None:
             if not (value >= low and (high is None or value <= high)):
                 allowed = f"at least {low}" if high is None else f"{low} to {high}"
                 raise UsageError(f"{prefix}{entry.name}={value}: allowed: {allowed}")
-        if isinstance(value, DictConfig) and isinstance(OmegaConf.get_type(value), type):
-            if OmegaConf.get_type(value) is not dict:
-                _check_bounds(value, prefix=f"{prefix}{entry.name}.")
+        if isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value)):
+            _check_bounds(value, prefix=f"{prefix}{entry.name}.")
 
 
 def _check_target(node: Any, key: str) -> None:
@@ -280,7 +279,7 @@ def _call_error(cause: TypeError, *, node: DictConfig, key: str) -> UsageError:
 
 def _node_at(node: DictConfig, *, key: str, path: str) -> DictConfig:
     inner = path.removeprefix(key).lstrip(".")
-    return cast(DictConfig, OmegaConf.select(node, inner)) if inner else node
+    return cast("DictConfig", OmegaConf.select(node, inner)) if inner else node
 
 
 def _target_in(text: str) -> str:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, MissingMandatoryValue
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -21,7 +21,7 @@ from omegaconf.errors import (
 )
 from yaml import MarkedYAMLError, YAMLError
 
-from mlotel_cli.errors import UsageError
+from mlotel_cli.errors import MlotelError, UsageError
 
 CONFIG_EXCEPTIONS = (HydraException, OmegaConfBaseException, YAMLError)
 """What composing a configuration may raise; `readable` explains each of them."""
@@ -57,6 +57,20 @@ def readable(error: BaseException) -> UsageError:
             case _:
                 continue
     return _composition_error(str(error))
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code that an error stands for."""
+    if isinstance(error, CONFIG_EXCEPTIONS):
+        return UsageError.exit_code
+    return error.exit_code if isinstance(error, MlotelError) else MlotelError.exit_code
+
+
+def message(error: BaseException) -> str:
+    """Return what the user reads about an error."""
+    if isinstance(error, CONFIG_EXCEPTIONS):
+        error = readable(error)
+    return str(error) if isinstance(error, MlotelError) else f"{type(error).__name__}: {error}"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -128,12 +142,16 @@ def _invalid_value(key: str, reason: str, *, override: str) -> str:
     if typed := re.match(r"Value '(.*)' of type '(.*)' could not be converted to (\w+)", reason):
         value, _, wanted = typed.groups()
         return f"{key}={value}: must be {_TYPE_WORDS.get(wanted, wanted)}"
-    return f"{key}: {reason}" if key else f"{override}: {reason}"
+    if re.match(r"Invalid type assigned: \w+ is not a subclass of", reason):
+        return f"{override or key}: {key} holds keys of its own; it cannot be one value"
+    if re.search(r"is not a ListConfig, list or tuple", reason):
+        return f"{override or key}: {key} must be a list, such as [a, b]"
+    return f"{key}: {reason}" if key else f"{override or 'configuration'}: {reason}"
 
 
 def _override_in(text: str) -> str:
     found = re.match(r"Error merging override (.*)", text)
-    return found.group(1) if found else "configuration"
+    return found.group(1) if found else ""
 
 
 def _composition_error(text: str) -> UsageError:
@@ -141,8 +159,3 @@ def _composition_error(text: str) -> UsageError:
     if found := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         return UsageError(f"{found.group(1)}: unknown configuration group (an addition is written +group=option)")
     return UsageError(text.split("\nSee http")[0])
-
-
-def plain_keys(node: DictConfig) -> list[str]:
-    """Return the keys of a node as text, without resolving its values."""
-    return [str(key) for key in OmegaConf.to_container(node, resolve=False)]

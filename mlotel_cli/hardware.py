@@ -9,6 +9,8 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,21 @@ def environment(*, with_torch: bool = False) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def environment_variables(**values: str) -> Generator[None]:
+    """Set environment variables of this process for a while, and put the old ones back."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -131,5 +148,6 @@ def _accelerator(*, with_torch: bool) -> dict[str, Any]:
         return {"torch": version_of("torch"), "cuda": None, "gpu": None}
     import torch
 
-    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [torch.cuda.get_device_name(n) for n in range(count)]
     return {"torch": str(torch.__version__), "cuda": torch.version.cuda, "gpu": gpus or None}

@@ -5,36 +5,34 @@ A small root configuration wraps the chosen one: it brings the schema, and it pu
 experiment wins over the user's file as well. What a mode does is not known here.
 """
 
-import json
 import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hydra import compose, initialize_config_dir, main
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from mlotel_cli.config import EvalConfig, Job, check, resolve_device
-from mlotel_cli.config_errors import CONFIG_EXCEPTIONS, did_you_mean, listed, readable
+from mlotel_cli.config_errors import CONFIG_EXCEPTIONS, did_you_mean, exit_code, listed, message
 from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.hardware import environment_variables
+from mlotel_cli.sweep import JobStatus, SweepWatch, finished_jobs, print_sweep
 
 log = logging.getLogger(__name__)
 
-JOB_FILE = "job.json"
-"""In the directory of each job of a sweep: how it ended, also when it ended before its run.json existed."""
 VERSION_BASE = "1.3"
 INTERRUPTED = 130
 
@@ -56,10 +54,17 @@ class HydraFlags:
         """Return the flags that Hydra itself reads; folder and name are handed to it directly."""
         named = {"--cfg": self.cfg, "--package": self.package, "--info": self.info}
         switches = {"--multirun": self.multirun, "--resolve": self.resolve}
+        self._refuse_conflicts()
         return [
             *(name for name, on in switches.items() if on),
             *(part for name, value in named.items() if value is not None for part in (name, value)),
         ]
+
+    def _refuse_conflicts(self) -> None:
+        if self.multirun + (self.cfg is not None) + (self.info is not None) > 1:
+            raise UsageError("--multirun, --cfg and --info exclude each other")
+        if self.cfg is None and (self.resolve or self.package is not None):
+            raise UsageError("--resolve and --package say how --cfg prints; give --cfg job, hydra or all as well")
 
 
 @dataclass(slots=True, frozen=True)
@@ -69,18 +74,6 @@ class Mode:
     name: str
     schema: type[Any]
     run: Callable[[DictConfig, Job], Any]
-
-
-@dataclass(slots=True)
-class JobStatus:
-    """How one job of a sweep ended; the content of job.json."""
-
-    job: int
-    overrides: list[str]
-    status: Literal["complete", "failed", "refused", "interrupted"]
-    exit_code: int
-    seconds: float
-    error: str = ""
 
 
 def _evaluate(cfg: DictConfig, job: Job) -> Any:
@@ -100,16 +93,6 @@ class BuiltinConf(SearchPathPlugin):
         path = str(builtin_conf())
         if all(entry.path != path for entry in search_path.get_path()):
             search_path.append("mlotel", path)
-
-
-class SweepWatch(Callback):
-    """Remembers the directory of the sweep that this process started; only Hydra can compute it."""
-
-    directory: Path | None = None
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra once, before the first job."""
-        SweepWatch.directory = Path(str(config.hydra.sweep.dir)).absolute()
 
 
 @dataclass(slots=True)
@@ -146,12 +129,13 @@ class Task:
         logging.captureWarnings(True)
         try:
             check(cfg)
+            _refuse_used(job.output_dir)
             resolve_device(cfg)
             cfg.run.dir = str(job.output_dir)
             cfg.run.name = cfg.run.name or HydraConfig.get().runtime.choices.get("pipeline") or self.mode
             MODES[self.mode].run(cfg, job)
         except BaseException as error:
-            log.error("the run ended early: %s", error, exc_info=True)
+            log.exception("the run ended early: %s", message(error))
             raise
         finally:
             logging.captureWarnings(False)
@@ -165,10 +149,14 @@ class Task:
         except Exception as error:
             status.exit_code, status.error = exit_code(error), message(error)
             status.status = "refused" if status.exit_code == UsageError.exit_code else "failed"
+            print(f"mlotel: job {job.job_num}: {status.error}", file=sys.stderr)
+            raise
+        except BaseException as stop:
+            status.exit_code = stop_code(stop)
             raise
         finally:
             status.seconds = time.monotonic() - started
-            (job.output_dir / JOB_FILE).write_text(json.dumps(asdict(status)))
+            status.write(job.output_dir)
 
 
 def launch(mode: str, flags: HydraFlags, overrides: list[str]) -> int:
@@ -178,8 +166,8 @@ def launch(mode: str, flags: HydraFlags, overrides: list[str]) -> int:
         with _process_state(flags):
             return _launch(MODES[mode], flags, overrides)
     except KeyboardInterrupt as stop:
-        _sweep_table()
-        return getattr(stop, "exit_code", INTERRUPTED)
+        print_sweep()
+        return stop_code(stop)
     except Exception as error:
         report(error, debug=flags.debug)
         return exit_code(error)
@@ -192,18 +180,10 @@ def builtin_conf() -> Path:
     return beside if beside.is_dir() else package.parent / "conf"
 
 
-def exit_code(error: BaseException) -> int:
-    """Return the exit code that an error stands for."""
-    if isinstance(error, CONFIG_EXCEPTIONS):
-        return UsageError.exit_code
-    return error.exit_code if isinstance(error, MlotelError) else MlotelError.exit_code
-
-
-def message(error: BaseException) -> str:
-    """Return what the user reads about an error."""
-    if isinstance(error, CONFIG_EXCEPTIONS):
-        error = readable(error)
-    return str(error) if isinstance(error, MlotelError) else f"{type(error).__name__}: {error}"
+def stop_code(stop: BaseException) -> int:
+    """Return the exit code of a signal or a sys.exit: its own, or that of an interrupt from the keyboard."""
+    code = getattr(stop, "exit_code", None) or getattr(stop, "code", None)
+    return code if isinstance(code, int) else INTERRUPTED
 
 
 def report(error: BaseException, *, debug: bool) -> None:
@@ -218,6 +198,7 @@ def _launch(mode: Mode, flags: HydraFlags, overrides: list[str]) -> int:
     primary = _primary_folder(flags.config_dir)
     config_name = _config_name(flags.config_name or mode.name, primary=primary)
     root = _register(mode, config_name)
+    arguments = flags.arguments()
     showing = flags.cfg is not None or flags.info is not None
     sweeping = flags.multirun or any(text.replace(" ", "") == "hydra.mode=MULTIRUN" for text in overrides)
     if sweeping:
@@ -226,18 +207,19 @@ def _launch(mode: Mode, flags: HydraFlags, overrides: list[str]) -> int:
         sweeping = _preflight(root, primary=primary, overrides=overrides)
     task = Task(mode.name, config_name)
     try:
-        sys.argv = [sys.argv[0], *flags.arguments(), *overrides]
+        sys.argv = [sys.argv[0], *arguments, *overrides]
         main(version_base=VERSION_BASE, config_path=str(primary), config_name=root)(task)()
     except SystemExit as ended:
         # Hydra itself only exits for a --package that does not exist; a job's own sys.exit keeps its code.
         return UsageError.exit_code if showing and ended.code else _raise(ended)
     except OSError as error:
-        raise UsageError(f"the run directory cannot be written: {error.strerror or error}") from error
+        raise UsageError(f"run.dir: cannot be written: {error}") from error
     except Exception:
-        if not (sweeping and _sweep_jobs()):
+        # A sweep ends by raising what its first failed job raised; the table tells all of them.
+        if not (sweeping and any(job.exit_code for job in finished_jobs())):
             raise
     if sweeping and not showing:
-        return _sweep_table()
+        return print_sweep()
     if task.error is not None:
         raise task.error
     return 0
@@ -248,20 +230,16 @@ def _raise(error: BaseException) -> int:
 
 
 @contextmanager
-def _process_state(flags: HydraFlags) -> Iterator[None]:
+def _process_state(flags: HydraFlags) -> Generator[None]:
     """Hold what Hydra and the user's code read from the process, and put it back."""
-    argv, path, full_error = sys.argv, list(sys.path), os.environ.get("HYDRA_FULL_ERROR")
+    argv, path = sys.argv, list(sys.path)
     if flags.config_dir is not None:
         sys.path.insert(0, str(flags.config_dir.absolute().parent))
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        yield
+        with environment_variables(HYDRA_FULL_ERROR="1"):
+            yield
     finally:
         sys.argv, sys.path[:] = argv, path
-        if full_error is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = full_error
         _close_log_files()
 
 
@@ -277,9 +255,9 @@ def _primary_folder(config_dir: Path | None) -> Path:
         return builtin_conf()
     folder = config_dir.absolute()
     if not folder.is_dir():
-        siblings = sorted(entry.name for entry in folder.parent.glob("*") if entry.is_dir())
-        hint = did_you_mean(folder.name, siblings)
-        raise UsageError(f"--config-dir {config_dir}: there is no such folder{hint} (folders there: {listed(siblings)})")
+        there = sorted(entry.name for entry in folder.parent.glob("*") if entry.is_dir())
+        hint = did_you_mean(folder.name, there)
+        raise UsageError(f"--config-dir {config_dir}: there is no such folder{hint} (folders there: {listed(there)})")
     return folder
 
 
@@ -329,35 +307,14 @@ def _preflight(root: str, *, primary: Path, overrides: list[str]) -> bool:
     return False
 
 
-def _check_run_dir(directory: Path) -> None:
+def _refuse_used(directory: Path) -> None:
     if (directory / "run.json").exists():
         raise UsageError(f"run.dir={directory}: holds a run already; name another directory or leave run.dir out")
+
+
+def _check_run_dir(directory: Path) -> None:
+    _refuse_used(directory)
     existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "is not writable" if existing.is_dir() else "is not a folder"
         raise UsageError(f"run.dir={directory}: cannot be written: {existing} {reason}")
-
-
-def _sweep_jobs() -> list[JobStatus]:
-    if SweepWatch.directory is None:
-        return []
-    files = SweepWatch.directory.rglob(JOB_FILE)
-    return sorted((JobStatus(**json.loads(file.read_text())) for file in files), key=lambda job: job.job)
-
-
-def _sweep_table() -> int:
-    """Print how each job of the sweep ended; return the sweep's exit code."""
-    from rich.console import Console
-    from rich.table import Table
-
-    jobs = _sweep_jobs()
-    if not jobs:
-        return 0
-    table = Table("job", "status", "seconds", "overrides", title=f"sweep {SweepWatch.directory}", title_justify="left")
-    for job in jobs:
-        style = "green" if job.status == "complete" else "red"
-        reason = f"\n{job.error}" if job.error else ""
-        table.add_row(str(job.job), f"[{style}]{job.status}[/]", f"{job.seconds:.1f}", " ".join(job.overrides) + reason)
-    Console().print(table, markup=True)
-    codes = {job.exit_code for job in jobs}
-    return next(iter(codes)) if len(codes) == 1 else MlotelError.exit_code

@@ -1,0 +1,50 @@
+# `make help` lists what can be made. Everything that needs Python installs it into .venv first.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint type format bench wheel clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## install mlotel, its examples and the tools into .venv
+
+# torch goes first and alone: its exact version decides between the CPU build and gigabytes of CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## evaluate three models on traffic video: the example in examples/lpr
+	$(BIN)/mlotel eval --config-dir examples/lpr/conf $(ARGS)
+
+test: $(STAMP) ## run the tests; ARGS="-k name" picks some
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(STAMP) ## check types
+	$(BIN)/pyright
+
+format: $(STAMP) ## rewrite files in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## print what telemetry costs, as ratios of one run
+	$(BIN)/python -m tests.bench $(ARGS)
+
+wheel: $(STAMP) ## build dist/*.whl and the source archive
+	$(BIN)/python -m build --outdir dist .
+
+clean: ## remove what was built, not what was measured
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,220 @@
+"""`mlotel doctor`: what this machine has, and the fix for what is missing.
+
+Every check looks or tries, none needs the network, and none fails the command.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mlotel_cli.hardware import cpu_model, environment_variables, memory_bytes, usable_cores, version_of
+
+State = Literal["ok", "absent", "problem"]
+"""absent: optional and not there; problem: something mlotel wants does not work."""
+
+EXTRAS = {"video": "av", "detection": "faster-coco-eval"}
+PROBE_NAME = "mlotel-probe"
+PROBE_RANGES = 3
+PROBE_TIMEOUT_S = 60
+_PROBE = f"""
+import nvtx
+for _ in range({PROBE_RANGES}):
+    with nvtx.annotate({PROBE_NAME!r}):
+        pass
+"""
+
+
+@dataclass(slots=True)
+class Finding:
+    """One row of the table; `fix` says what to do unless the state is ok."""
+
+    name: str
+    value: str
+    state: State = "ok"
+    fix: str = ""
+
+
+def findings() -> Iterator[Finding]:
+    """Look at the machine, one finding after the other; takes a few seconds, most of them for imports and nsys."""
+    for check in (_python, _torch, _cpu, _gpu, _wandb, _nvtx, _nsys):
+        yield _guarded(check)
+    for extra, distribution in EXTRAS.items():
+        yield _extra(extra, distribution)
+
+
+def print_findings() -> None:
+    """Print all findings as one table."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "absent": "yellow", "problem": "red"}
+    title = f"mlotel {version_of('mlotel') or '(not installed)'} on this machine"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "found", "fix"):
+        table.add_column(column, overflow="fold")
+    console = Console()
+    with console.status("looking at this machine ..."):
+        for found in findings():
+            name = Text(found.name, style=colours[found.state])
+            table.add_row(name, Text(found.value), Text(found.fix))
+    console.print(table)
+
+
+def _guarded(check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except Exception as error:  # a broken installation is what doctor is for
+        name = check.__name__.removeprefix("_")
+        return Finding(name, f"{type(error).__name__}: {error}", "problem", f"reinstall {name}")
+
+
+def _python() -> Finding:
+    return Finding("python", f"{platform.python_version()} ({sys.executable})")
+
+
+def _torch() -> Finding:
+    import torch
+
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    return Finding("torch", f"{torch.__version__} ({build})")
+
+
+def _cpu() -> Finding:
+    memory = memory_bytes()
+    size = f", {memory / 2**30:.0f} GiB memory" if memory else ""
+    return Finding("cpu", f"{cpu_model()}, {usable_cores()} cores{size}")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("gpu", ", ".join(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())))
+    if shutil.which("nvidia-smi") is None:
+        return Finding("gpu", "none: everything runs on the CPU", "absent", "a CUDA GPU with its driver")
+    fix = "a torch built for CUDA" if torch.version.cuda is None else "check the driver with nvidia-smi"
+    return Finding("gpu", "there is a driver, but torch sees no GPU", "problem", fix)
+
+
+def _wandb() -> Finding:
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    # wandb would start a log below the home folder for this look.
+    with tempfile.TemporaryDirectory(prefix="mlotel-") as cache, environment_variables(WANDB_CACHE_DIR=cache):
+        host = wandb.setup(wandb.Settings(silent=True)).settings.base_url
+        try:
+            found = wbauth.authenticate_session(host=host, source="mlotel", prompt=False, update_session=False)
+        except Exception as error:  # a malformed key
+            reason = str(error).partition("\n")[0]
+            return Finding("wandb", f"{wandb.__version__}, unusable key for {host}: {reason}", "problem", "wandb login")
+        finally:
+            wandb.teardown()
+    if found is None:
+        offline = f"{wandb.__version__}, no key for {host}: runs are recorded offline"
+        return Finding("wandb", offline, "absent", "wandb login (or set WANDB_API_KEY)")
+    return Finding("wandb", f"{wandb.__version__}, a key for {host} is configured")
+
+
+def _nvtx() -> Finding:
+    import nvtx
+
+    if not nvtx.enabled():
+        return Finding("nvtx", f"{version_of('nvtx')}, switched off", "problem", "unset NVTX_DISABLE")
+    return Finding("nvtx", importlib.metadata.version("nvtx"))
+
+
+def _nsys() -> Finding:
+    nsys = shutil.which("nsys")
+    if nsys is None:
+        fix = "install Nsight Systems (Debian non-free: nsight-systems); only `mlotel profile` needs it"
+        return Finding("nsys", "not found on PATH", "absent", fix)
+    version = _output([nsys, "--version"]).strip().rpartition(" ")[2]
+    found = f"{version} ({nsys})"
+    with tempfile.TemporaryDirectory(prefix="mlotel-") as folder:
+        report = Path(folder, "probe")
+        said = _output([nsys, *_probe_arguments(report), sys.executable, "-c", _PROBE])
+        if not report.with_suffix(".sqlite").exists():
+            return Finding("nsys", f"{found}, writes no readable report", "problem", _importer_fix(Path(nsys), said))
+        ranges = count_ranges(report.with_suffix(".sqlite"), PROBE_NAME)
+    if ranges < PROBE_RANGES:
+        lost = f"{found}, records {ranges} of {PROBE_RANGES} ranges of nvtx {version_of('nvtx')}"
+        return Finding("nsys", lost, "problem", "pip install 'nvtx<0.2.12' or a newer nsys")
+    return Finding("nsys", f"{found}, records the ranges of nvtx {version_of('nvtx')}")
+
+
+def _probe_arguments(report: Path) -> list[str]:
+    return [
+        "profile",
+        "-t",
+        "nvtx",
+        "-s",
+        "none",
+        "--cpuctxsw=none",
+        "--export=sqlite",
+        "-f",
+        "true",
+        "-o",
+        str(report),
+    ]
+
+
+def _importer_fix(nsys: Path, said: str) -> str:
+    """Say why nsys could not turn its raw file into a report; `said` is its own output."""
+    target = nsys.resolve().parent
+    host = target.parent / target.name.replace("target", "host")
+    if not host.exists():
+        installed = sorted(nsys.absolute().parents[1].glob(f"lib/nsight-systems/{host.name}"))
+        source = installed[0] if installed else f"PATH/TO/{host.name}"
+        return f"its importer is not beside it: ln -s {source} {host}"
+    if missing := _missing_libraries(host / "QdstrmImporter"):
+        return f"its importer lacks {', '.join(missing)}: install them (Debian: libssh-4)"
+    return said.strip().rpartition("\n")[2] or "reinstall Nsight Systems"
+
+
+def _missing_libraries(binary: Path) -> list[str]:
+    listing = _output(["ldd", str(binary)])
+    return sorted({line.split()[0] for line in listing.splitlines() if line.endswith("not found")})
+
+
+def count_ranges(database: Path, name: str) -> int:
+    """Count the push/pop ranges called `name` in an SQLite file that nsys exported."""
+    query = """
+        SELECT COUNT(*) FROM NVTX_EVENTS LEFT JOIN StringIds ON StringIds.id = NVTX_EVENTS.textId
+        WHERE NVTX_EVENTS.eventType = 59 AND ? IN (NVTX_EVENTS.text, StringIds.value)
+    """
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        try:
+            return int(connection.execute(query, (name,)).fetchone()[0])
+        except sqlite3.OperationalError:  # nsys leaves out the table of a kind of event that never happened
+            return 0
+
+
+def _output(command: list[str]) -> str:
+    """Run a command; return what it printed, or why it did not run."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False, env=environment
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return done.stdout + done.stderr
+
+
+def _extra(extra: str, distribution: str) -> Finding:
+    version = version_of(distribution)
+    if version is None:
+        return Finding(f"extra {extra}", f"{distribution} is not installed", "absent", f"pip install 'mlotel[{extra}]'")
+    return Finding(f"extra {extra}", f"{distribution} {version}")

@@ -1,0 +1,74 @@
+"""How the jobs of a sweep ended: one small file per job, and the table at the end.
+
+The files are what a launcher with several processes leaves to read as well. What a job does is not known here.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from mlotel_cli.errors import MlotelError
+
+JOB_FILE = "job.json"
+"""In the directory of each job of a sweep: how it ended, also when it ended before its run.json existed."""
+
+
+@dataclass(slots=True)
+class JobStatus:
+    """How one job of a sweep ended; the content of job.json."""
+
+    job: int
+    overrides: list[str]
+    status: Literal["complete", "failed", "refused", "interrupted"]
+    exit_code: int
+    seconds: float
+    error: str = ""
+
+    def write(self, directory: Path) -> None:
+        """Write job.json into the job's directory."""
+        (directory / JOB_FILE).write_text(json.dumps(asdict(self)))
+
+
+class SweepWatch(Callback):
+    """Remembers the directory of the sweep that this process started; only Hydra can compute it."""
+
+    directory: ClassVar[Path | None] = None
+    started_s: ClassVar[float] = 0.0
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra once, before the first job."""
+        SweepWatch.directory = Path(str(config.hydra.sweep.dir)).absolute()
+        SweepWatch.started_s = time.time()
+
+
+def finished_jobs() -> list[JobStatus]:
+    """Return how the jobs of this process's sweep ended so far, in order; none outside a sweep."""
+    if SweepWatch.directory is None:
+        return []
+    # A sweep directory may be used again; the jobs of an earlier sweep are not this one's.
+    files = [f for f in SweepWatch.directory.rglob(JOB_FILE) if f.stat().st_mtime >= SweepWatch.started_s - 1]
+    return sorted((JobStatus(**json.loads(file.read_text())) for file in files), key=lambda job: job.job)
+
+
+def print_sweep() -> int:
+    """Print how each job of the sweep ended; return the sweep's exit code."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    jobs = finished_jobs()
+    if not jobs:
+        return 0
+    table = Table("job", "status", "seconds", "overrides", title=f"sweep {SweepWatch.directory}", title_justify="left")
+    for job in jobs:
+        style = "green" if job.status == "complete" else "red"
+        what = "\n".join(filter(None, [" ".join(job.overrides), job.error]))
+        table.add_row(str(job.job), Text(job.status, style=style), f"{job.seconds:.1f}", Text(what))
+    Console().print(table)
+    codes = {job.exit_code for job in jobs}
+    return next(iter(codes)) if len(codes) == 1 else MlotelError.exit_code
