@@ -42,7 +42,7 @@ def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any]) -> dict[str, 
     summary["batches"] = dict(batches.group_by("status").len().sort("status").iter_rows())
     counted = batches.filter(pl.col("status").is_in(COUNTED)).sort("batch")
     summary["latency_ms"] = {"batch": _describe(counted, "latency_ms"), "stages": _stages(counted)}
-    if "source.wait_ms" in counted.columns:
+    if counted["source.wait_ms"].count():
         summary["latency_ms"]["source_wait"] = _describe(counted, "source.wait_ms")
     summary["throughput"] = _throughput(counted, closing)
     for column in counted.columns:

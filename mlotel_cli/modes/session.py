@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -105,7 +105,12 @@ class Session:
         self._faults = Faults(strict=strict)
         self._finish_s = float(opening.tracker.get("finish_timeout_s", 0.0))
         if backend == "otel":
-            self._recording = Recording(self._link.emit, faults=self._faults, synchronize=synchronize)
+            self._recording = Recording(
+                self._link.emit,
+                faults=self._faults,
+                synchronize=synchronize,
+                resource_attributes=opening.identity,
+            )
         self._link.open(opening, flush_ms=flush_ms)
         self._opened = True
 
@@ -175,7 +180,7 @@ class Session:
             closing.status, closing.error = "failed", str(error) or type(error).__name__
         closing.telemetry.update(source_paused_s=self._link.paused_s, faults=self._faults.counts())
         try:
-            self.info = self._link.close(vars_of(closing), timeout_s=self._finish_s + _CLOSING_GRACE_S)
+            self.info = self._link.close(asdict(closing), timeout_s=self._finish_s + _CLOSING_GRACE_S)
         except Exception:
             _mark_failed(self.run_dir, closing.error or "the recorder process ended")
             if error is None:
@@ -191,12 +196,6 @@ class Session:
 def _leave(signum: int, _frame: FrameType | None) -> None:
     sys.stderr.flush()
     os._exit(128 + signum)
-
-
-def vars_of(closing: Closing) -> dict[str, Any]:
-    """A Closing as plain JSON-able values."""
-    copied = replace(closing)
-    return {name: getattr(copied, name) for name in Closing.__slots__}  # type: ignore[attr-defined]
 
 
 def _mark_failed(run_dir: Path, error: str) -> None:

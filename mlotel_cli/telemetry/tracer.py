@@ -360,6 +360,31 @@ class Span(trace.Span):
         return None if self._end is None else self._end + self._recording.epoch_offset_ns
 
     @property
+    def status(self) -> tuple[StatusCode, str | None]:
+        """Status code and its description."""
+        return self._status, self._description or None
+
+    @property
+    def events(self) -> Sequence[tuple[int, str, Mapping[str, Any]]]:
+        """(time in ns since the epoch, name, attributes) each."""
+        return tuple(self._events or ())
+
+    @property
+    def links(self) -> Sequence[tuple[SpanContext, Mapping[str, Any]]]:
+        """(context, attributes) each."""
+        return tuple(self._links or ())
+
+    @property
+    def scope(self) -> str:
+        """Name of the instrumenting module."""
+        return self._tracer.scope
+
+    @property
+    def resource_attributes(self) -> Mapping[str, Any]:
+        """Identity of the run, for the resource of exported spans."""
+        return self._recording.resource_attributes
+
+    @property
     def batch(self) -> int | None:
         """Index of the batch it belongs to."""
         return self._trace.batch
@@ -560,7 +585,17 @@ class Recording:
         faults: where wrong use is counted.
     """
 
-    __slots__ = ("emit", "epoch_offset_ns", "faults", "ids", "new_trace_id", "now", "processors", "synchronize")
+    __slots__ = (
+        "emit",
+        "epoch_offset_ns",
+        "faults",
+        "ids",
+        "new_trace_id",
+        "now",
+        "processors",
+        "resource_attributes",
+        "synchronize",
+    )
     start_span = Span
     current_span = CurrentSpan
 
@@ -572,6 +607,7 @@ class Recording:
         first_id: int | None = None,
         faults: Faults | None = None,
         synchronize: Callable[[], None] | None = None,
+        resource_attributes: Mapping[str, Any] | None = None,
     ) -> None:
         """`first_id` makes ids predictable: span ids count up from it, and so do trace ids."""
         self.emit = emit
@@ -584,6 +620,7 @@ class Recording:
         )
         self.faults = faults or Faults()
         self.synchronize = synchronize
+        self.resource_attributes = resource_attributes or {}
         self.processors: tuple[Processor, ...] = ()
 
     def notify_ended(self, span: Span) -> None:

@@ -1,0 +1,95 @@
+"""`mlotel_cli.start_run`: rows for a program that owns its loop and has no OpenTelemetry SDK of its own."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mlotel_cli.errors import UsageError
+from mlotel_cli.hardware import environment
+from mlotel_cli.modes.display import print_results
+from mlotel_cli.modes.session import Session, identify, new_run_id
+from mlotel_cli.telemetry import api
+from mlotel_cli.telemetry.handoff import Opening
+from mlotel_cli.telemetry.sdk import tracker_settings
+
+
+@contextmanager
+def start_run(
+    name: str = "loop",
+    *,
+    directory: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    project: str = "mlotel",
+    entity: str | None = None,
+    group: str | None = None,
+    mode: str = "auto",
+) -> Iterator[Path]:
+    """Record the batches of your own loop: each `mlotel_cli.batch` inside the `with` block becomes a row.
+
+        with mlotel_cli.start_run("my-loop"):
+            for index, images in enumerate(loader):
+                with mlotel_cli.batch(index, size=len(images)):
+                    with mlotel_cli.span("detector"):
+                        boxes = detector(images)
+                    mlotel_cli.score("recall", recall(boxes))
+
+    Prints the closing table. Call it from the main thread for Ctrl-C and SIGTERM to end the run in order.
+
+    Args:
+        name: of the run.
+        directory: run directory; default outputs/loop/<date>_<time>. Must not hold a run already.
+        config: what W&B shows as the run's configuration, JSON-able.
+        project: W&B project.
+        entity: W&B team or user.
+        group: W&B group.
+        mode: auto | online | offline | disabled, for W&B.
+
+    Yields:
+        The run directory.
+
+    Raises:
+        UsageError: when the directory holds a run already, or the program has an OpenTelemetry provider of its own.
+        RecorderError: when the recorder cannot be started, or died.
+    """
+    folder = Path(directory) if directory else Path("outputs", "loop", _now())
+    if (folder / "run.json").exists():
+        raise UsageError(f"directory={folder}: it holds a run already; give another one")
+    if not api.install():
+        raise UsageError(
+            "start_run: this program has an OpenTelemetry provider of its own; "
+            "add one line instead: provider.add_span_processor(mlotel_cli.MlotelSpanProcessor())"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    imports = ("polars",) if mode == "disabled" else ("polars", "wandb")
+    session = Session(folder, say=Console(stderr=True).print, imports=imports)
+    machine, run_id, given = environment(), new_run_id(), dict(config or {})
+    opening = Opening(
+        mode="loop",
+        name=name,
+        run_id=run_id,
+        started_ns=time.time_ns(),
+        config=given,
+        identity=identify(given, run_id=run_id, name=name, git=machine["git"]),
+        tracker=tracker_settings(project=project, entity=entity, group=group, mode=mode),
+        settle_roots=True,
+    )
+    with session:
+        session.open(opening, backend="otel", strict=False, flush_ms=50, synchronize=None)
+        session.tell({"environment": machine})
+        session.record()
+        started = time.perf_counter()
+        try:
+            yield folder
+        finally:
+            session.closing.wall_s = time.perf_counter() - started
+    if session.info is not None:
+        print_results(session.info, folder)
+
+
+def _now() -> str:
+    return f"{datetime.now().astimezone():%Y-%m-%d_%H-%M-%S}"
