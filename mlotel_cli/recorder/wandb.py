@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlotel_cli.errors import UsageError
-from mlotel_cli.records import BatchRecord
 from mlotel_cli.recorder.wandb_rows import BatchOrder, Row, RowBuilder, Windows, WorstSamples
 from mlotel_cli.recorder.wandb_run import Run, TrackerSettings, first_line, mode_of_environment, open_run
+from mlotel_cli.records import BatchRecord
 
 __all__ = ["NullTracker", "TrackerSettings", "WandbSink", "create_tracker"]
 
@@ -119,15 +119,16 @@ class WandbSink:
     def close(self, summary: Mapping[str, Any], *, exit_code: int = 0) -> None:
         """Log what waits, the summary and the worst samples, and finish the run.
 
-        Bounded by the finish timeout and a grace of 10 s; a wandb-core that takes longer is ended. `exit_code` other
-        than 0 marks the run as failed in W&B.
+        Bounded by the finish timeout (and the init timeout, while the run is not open) and a grace of 10 s; a
+        wandb-core that takes longer is ended. `exit_code` other than 0 marks the run as failed in W&B.
         """
         with self._changed:
             self._ending = (_plain(summary), exit_code)
             self._changed.notify_all()
         if self._thread.ident is None:
             return
-        self._thread.join(timeout=self._settings.finish_timeout_s + CLOSE_GRACE_S)
+        opening_s = 0.0 if self._run is not None else self._settings.init_timeout_s
+        self._thread.join(timeout=opening_s + self._settings.finish_timeout_s + CLOSE_GRACE_S)
         if self._thread.is_alive():
             self._fail("it did not finish in time")
             if self._run is not None:
@@ -135,7 +136,12 @@ class WandbSink:
             self._thread.join(timeout=CLOSE_GRACE_S / 2)
 
     def describe(self) -> dict[str, Any]:
-        """The `wandb` part of run.json; `dir` is relative to the run directory."""
+        """The `wandb` part of run.json.
+
+        `dir` is relative to the run directory. `rows_logged` counts the batches that wandb-core took; when it dies,
+        the last second of them may not have reached its file. `windows` and `rows_merged` are there when rows came
+        too fast and were merged, `renamed` says which names had to change for W&B.
+        """
         run = self._run
         identity = {
             "id": run.id if run else None,
@@ -225,7 +231,7 @@ class WandbSink:
         problem = run.finish(summary, table=self._worst.table(), exit_code=exit_code)
         if problem is not None:
             self._error = problem
-            self._say(f"W&B: {problem}. Nothing is lost: wandb sync {self._settings.dir / (run.dir or '')}")
+            self._say(f"W&B: {problem}")
 
     def _fail(self, reason: str) -> None:
         """Say it, once, and drop everything from here on."""
@@ -236,8 +242,8 @@ class WandbSink:
             self._error = reason
             self._queue.clear()
             self._changed.notify_all()
-        here = self._run.dir if self._run is not None and self._run.dir else ""
-        upload = f"; upload what was logged with: wandb sync {self._settings.dir / here}" if here else ""
+        run = self._run
+        upload = f"; upload what was logged with: wandb sync {self._settings.dir / run.dir}" if run else ""
         self._say(f"W&B: stopped ({reason}). Every batch is in batches.parquet{upload}")
 
 

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -69,7 +69,7 @@ class Run(Protocol):
     mode: Mode
     id: str
     url: str | None
-    dir: str | None
+    dir: str
 
     def log(self, row: Row) -> None:
         """Log one row. Raises whatever wandb raises once wandb-core is gone."""
@@ -79,7 +79,7 @@ class Run(Protocol):
         """Add to the run's config."""
         ...
 
-    def finish(self, summary: Mapping[str, Any], *, table: tuple[list[str], list[Any]], exit_code: int) -> str | None:
+    def finish(self, summary: Mapping[str, Any], *, table: tuple[list[Any], list[Any]], exit_code: int) -> str | None:
         """Write summary and table and end the run. Returns what went wrong without ending it, in words."""
         ...
 
@@ -118,16 +118,14 @@ def open_run(settings: TrackerSettings, *, config: Mapping[str, Any], say: Calla
         _teardown()
         raise
     why = f"{reason}; recording offline" if reason else "recording offline"
-    say(f"W&B: {why}. Upload later with: wandb sync {settings.dir / (run.dir or '')}")
+    say(f"W&B: {why}. Upload later with: wandb sync {settings.dir / run.dir}")
     return run
 
 
 class WandbRun:
     """An open W&B run. See `Run`."""
 
-    def __init__(
-        self, settings: TrackerSettings, *, mode: Mode, run_id: str, config: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, settings: TrackerSettings, *, mode: Mode, run_id: str, config: Mapping[str, Any]) -> None:
         """Open it. Raises what `wandb.init` raises."""
         import wandb
 
@@ -135,12 +133,12 @@ class WandbRun:
         # Private, so only used when it is there: the handle by which a wandb-core that hangs can be ended.
         process = getattr(getattr(library, "_connection", None), "_proc", None)
         self._core = getattr(process, "_process", None)
-        self._finish_timeout_s = settings.finish_timeout_s
-        self._run = wandb.init(settings=_run_settings(settings, mode=mode, run_id=run_id), config=dict(config))
+        self._settings = settings
+        self._run: Any = wandb.init(settings=_run_settings(settings, mode=mode, run_id=run_id), config=dict(config))
         self.mode: Mode = mode
-        self.id = self._run.id
-        self.url = self._run.url
-        self.dir = os.path.relpath(Path(self._run.dir).parent, settings.dir)
+        self.id: str = self._run.id
+        self.url: str | None = self._run.url
+        self.dir: str = os.path.relpath(Path(self._run.dir).parent, settings.dir)
         # The summary is run.json's; without "none" W&B would put the last batch beside it.
         self._run.define_metric(AXIS, summary="none")
         for section in SECTIONS:
@@ -154,17 +152,18 @@ class WandbRun:
         """Add to the run's config."""
         self._run.config.update(dict(config), allow_val_change=True)
 
-    def finish(self, summary: Mapping[str, Any], *, table: tuple[list[str], list[Any]], exit_code: int) -> str | None:
+    def finish(self, summary: Mapping[str, Any], *, table: tuple[list[Any], list[Any]], exit_code: int) -> str | None:
         """Write summary and table and end the run, in about twice `finish_timeout_s` at worst."""
         self._run.summary.update(dict(summary))
-        problem = self._log_table(*table)
+        problems = self._log_table(*table)
         try:
             self._run.finish(exit_code)
         except TimeoutError:
-            problem = f"the upload was not done after {self._finish_timeout_s:g} s"
+            late = f"the upload was not done after {self._settings.finish_timeout_s:g} s"
+            problems.append(f"{late}. Upload the rest with: wandb sync {self._settings.dir / self.dir}")
         finally:
             _teardown()
-        return problem
+        return "; ".join(problems) or None
 
     def kill(self) -> None:
         """End wandb-core, so that a call that waits for it returns."""
@@ -178,10 +177,10 @@ class WandbRun:
         _teardown()
         return first_line(error) if status is None else f"wandb-core ended with status {status}"
 
-    def _log_table(self, columns: list[str], rows: list[Any]) -> str | None:
+    def _log_table(self, columns: list[Any], rows: list[Any]) -> list[str]:
         """Log the worst samples. Online, wandb asks the server first, without a time limit: so it has one here."""
         if not rows:
-            return None
+            return []
         import wandb
 
         problems: list[str] = []
@@ -194,10 +193,10 @@ class WandbRun:
 
         thread = threading.Thread(target=log, name="mlotel-wandb-table", daemon=True)
         thread.start()
-        thread.join(timeout=self._finish_timeout_s / 2)
+        thread.join(timeout=self._settings.finish_timeout_s / 2)
         if thread.is_alive():
             problems.append("the server did not answer")
-        return f"the table of the worst samples was not logged: {problems[0]}" if problems else None
+        return [f"the table of the worst samples was not logged ({problem})" for problem in problems]
 
 
 def mode_of_environment() -> str | None:
