@@ -5,13 +5,15 @@ It knows neither Hydra's launch (launch.py) nor what a mode does with the values
 
 import inspect
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
 
 from mlotel_cli.config_errors import CONFIG_EXCEPTIONS, did_you_mean, listed, readable
 from mlotel_cli.errors import MlotelError, UsageError
@@ -167,9 +169,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UsageError: naming the key, its value and what is allowed.
     """
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UsageError(f"{listed(missing)}: a value must be given, for example {missing[0]}=VALUE")
-    _check_references(cfg)
+    _check_readable(cfg)
     _check_bounds(cfg, prefix="")
     for key in ("pipeline", "data"):
         _check_target(cfg[key], key)
@@ -203,19 +203,33 @@ def instantiate(node: Any, key: str) -> Any:
     from hydra.utils import instantiate as hydra_instantiate
 
     _check_target(node, key)
+    _check_readable(node, prefix=f"{key}.")
     try:
         return hydra_instantiate(node) if "_convert_" in node else hydra_instantiate(node, _convert_="all")
     except InstantiationException as error:
         raise _instantiation_error(error, node=node, key=key) from error
-    except CONFIG_EXCEPTIONS as error:
-        raise readable(error) from error
 
 
-def _check_references(cfg: DictConfig) -> None:
-    try:
-        OmegaConf.resolve(OmegaConf.create(OmegaConf.to_container(cfg, resolve=False)))
-    except CONFIG_EXCEPTIONS as error:
-        raise readable(error) from error
+def _check_readable(node: DictConfig, *, prefix: str = "") -> None:
+    """Refuse values that are missing, or that refer to something that is not there."""
+    if missing := list(_missing_keys(node, prefix=prefix)):
+        raise UsageError(f"{listed(missing)}: a value must be given, for example {missing[0]}=VALUE")
+
+
+def _missing_keys(node: DictConfig | ListConfig, *, prefix: str) -> Iterator[str]:
+    """Yield the keys without a value, and read every other one on the way."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        if OmegaConf.is_missing(node, key):
+            yield f"{prefix}{key}"
+            continue
+        try:
+            value = node[key]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        except InterpolationToMissingValueError:
+            continue  # what it refers to is missing, and yielded itself
+        except CONFIG_EXCEPTIONS as error:
+            raise readable(error) from error
+        if isinstance(value, DictConfig | ListConfig) and not OmegaConf.is_interpolation(node, key):
+            yield from _missing_keys(value, prefix=f"{prefix}{key}.")
 
 
 def _check_bounds(node: DictConfig, *, prefix: str) -> None:
@@ -239,7 +253,10 @@ def _check_target(node: Any, key: str) -> None:
 
 def _instantiation_error(error: InstantiationException, *, node: DictConfig, key: str) -> MlotelError:
     text = str(error)
-    path = found.group(1) if (found := re.search(r"^\s*full_key: (.*)$", text, re.MULTILINE)) else key
+    found = re.search(r"^\s*full_key: (.*)$", text, re.MULTILINE)
+    path = found.group(1) if found else key
+    if path != key and not path.startswith(f"{key}."):
+        path = f"{key}.{path}"
     cause = error.__cause__
     if isinstance(cause, MlotelError):
         return cause

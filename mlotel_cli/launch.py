@@ -197,7 +197,7 @@ def report(error: BaseException, *, debug: bool) -> None:
 def _launch(mode: Mode, flags: HydraFlags, overrides: list[str]) -> int:
     primary = _primary_folder(flags.config_dir)
     config_name = _config_name(flags.config_name or mode.name, primary=primary)
-    root = _register(mode, config_name)
+    root = register(mode, config_name)
     arguments = flags.arguments()
     showing = flags.cfg is not None or flags.info is not None
     sweeping = flags.multirun or any(text.replace(" ", "") == "hydra.mode=MULTIRUN" for text in overrides)
@@ -233,6 +233,8 @@ def _raise(error: BaseException) -> int:
 def _process_state(flags: HydraFlags) -> Generator[None]:
     """Hold what Hydra and the user's code read from the process, and put it back."""
     argv, path = sys.argv, list(sys.path)
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
     if flags.config_dir is not None:
         sys.path.insert(0, str(flags.config_dir.absolute().parent))
     try:
@@ -240,14 +242,10 @@ def _process_state(flags: HydraFlags) -> Generator[None]:
             yield
     finally:
         sys.argv, sys.path[:] = argv, path
-        _close_log_files()
-
-
-def _close_log_files() -> None:
-    root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
-        root.removeHandler(handler)
-        handler.close()
+        for handler in root.handlers:
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _primary_folder(config_dir: Path | None) -> Path:
@@ -272,7 +270,7 @@ def _config_name(name: str, *, primary: Path) -> str:
     return name
 
 
-def _register(mode: Mode, config_name: str) -> str:
+def register(mode: Mode, config_name: str) -> str:
     """Store the root configuration around `config_name` and return the root's name."""
     Plugins.instance().register(BuiltinConf)
     store, root, schema = ConfigStore.instance(), f"mlotel_{mode.name}", f"{mode.name}_schema"

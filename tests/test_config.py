@@ -1,0 +1,223 @@
+"""The schema, the checks on values, and building objects from configuration."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from mlotel_cli import launch
+from mlotel_cli.config import EvalConfig, check, instantiate, plain, resolve_device
+from mlotel_cli.errors import DataError, MlotelError, UsageError
+
+CONF = launch.builtin_conf()
+OPTIONS = sorted(
+    f"{file.parent.relative_to(CONF).as_posix()}={file.stem}"
+    for file in CONF.rglob("*.yaml")
+    if file.parent != CONF and "hydra" not in file.relative_to(CONF).parts
+)
+
+
+def composed(*overrides: str) -> DictConfig:
+    """Compose the built-in configuration as a single run does."""
+    root = launch.register(launch.MODES["eval"], "eval")
+    with initialize_config_dir(str(CONF), version_base=launch.VERSION_BASE):
+        cfg = compose(root, [*overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def changed(key: str, value: Any) -> DictConfig:
+    """Return the default configuration with one value changed."""
+    cfg = composed()
+    OmegaConf.update(cfg, key, value)
+    return cfg
+
+
+class Greeter:
+    """Stands for a class of the user's."""
+
+    def __init__(self, name: str, *, times: int = 1, words: list[str] | None = None, inner: Any = None) -> None:
+        if times < 0:
+            raise ValueError("times is negative")
+        if name == "broken data":
+            raise DataError("a.mp4: frame 3 cannot be decoded")
+        if name == "wrong type inside":
+            len(times)  # pyright: ignore[reportArgumentType]
+        self.name, self.times, self.words, self.inner = name, times, words, inner
+
+
+GREETER = f"{__name__}.Greeter"
+
+
+def node(**arguments: Any) -> DictConfig:
+    return OmegaConf.create({"_target_": GREETER, **arguments})
+
+
+def test_defaults_pass_the_check() -> None:
+    check(composed())
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes(option: str) -> None:
+    module = ("pipeline.module={_target_: x}", "pipeline.modules=[a]") if option == "pipeline=module" else ()
+    check(composed(option, *module))
+
+
+def test_options_of_all_groups_are_seen() -> None:
+    groups = {option.partition("=")[0] for option in OPTIONS}
+    assert groups == {"pipeline", "data", "metrics", "executor", "telemetry", "tracker"}
+
+
+def test_files_and_schema_agree_on_defaults() -> None:
+    from_files, from_schema = composed(), OmegaConf.structured(EvalConfig)
+    for key in ("seed", "device", "eval", "executor", "telemetry", "tracker", "run.name"):
+        assert OmegaConf.select(from_files, key) == OmegaConf.select(from_schema, key), key
+
+
+def test_files_name_every_key_of_the_schema() -> None:
+    for key, file in (
+        ("telemetry", "telemetry/default"),
+        ("tracker", "tracker/wandb"),
+        ("executor", "executor/sequential"),
+    ):
+        assert set(OmegaConf.load(CONF / f"{file}.yaml")) == set(composed()[key])
+
+
+def bounds() -> list[tuple[str, Any]]:
+    """Values just outside the bounds of every bounded key."""
+
+    def walk(schema: Any, prefix: str) -> list[tuple[str, Any]]:
+        found: list[tuple[str, Any]] = []
+        for entry in fields(schema):
+            if is_dataclass(entry.type):
+                found += walk(entry.type, f"{prefix}{entry.name}.")
+            if "low" in entry.metadata:
+                step = 0.001 if entry.type is float else 1
+                found.append((prefix + entry.name, entry.metadata["low"] - step))
+                if entry.metadata["high"] is not None:
+                    found.append((prefix + entry.name, entry.metadata["high"] + step))
+        return found
+
+    return walk(EvalConfig, "")
+
+
+@pytest.mark.parametrize(("key", "value"), [*bounds(), ("telemetry.part_s", float("nan"))])
+def test_value_out_of_bounds_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{key}={value}: allowed: "):
+        check(changed(key, value))
+
+
+def test_bounds_are_allowed_values() -> None:
+    check(changed("telemetry.flush_ms", 5))
+    check(changed("telemetry.flush_ms", 1000))
+    check(changed("eval.max_batches", None))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("pipeline._target_", None, r"^pipeline\._target_: must be given"),
+        ("data._target_", 3, r"^data\._target_: must be given"),
+        ("metrics.score", 3, r"^metrics\.score\._target_: must be given"),
+        ("data.num_batches", "???", r"^data\.num_batches: a value must be given, for example data\.num_batches=VALUE"),
+        ("seed", "???", r"^seed: a value must be given"),
+        ("data.num_batches", "${nowhere}", r"^data\.num_batches: the reference .*'nowhere' not found"),
+        ("device", "gpu", r"^device=gpu: allowed: auto, cpu, cuda, cuda:N"),
+    ],
+)
+def test_check_names_key_and_remedy(key: str, value: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check(changed(key, value))
+
+
+def test_auto_device_is_found_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    OmegaConf.clear_resolver("mlotel_device")
+    monkeypatch.setattr("mlotel_cli.hardware.find_device", lambda: asked.append("torch") or "cuda:0")
+    cfg = composed()
+    resolve_device(cfg)
+    assert asked == []
+    assert plain(cfg)["pipeline"]["device"] == "cuda:0"
+    OmegaConf.clear_resolver("mlotel_device")
+
+
+def test_named_device_stays() -> None:
+    cfg = changed("device", "cpu")
+    resolve_device(cfg)
+    assert cfg.pipeline.device == "cpu"
+
+
+def test_plain_has_no_enum_and_no_reference() -> None:
+    values = plain(changed("device", "cpu"))
+    assert type(values["eval"]["on_error"]) is str
+    assert values["data"]["seed"] == 0
+
+
+def test_instantiate_hands_over_plain_values() -> None:
+    built = instantiate(node(name="x", words=["a", "b"], inner={"_target_": GREETER, "name": "y"}), "pipeline")
+    assert (type(built.words), built.words) == (list, ["a", "b"])
+    assert built.inner.name == "y"
+
+
+def test_instantiate_keeps_a_chosen_conversion() -> None:
+    assert OmegaConf.is_list(instantiate(node(name="x", words=["a"], _convert_="none"), "pipeline").words)
+
+
+@pytest.mark.parametrize(
+    ("built", "expected"),
+    [
+        (
+            node(name="x", time=2),
+            ["pipeline.time: unknown argument; did you mean 'times'?", "takes: name, times, words"],
+        ),
+        (node(times=2), ["pipeline.name: a value must be given", "takes: name"]),
+        (node(name="x", inner={"_target_": GREETER, "nam": 1}), ["pipeline.inner.nam: unknown argument"]),
+        ({"_target_": f"{__name__}.Greter"}, ["pipeline._target_: ", "Greter"]),
+        ({"_target_": "no_such_module.Greeter"}, ["pipeline._target_: ModuleNotFoundError: No module named 'no_such"]),
+        ({"_target_": "Greeter"}, ["pipeline._target_: ", "No module named 'Greeter'"]),
+        ({"_target_": "subprocess.run", "args": "ls"}, ["pipeline: ", "subprocess.run"]),
+        ({"name": "x"}, ["pipeline._target_: must be given"]),
+        ({"_target_": GREETER, "name": "${nowhere}"}, ["name: the reference ", "nowhere"]),
+    ],
+)
+def test_wrong_description_is_a_usage_error(built: Any, expected: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        instantiate(OmegaConf.create(built), "pipeline")
+    for text in expected:
+        assert text in str(caught.value)
+
+
+def test_paths_are_those_of_the_whole_configuration() -> None:
+    cfg = OmegaConf.create({"pipeline": {"_target_": GREETER, "name": "x", "inner": {"_target_": GREETER, "nme": 1}}})
+    with pytest.raises(UsageError, match=r"^pipeline\.inner\.nme: unknown argument; did you mean 'name'"):
+        instantiate(cfg.pipeline, "pipeline")
+
+
+def test_error_inside_a_constructor_is_no_usage_error() -> None:
+    with pytest.raises(MlotelError, match=r"^pipeline: .*Greeter raised ValueError: times is negative") as caught:
+        instantiate(node(name="x", times=-1), "pipeline")
+    assert caught.value.exit_code == 1
+
+
+def test_type_error_inside_a_constructor_is_no_usage_error() -> None:
+    with pytest.raises(MlotelError, match="raised TypeError") as caught:
+        instantiate(node(name="wrong type inside"), "pipeline")
+    assert caught.value.exit_code == 1
+
+
+def test_own_error_of_a_constructor_passes_through() -> None:
+    with pytest.raises(DataError, match=r"^a\.mp4: frame 3"):
+        instantiate(node(name="broken data"), "data")
+
+
+def test_module_that_fails_on_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "failing_module_of_a_user.py").write_text("import av_is_not_here\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=r"pipeline\._target_: ModuleNotFoundError: No module named 'av_is_not_here'"):
+        instantiate(OmegaConf.create({"_target_": "failing_module_of_a_user.Model"}), "pipeline")
