@@ -46,10 +46,14 @@ def block_bootstrap(
     order-statistic interval. Both are widened by Student's t for the number of blocks and, where Geyer's estimate of
     the standard error is larger than that of the blocks (which miss correlation across their edges), to that.
 
-    Nominal 95 % covered 92 to 98 % in simulation: for mean, p50, p90 and p95 of normal and lognormal AR(1) series up to
-    phi = 0.9, wherever about 50 effective values (mean, p50) or twice `MIN_EFFECTIVE_N` (percentiles) are there. It
-    does not hold for the mean where the variance is infinite or carried by a handful of values, for a percentile that
-    lies in a gap between two kinds of batches, with fewer than about 20 bursts of slow batches, and with a trend.
+    Nominal 95 % covered 92 to 98 % in simulation, for normal and lognormal AR(1) series up to phi = 0.9 and for stalls in
+    bursts: mean and p50 from about 30 effective values, percentiles whose effective sample size is clearly above
+    `MIN_EFFECTIVE_N` of stats.py. Where it does not hold:
+    - A percentile close to that minimum in a strongly correlated series: what passes has a size estimated too high. With
+      phi = 0.9, p99 covered 86 % at 1,000 values (a third passed), 91 % at 2,000, 94 % at 4,000.
+    - Few bursts of slow batches: with 8 of them p90 covered 85 % and p95 88 %, with 24 p90 covered 90 %.
+    - The mean under infinite variance, or where a handful of values carry it.
+    - Drift: the interval then describes the run as it was, not what a next one would show (see `trend` of stats.py).
 
     Args:
         values: the series, in order of time, at least two.
@@ -76,8 +80,10 @@ def block_bootstrap(
             low, high = _mean_deviation(x, starts, length, level, skewed=True)
             intervals[name] = (float(x.mean()) + low, float(x.mean()) + high)
         else:
-            low, high = _mean_deviation(below(x, float(np.quantile(x, q))), starts, length, level, skewed=False)
-            intervals[name] = (_order_statistic(ordered, q + low), _order_statistic(ordered, q + high + 1 / n))
+            point = float(np.quantile(x, q))
+            low, high = _mean_deviation(below(x, point), starts, length, level, skewed=False)
+            lower, upper = _order_statistic(ordered, q + low), _order_statistic(ordered, q + high + 1 / n)
+            intervals[name] = (min(lower, point), max(upper, point))
     return intervals
 
 
@@ -111,8 +117,8 @@ def grouped_bootstrap(
     denominator (nothing or everything wrong), resampling sees no spread; then the far end is the exact binomial one for
     as many trials as there are groups.
 
-    Nominal 95 % covered 91 to 97 % in simulation with 20 and more groups of similar kind. It covers less (down to
-    86 %) where few groups carry nearly all errors.
+    Nominal 95 % covered 92 to 97 % in simulation with 20 and more groups. It covers less where few groups carry nearly
+    all errors: 89 % at an accuracy of 0.97, an intraclass correlation of 0.3 and 20 or 60 groups.
 
     Args:
         values: one per unit: 1 for right and 0 for wrong, or a numerator such as edits.

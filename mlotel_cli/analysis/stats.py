@@ -162,8 +162,8 @@ def trend(values: ArrayLike, *, alpha: float = 0.01) -> Trend:
 
     Both work on medians of consecutive blocks, at most 200, each 1.5 times the block length of the detrended series, so
     that a slow wander is not called a drift; the test's variance is further divided by the share of effective blocks
-    (as Hamed and Rao 1998). False alarms at alpha = 5 % were 2 to 5 % in simulation, up to phi = 0.97. Fewer than six
-    blocks cannot tell.
+    (as Hamed and Rao 1998). False alarms at alpha = 5 % were 1 to 6 % in simulation on AR(1) series up to
+    phi = 0.97. Fewer than six blocks cannot tell.
 
     Raises:
         ValueError: no values, a NaN or infinite value.
@@ -206,7 +206,7 @@ def cold_start(values: ArrayLike, *, alpha: float = 0.01) -> ColdStart | None:
     if x.size < 4:
         return None
     steady = x[x.size // 2 :]
-    p_value = float(np.mean(x >= x[0]))
+    p_value = int(np.count_nonzero(x >= x[0])) / x.size
     cold = x > np.quantile(steady, 0.99)
     num_cold = int(np.argmin(cold)) if not cold.all() else x.size
     return ColdStart(float(x[0]), float(np.median(steady)), num_cold, p_value, p_value <= alpha)
