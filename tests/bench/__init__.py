@@ -1,0 +1,1 @@
+"""What telemetry costs, as ratios within one run: `make bench`. Never part of the tests."""
