@@ -170,7 +170,7 @@ def check(cfg: DictConfig) -> None:
         UsageError: naming the key, its value and what is allowed.
     """
     _check_readable(cfg)
-    _check_bounds(cfg, prefix="")
+    _check_typed(cfg, prefix="")
     for key in ("pipeline", "data"):
         _check_target(cfg[key], key)
     for name, metric in cfg.metrics.items():
@@ -232,9 +232,15 @@ def _missing_keys(node: DictConfig | ListConfig, *, prefix: str) -> Iterator[str
             yield from _missing_keys(value, prefix=f"{prefix}{key}.")
 
 
-def _check_bounds(node: DictConfig, *, prefix: str) -> None:
-    schema = OmegaConf.get_type(node)
-    for entry in fields(cast("Any", schema)):
+def _check_typed(node: DictConfig, *, prefix: str) -> None:
+    entries = fields(cast("Any", OmegaConf.get_type(node)))
+    # `+key=value` adds to a typed group as well. At the top it is left to people who refer to it elsewhere.
+    if prefix and (unknown := [str(key) for key in node if key not in [entry.name for entry in entries]]):
+        hint = did_you_mean(unknown[0], [entry.name for entry in entries])
+        raise UsageError(
+            f"{prefix}{unknown[0]}: unknown key{hint} ({prefix[:-1]} has {listed(e.name for e in entries)})"
+        )
+    for entry in entries:
         value = node[entry.name]
         if "low" in entry.metadata and value is not None:
             low, high = entry.metadata["low"], entry.metadata["high"]
@@ -243,7 +249,7 @@ def _check_bounds(node: DictConfig, *, prefix: str) -> None:
                 allowed = f"at least {low}" if high is None else f"{low} to {high}"
                 raise UsageError(f"{prefix}{entry.name}={value}: allowed: {allowed}")
         if isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value)):
-            _check_bounds(value, prefix=f"{prefix}{entry.name}.")
+            _check_typed(value, prefix=f"{prefix}{entry.name}.")
 
 
 def _check_target(node: Any, key: str) -> None:

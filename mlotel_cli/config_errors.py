@@ -83,7 +83,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _override_error(error: OverrideParseException) -> UsageError:
-    reason = error.message.split("\nSee http")[0].rstrip()
+    reason = error.message.split("\nSee http")[0].rstrip().removeprefix(f"Error parsing override '{error.override}'\n")
     return UsageError(
         f"cannot read the override {error.override!r}: {reason}\n"
         "allowed: key=value, group=option, +key=value to add, ~key to delete; quote special characters: 'key=\"a, b\"'"
@@ -142,6 +142,10 @@ def _invalid_value(key: str, reason: str, *, override: str) -> str:
     if typed := re.match(r"Value '(.*)' of type '(.*)' could not be converted to (\w+)", reason):
         value, _, wanted = typed.groups()
         return f"{key}={value}: must be {_TYPE_WORDS.get(wanted, wanted)}"
+    if boolean := re.match(r"Value '(.*)' is not a valid bool", reason):
+        return f"{key}={boolean.group(1)}: must be true or false"
+    if reason == "Cannot merge DictConfig with ListConfig":
+        return f"{key}: a list where keys and values belong" if key else "a list where keys and values belong"
     if re.match(r"Invalid type assigned: \w+ is not a subclass of", reason):
         return f"{override or key}: {key} holds keys of its own; it cannot be one value"
     if re.search(r"is not a ListConfig, list or tuple", reason):
@@ -156,6 +160,10 @@ def _override_in(text: str) -> str:
 
 def _composition_error(text: str) -> UsageError:
     text = text.strip()
-    if found := re.match(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
+    if found := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         return UsageError(f"{found.group(1)}: unknown configuration group (an addition is written +group=option)")
+    if found := re.match(r"Could not delete from config\. '([^']+)' does not exist", text):
+        return UsageError(f"{found.group(1)}: unknown key, so it cannot be deleted")
+    if text.startswith("experiment appears more than once"):
+        return UsageError("experiment: take it out of your defaults list; it is applied after your file anyway")
     return UsageError(text.split("\nSee http")[0])

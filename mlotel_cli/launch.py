@@ -206,17 +206,18 @@ def _launch(mode: Mode, flags: HydraFlags, overrides: list[str]) -> int:
     elif not showing:
         sweeping = _preflight(root, primary=primary, overrides=overrides)
     task = Task(mode.name, config_name)
+    sys.argv = [sys.argv[0], *arguments, *overrides]
     try:
-        sys.argv = [sys.argv[0], *arguments, *overrides]
         main(version_base=VERSION_BASE, config_path=str(primary), config_name=root)(task)()
     except SystemExit as ended:
         # Hydra itself only exits for a --package that does not exist; a job's own sys.exit keeps its code.
-        return UsageError.exit_code if showing and ended.code else _raise(ended)
-    except OSError as error:
-        raise UsageError(f"run.dir: cannot be written: {error}") from error
-    except Exception:
+        if not (showing and ended.code):
+            raise
+        return UsageError.exit_code
+    except Exception as error:
         # A sweep ends by raising what its first failed job raised; the table tells all of them.
         if not (sweeping and any(job.exit_code for job in finished_jobs())):
+            _explain(error)
             raise
     if sweeping and not showing:
         return print_sweep()
@@ -225,8 +226,14 @@ def _launch(mode: Mode, flags: HydraFlags, overrides: list[str]) -> int:
     return 0
 
 
-def _raise(error: BaseException) -> int:
-    raise error
+def _explain(error: Exception) -> None:
+    """Raise a better error for one of Hydra's own, if there is one; errors of a single job never come here."""
+    if isinstance(error, (MlotelError, *CONFIG_EXCEPTIONS)):
+        return
+    if isinstance(error, OSError):
+        raise UsageError(f"run.dir: cannot be written: {error}") from error
+    if isinstance(error, ValueError):
+        raise UsageError(str(error)) from error
 
 
 @contextmanager
@@ -290,7 +297,11 @@ def _refuse_run_dir(overrides: list[str]) -> None:
 def _preflight(root: str, *, primary: Path, overrides: list[str]) -> bool:
     """Check a single run before Hydra writes anything; return whether the configuration asks for a sweep instead."""
     with initialize_config_dir(str(primary), version_base=VERSION_BASE):
-        cfg = compose(root, overrides, return_hydra_config=True)
+        try:
+            cfg = compose(root, overrides, return_hydra_config=True)
+        except Exception as error:
+            _explain(error)
+            raise
         if cfg.hydra.mode == RunMode.MULTIRUN:
             return True
         HydraConfig.instance().set_config(cfg)

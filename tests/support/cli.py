@@ -55,6 +55,7 @@ def mlotel(*words: str) -> Ended:
 
 def write_conf(folder: Path, files: dict[str, str]) -> Path:
     """Write configuration files below `folder`/conf and return that folder."""
+    (folder / "conf").mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         path = folder / "conf" / name
         path.parent.mkdir(parents=True, exist_ok=True)
