@@ -7,27 +7,16 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parent
 
 
-class _AfterEquals(str):
-    """An option offered where bash has already split the word at `=`, which Typer would filter out."""
-
-    __slots__ = ()
-
-    def startswith(self, *_: Any) -> bool:  # type: ignore[override]
-        return True
-
-
 def complete_override(ctx: Any, incomplete: str) -> list[str]:
     """Return what may follow `incomplete`: `group=` names, or the options of a group once its name is there."""
     folders = [PACKAGE / "conf", PACKAGE.parent / "conf"]
     if config_dir := ctx.params.get("config_dir"):
         folders.insert(0, Path(config_dir))
     options = _options(folders)
-    words = [*(ctx.params.get("overrides") or ()), incomplete]
-    # bash hands over `pipeline=du` as three words: pipeline, =, du.
-    if "=" in words[-2:] and len(words) > 1:
-        position = len(words) - 1 - words[::-1].index("=")
-        group, start = words[position - 1], "" if incomplete == "=" else incomplete
-        return [_AfterEquals(name) for name in options.get(group, ()) if name.startswith(start)]
+    before = [word for word in ctx.params.get("overrides") or () if word != "="]
+    # bash splits words at `=`: `pipeline=du` arrives as pipeline, =, du, and `pipeline=` as pipeline alone.
+    if before and before[-1] in options:
+        return [name for name in options[before[-1]] if name.startswith(incomplete)]
     group, equals, start = incomplete.partition("=")
     if equals:
         return [f"{group}={name}" for name in options.get(group, ()) if name.startswith(start)]

@@ -122,6 +122,7 @@ def _omegaconf_error(error: OmegaConfBaseException, *, where: str, outer: str) -
         case ValidationError():
             return UsageError(f"{_invalid_value(key, reason, override=_override_in(outer))}{place}")
         case _:
+            reason = reason.replace("Cannot merge DictConfig with ListConfig", "a list where keys and values belong")
             return UsageError(f"{key}: {reason}{place}" if key else f"{reason}{place}")
 
 
@@ -144,8 +145,6 @@ def _invalid_value(key: str, reason: str, *, override: str) -> str:
         return f"{key}={value}: must be {_TYPE_WORDS.get(wanted, wanted)}"
     if boolean := re.match(r"Value '(.*)' is not a valid bool", reason):
         return f"{key}={boolean.group(1)}: must be true or false"
-    if reason == "Cannot merge DictConfig with ListConfig":
-        return f"{key}: a list where keys and values belong" if key else "a list where keys and values belong"
     if re.match(r"Invalid type assigned: \w+ is not a subclass of", reason):
         return f"{override or key}: {key} holds keys of its own; it cannot be one value"
     if re.search(r"is not a ListConfig, list or tuple", reason):
