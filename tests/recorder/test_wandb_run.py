@@ -123,10 +123,12 @@ def cores(parent: int) -> list[int]:
 def online(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", url)
-    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.1")
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "1")  # wandb-core takes whole seconds
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_RETRY_WAIT_MIN_SECONDS", "1")
 
 
-def test_offline_the_file_holds_everything(tmp_path: Path) -> None:
+def test_offline_the_file_holds_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SERVICE", "3-1-unix-/the/workload's/own")
     said: list[str] = []
     sink = tracker(tmp_path, said=said, mode="offline")
     sink.update_config({"seed": 1, "pipeline": {"time_scale": 0.5}})
@@ -158,6 +160,7 @@ def test_offline_the_file_holds_everything(tmp_path: Path) -> None:
     run = file.run
     assert (run.project, run.display_name, run.run_group, run.job_type) == ("cars", "first", "sweep", "eval")
     assert (list(run.tags), run.notes) == (["a", "b"], "why")
+    assert not run.HasField("git")
 
     described = sink.describe()
     assert (described["mode"], described["url"], described["id"]) == ("offline", None, run.run_id)
@@ -285,6 +288,7 @@ def test_a_wandb_core_that_dies_is_counted_and_raises_nothing(tmp_path: Path, mo
     assert described["error"] == "wandb-core ended with status -9"
     assert described["rows_lost"] >= 1
     assert described["rows_logged"] + described["rows_lost"] == num_written + 1
+    assert "WANDB_SERVICE" not in os.environ
     assert len(said) == 2
     assert said[1].startswith("W&B: stopped (wandb-core ended with status -9). Every batch is in batches.parquet")
 
