@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mlotel_cli import launch
 from mlotel_cli.config import EvalConfig, check, instantiate, plain, resolve_device
 from mlotel_cli.errors import DataError, MlotelError, UsageError
+from mlotel_cli.paths import builtin_conf
 
-CONF = launch.builtin_conf()
+CONF = builtin_conf()
 OPTIONS = sorted(
     f"{file.parent.relative_to(CONF).as_posix()}={file.stem}"
     for file in CONF.rglob("*.yaml")
