@@ -269,6 +269,12 @@ class TestRunDirectory:
         assert ended.err.startswith("mlotel: run.dir")
         assert "/proc/self/run" in ended.err
 
+    def test_folder_that_only_hydra_finds_out_about(self, fake: FakeMode, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "access", lambda path, mode: True)
+        ended = mlotel("eval", "run.dir=/proc/self/run")
+        assert ended.code == 2
+        assert ended.err.startswith("mlotel: run.dir: cannot be written: ")
+
     def test_folder_without_permission(self, fake: FakeMode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "access", lambda path, mode: False)
         ended = mlotel("eval", "run.dir=here")
@@ -337,7 +343,8 @@ class TestSweep:
         ended = mlotel("eval", "-m", "eval.repeats=1,2", "hydra.sweep.dir=s")
         assert ended.code == 143
         assert len(fake.jobs) == 1
-        assert json.loads((tmp_path / "s/0/job.json").read_text())["status"] == "interrupted"
+        stored = json.loads((tmp_path / "s/0/job.json").read_text())
+        assert (stored["status"], stored["exit_code"]) == ("interrupted", 143)
         assert "interrupted" in ended.out
 
     @pytest.mark.parametrize("override", ["run.dir=x", "hydra.run.dir=x", "+run.dir=x"])
@@ -350,5 +357,7 @@ class TestSweep:
     def test_sweep_asked_for_by_configuration(self, fake: FakeMode, tmp_path: Path, words: tuple[str, ...]) -> None:
         text = "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper: {params: {eval.repeats: '1,2'}}\n"
         conf = write_conf(tmp_path, {"experiment/both.yaml": text})
-        assert mlotel("eval", "-cd", str(conf), *words).code == 0
+        ended = mlotel("eval", "-cd", str(conf), *words)
+        assert ended.code == 0
         assert [cfg.eval.repeats for cfg, _ in fake.jobs] == [1, 2]
+        assert "eval.repeats=2" in ended.out  # the table
