@@ -254,10 +254,12 @@ def test_a_workload_killed_at_any_moment_loses_nothing_that_was_done(conf: Path,
             evaluation.wait_for_batches()
             time.sleep(moments_s[number])  # not for luck: the moment is what is tried
             before_ns = time.monotonic_ns()
-            while_running = evaluation.rows() if (evaluation.run_dir / "run.json").exists() else set[int]()
+            info = evaluation.run_dir / "run.json"
+            # The recorder's own start is not part of the promise: on a busy machine it may take longer than torch's.
+            if info.exists() and time.time() - info.stat().st_mtime > PROMISED_S:
+                assert evaluation.done_before(before_ns) <= evaluation.rows()
             moment_ns = evaluation.kill(signal.SIGKILL)
             assert evaluation.wait() == -signal.SIGKILL
-            assert evaluation.done_before(before_ns) <= while_running
             check_ended(evaluation, status="interrupted", moment_ns=moment_ns)
             assert moment_ns - evaluation.told()[0][1] >= moments_s[number] * 1e9 * 0.9
 
@@ -267,6 +269,29 @@ def test_a_workload_killed_at_any_moment_loses_nothing_that_was_done(conf: Path,
     finally:
         for server in servers:
             server.close()
+
+
+def test_rows_are_readable_while_the_run_goes_on(start: Callable[..., Evaluation]) -> None:
+    evaluation = start()
+    wait_until((evaluation.run_dir / "run.json").exists)
+    recorder_is_there_ns = time.monotonic_ns()
+    evaluation.wait_for_batches()
+
+    def promised() -> set[int]:
+        """What must be readable now, of the batches since the recorder began."""
+        done = evaluation.done_before(time.monotonic_ns())
+        return done - {batch for batch, when in evaluation.told() if when < recorder_is_there_ns}
+
+    wait_until(lambda: len(promised()) > 20)
+    expected = promised()
+    run = read_run(evaluation.run_dir)
+    assert run.status == "running"
+    assert expected <= evaluation.rows()
+    assert expected <= set(run.samples["batch"])
+    assert expected <= set(run.spans.filter(name="model_3")["batch"])
+    moment_ns = evaluation.kill(signal.SIGTERM)
+    assert evaluation.wait() == 143
+    check_ended(evaluation, status="interrupted", moment_ns=moment_ns)
 
 
 # -- the polite signals --------------------------------------------------------------------------------------------
