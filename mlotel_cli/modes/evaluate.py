@@ -256,14 +256,15 @@ def _open(session: Session, cfg: "DictConfig", job: Job) -> None:
         part_s=cfg.telemetry.part_s,
         max_names=cfg.telemetry.max_names,
     )
+    synchronize = _synchronizer(cfg.device)
     session.open(
         opening,
         backend=str(cfg.telemetry.backend),
         strict=cfg.telemetry.strict,
         flush_ms=cfg.telemetry.flush_ms,
-        synchronize=_synchronizer(cfg.device),
+        synchronize=synchronize,
     )
-    session.tell({"environment": machine, "device": cfg.device, "synchronized": cfg.device.startswith("cuda")})
+    session.tell({"environment": machine, "device": cfg.device, "synchronized": synchronize is not None})
 
 
 def _synchronizer(device: str) -> Callable[[], None] | None:
