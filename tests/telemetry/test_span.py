@@ -1,4 +1,4 @@
-"""Times, parentage and the current span: nesting, exceptions, generators, asynchronous code, threads, remote parents."""
+"""Times, parentage and the current span: nesting, exceptions, generators, asynchronous code, threads."""
 
 import asyncio
 import gc
