@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from mlotel_cli.analysis.runs import Run, read_run
@@ -240,6 +241,21 @@ def test_a_full_disk_is_said_and_what_was_written_stays_readable(tmp_path, monke
     assert run.status == "failed"
     assert run.batches["batch"].to_list() == [0]
     assert unfinished(tmp_path) == []
+
+
+def test_parts_that_could_not_be_merged_are_noted_and_fail_nothing(tmp_path, monkeypatch):
+    def no_room(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", no_room)
+    told = ("info", json.dumps({"notes": ["said"]}))
+    first, second = frame(opened(part_s=0.0), told, *whole_batch(0)), frame(*whole_batch(1), close(emitted=4))
+    ended = run_recorder(tmp_path, first, second)
+    assert ended.ok
+    assert (ended.run.status, ended.run.batches["batch"].to_list()) == ("complete", [0, 1])
+    notes = ended.run.info["notes"]
+    assert notes[0] == "said"
+    assert notes[1] == "batches.parquet: its 2 parts were not merged: [Errno 28] No space left on device"
 
 
 def test_frames_are_put_together_from_any_pieces():
