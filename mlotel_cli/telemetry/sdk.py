@@ -50,7 +50,8 @@ class LoopRun:
         if (self.directory / "run.json").exists():
             raise UsageError(f"directory={self.directory}: it holds a run already; give another one")
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._link = RecorderLink(self.directory, say=_say, on_death=lambda error: _say(str(error)))
+        imports = ("polars",) if tracker.get("mode") == "disabled" else ("polars", "wandb")
+        self._link = RecorderLink(self.directory, imports=imports, say=_say, on_death=lambda error: _say(str(error)))
         self._closed = False
         self._owner = os.getpid()
         run_id = uuid.uuid4().hex[:16]
