@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from mlotel_cli.analysis.runs import Run, read_run
@@ -244,10 +243,11 @@ def test_a_full_disk_is_said_and_what_was_written_stays_readable(tmp_path, monke
 
 
 def test_parts_that_could_not_be_merged_are_noted_and_fail_nothing(tmp_path, monkeypatch):
-    def no_room(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
+    class NoRoom:
+        def sink_parquet(self, path: Path) -> None:
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", no_room)
+    monkeypatch.setattr("mlotel_cli.recorder.parquet.scan_parts", lambda parts: NoRoom())
     told = ("info", json.dumps({"notes": ["said"]}))
     first, second = frame(opened(part_s=0.0), told, *whole_batch(0)), frame(*whole_batch(1), close(emitted=4))
     ended = run_recorder(tmp_path, first, second)
