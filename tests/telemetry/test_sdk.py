@@ -265,6 +265,12 @@ def test_options_reach_the_run(kind: Any) -> None:
     assert run.options["tracker"] == {"mode": "offline", "project": "p", "entity": "e", "group": "g"}
 
 
+@pytest.mark.parametrize("kind", [MlotelSpanProcessor, WandbSpanMetricsExporter])
+def test_a_mode_that_wandb_does_not_have_is_refused(kind: Any) -> None:
+    with pytest.raises(UsageError, match="mode='on': allowed are auto, online, offline, disabled"):
+        kind(mode="on")
+
+
 # -- LoopRun ----------------------------------------------------------------------------------------------------------
 
 
