@@ -140,7 +140,7 @@ def _plain_ap(parts: list[Detections]) -> float:
     precision = hits / np.arange(1, len(hits) + 1)
     recall = hits / sum(len(p.true_M4) for p in parts)
     precision = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.mean([precision[recall >= r - 1e-12].max(initial=0.0) for r in np.linspace(0, 1, 101)]))
+    return float(np.mean([precision[recall >= r].max(initial=0.0) for r in np.linspace(0, 1, 101)]))
 
 
 @pytest.mark.parametrize("kind", [VehicleAP50, PlateAP50, PlateExactMatch, CharacterErrorRate])
