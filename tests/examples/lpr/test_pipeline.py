@@ -87,7 +87,7 @@ def test_stages_run_on_threads_of_their_own(pipeline: LicencePlatePipeline, clip
 def test_shrink_averages_and_from_crop_inverts() -> None:
     frames = torch.arange(432 * 768, dtype=torch.int64).remainder(251).to(torch.uint8).reshape(1, 1, 432, 768)
     mean = frames[0, 0, 6:8, 10:12].float().mean()
-    assert abs(float(shrink(frames)[0, 0, 3, 5]) - float(mean)) <= 0.5
+    assert abs(float(shrink(frames)[0, 0, 3, 5]) - float(mean)) <= 1.0
     assert shrink(torch.zeros(1, 3, 500, 333, dtype=torch.uint8)).shape[-2:] == VEHICLE_INPUT
     area = torch.tensor([[100.0, 50.0, 228.0, 114.0]])
     assert from_crop(torch.tensor([[64.0, 64.0, 128.0, 128.0]]), area)[0].tolist() == [164.0, 82.0, 228.0, 114.0]
