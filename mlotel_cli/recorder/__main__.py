@@ -2,8 +2,8 @@
 
 import signal
 
-# The workload says when a run is over; a service manager signals every process of a service. Blocked and not ignored,
-# and before any import starts a thread: polars puts a handler of its own for SIGINT, which ends a write that is going on.
+# The workload says when a run is over; a service manager signals every process of a service. Blocked, not ignored, and
+# before any import starts a thread: polars has a handler of its own for SIGINT, which ends a write that is going on.
 signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 from mlotel_cli.recorder.process import main  # noqa: E402
