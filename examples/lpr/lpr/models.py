@@ -37,7 +37,10 @@ class ConvBlock(nn.Sequential):
 
     def fuse(self) -> None:
         """Fold the normalisation into the convolution; for evaluation only."""
-        self[0] = fuse_conv_bn_eval(self[0], self[1])
+        convolution, normalisation = self[0], self[1]
+        assert isinstance(convolution, nn.Conv2d)
+        assert isinstance(normalisation, nn.BatchNorm2d)
+        self[0] = fuse_conv_bn_eval(convolution, normalisation)
         self[1] = nn.Identity()
 
 

@@ -190,6 +190,7 @@ def test_match_takes_each_box_once_best_first() -> None:
     found = np.array([[0, 0, 10, 10], [1, 0, 11, 10]], dtype=float)
     assert match(found, np.array([[1.0, 0.0, 11.0, 10.0]])) == {0: 1}
     assert match(found, np.array([[1.0, 0.0, 11.0, 10.0], [0.0, 0.0, 10.0, 11.0]])) == {0: 1, 1: 0}
+    assert match(found, np.array([[0.0, 0.0, 10.0, 25.0]])) == {}  # overlaps by 0.4
     assert match(found[:0], np.array([[1.0, 0.0, 11.0, 10.0]])) == {}
 
 

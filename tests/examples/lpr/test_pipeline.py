@@ -74,6 +74,13 @@ def test_the_frames_of_a_batch_do_not_touch_each_other(pipeline: LicencePlatePip
             assert x["vehicle_box"] == pytest.approx(y["vehicle_box"], abs=0.2)
 
 
+def test_two_frames_alike_are_read_alike(pipeline: LicencePlatePipeline, clip: Path) -> None:
+    (batch,) = VideoFrames(str(clip), str(clip.with_suffix(".json")), batch_size=8)
+    first, second = run(pipeline, batch.data[:1].repeat(2, 1, 1, 1))
+    assert [r["text"] for r in first] == [r["text"] for r in second]
+    assert any(r["text"] for r in first)
+
+
 def test_stages_run_on_threads_of_their_own(pipeline: LicencePlatePipeline, clip: Path) -> None:
     (batch,) = VideoFrames(str(clip), str(clip.with_suffix(".json")), batch_size=8)
     expected = run(pipeline, batch.data)

@@ -3,11 +3,11 @@ from collections import Counter
 import numpy as np
 import pytest
 from lpr.composing import MIN_VEHICLE_PX, Truth
-from lpr.conditions import CONDITIONS
+from lpr.conditions import CONDITIONS, draw_weather
 from lpr.datasets import DATA_SETS
 from lpr.plates import ALPHABET
-from lpr.render import MAX_ORDINARY, ClipSpec, render_clip
-from lpr.road import HEIGHT, WIDTH
+from lpr.render import MAX_ORDINARY, ClipSpec, _traffic, render_clip
+from lpr.road import HEIGHT, WIDTH, Road
 
 Rendered = list[tuple[np.ndarray, list[Truth]]]
 
@@ -38,6 +38,19 @@ def test_boxes_lie_in_the_frame_and_plates_in_their_vehicles(rendered: Rendered)
             else:
                 assert not truth.readable
     assert plates > 0
+
+
+def test_a_busy_road_is_thinned_out() -> None:
+    rng = np.random.default_rng(2)
+    draw_weather(CONDITIONS["day"], rng)
+    road = Road.draw(rng, crowded=False)
+
+    def most(*, crowded: bool) -> int:
+        vehicles = _traffic(road, np.random.default_rng(0), duration_s=2.0, crowded=crowded)
+        return max(sum(bool(road.in_view(v.start_y + v.speed * t)) for v in vehicles) for t in np.arange(0, 2, 0.1))
+
+    assert most(crowded=True) > MAX_ORDINARY
+    assert most(crowded=False) <= MAX_ORDINARY
 
 
 def test_tracks_move_and_keep_their_text(rendered: Rendered) -> None:

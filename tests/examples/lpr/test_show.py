@@ -33,8 +33,12 @@ def test_boxes_and_readings_are_drawn_in_their_colours(clip: Path) -> None:
 
 
 def test_a_video_and_a_still_are_written(clip: Path, tmp_path: Path) -> None:
-    main(["--video", str(clip), "--folder", str(tmp_path), "--limit", "3", "--still", "1"])
-    with Image.open(tmp_path / "shown.png") as still:
-        assert still.size == (768, 432)
+    stills = list[bytes]()
+    for wanted in ("0", "2"):
+        main(["--video", str(clip), "--folder", str(tmp_path), "--limit", "3", "--still", wanted])
+        with Image.open(tmp_path / "shown.png") as still:
+            assert still.size == (768, 432)
+            stills.append(still.tobytes())
+    assert stills[0] != stills[1]
     with av.open(str(tmp_path / "shown.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 3

@@ -91,6 +91,13 @@ def test_a_cut_shows_what_its_mapping_says() -> None:
     assert (int(columns.max()) + 1, int(rows.max()) + 1) == (pytest.approx(x1, abs=1), pytest.approx(y1, abs=1))
 
 
+def test_a_plate_that_left_the_cut_is_gone() -> None:
+    still = torch.tensor([[0.8, 0.8, 0.0, 0.0]])
+    assert plates_in_cut(torch.tensor([[60.0, 80.0, 90.0, 90.0]]), still)[0].tolist() == [44.0, 64.0, 74.0, 74.0]
+    assert plates_in_cut(torch.tensor([[0.0, 80.0, 20.0, 90.0]]), still).isnan().all()
+    assert plates_in_cut(torch.tensor([[150.0, 80.0, 160.0, 90.0]]), still).isnan().all()
+
+
 def test_boxes_follow_a_zoomed_frame() -> None:
     height, width = VEHICLE_INPUT
     frame = np.zeros((1, 3, height, width), dtype=np.uint8)
