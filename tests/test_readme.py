@@ -1,0 +1,111 @@
+"""README's commands run and its code works: the files it shows are written out, the commands run beside them."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlotel_cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLE = (ROOT / "examples" / "instrument_only" / "README.md").read_text(encoding="utf-8")
+LPR = (ROOT / "examples" / "lpr" / "README.md").read_text(encoding="utf-8")
+SHORT = ["tracker.mode=disabled", "eval.max_batches=2", "eval.warmup_batches=1"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def indented(text: str) -> list[str]:
+    """The commands of an indented block, without their comments."""
+    lines = [line.partition("  #")[0].strip() for line in text.splitlines() if line.startswith("    ")]
+    return [line for line in lines if line.startswith("mlotel ")]
+
+
+def run(command: str, cwd: Path, *more: str) -> str:
+    program, *words = shlex.split(command)
+    assert program == "mlotel"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "mlotel_cli", *words, *more],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The files that README shows, where it says that they are."""
+    for language in ("python", "yaml"):
+        for block in blocks(language):
+            name, _, content = block.partition("\n")
+            if name.startswith("# project/"):
+                file = tmp_path / name.removeprefix("# ")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(content)
+    return tmp_path
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert "@@" not in README + LPR
+    assert len(commands()) >= 7
+    assert len(indented(LPR)) >= 3
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("mlotel")])
+def test_a_command_of_readme_runs(command: str, project: Path) -> None:
+    evaluates = command.startswith("mlotel eval") and "--cfg" not in command
+    output = run(command, project, *(["tracker.mode=disabled"] if evaluates else []))
+    assert output.strip()
+    if command.startswith("mlotel eval --config-dir project/conf"):
+        (run_json,) = (project / "outputs" / "eval").glob("*/run.json")
+        batches = mlotel_cli.read_run(run_json.parent).batches
+        assert batches.height == 100
+        assert {"features.host_ms", "head.host_ms", "label.host_ms", "accuracy.accuracy"} <= set(batches.columns)
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make")])
+def test_a_make_target_of_readme_exists_and_does_what_readme_says(command: str) -> None:
+    done = subprocess.run(
+        [*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    expected = {"demo": "mlotel eval --config-dir examples/lpr/conf", "test": "-m pytest"}
+    assert expected.get(command.split()[1], "") in done.stdout
+
+
+def test_the_demo_runs(tmp_path: Path) -> None:
+    output = run("mlotel eval --config-dir examples/lpr/conf", ROOT, *SHORT, f"run.dir={tmp_path / 'run'}")
+    assert all(name in output for name in ("plate_exact_match", "vehicle_detector", "plate_reader"))
+
+
+@pytest.mark.parametrize(
+    "command", [line for line in indented(LPR + EXAMPLE) if "my.mp4" not in line and "my_" not in line]
+)
+def test_a_command_of_an_example_runs(command: str, tmp_path: Path) -> None:
+    assert run(command, ROOT, *SHORT, f"run.dir={tmp_path / 'run'}").strip()
+
+
+def test_the_code_of_the_first_block_is_all_that_a_stage_needs() -> None:
+    first = blocks("python")[0]
+    calls: list[str] = []
+    exec(first, {"reader": lambda crops: calls.append(crops) or "ABC", "crops": "crops"})
+    assert calls == ["crops"]
