@@ -200,7 +200,7 @@ def test_an_own_loop_is_settled_by_its_roots_and_scored_by_its_attributes(tmp_pa
     roots = [span(n, opened=1, attributes={"batch.size": 2, "mlotel.accuracy.recall": n / 2}) for n in range(3)]
     ended = run_recorder(tmp_path, frame(opened(settle_roots=True, mode="loop")), frame(*roots, close(emitted=3)))
     assert ended.run.batches.select("batch", "size", "status").rows() == [(n, 2, "scored") for n in range(3)]
-    assert ended.run.summary["accuracy"] == {"recall": {"value": 0.5, "ci95": None}}
+    assert ended.run.summary["accuracy"]["recall"]["value"] == 0.5
 
 
 @pytest.mark.parametrize(("tracker", "reason"), [({"mode": "loud"}, "tracker.mode=loud"), ({"volume": 11}, "volume")])
