@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parent
+from mlotel_cli.paths import builtin_conf
 
 
 def complete_override(ctx: Any, incomplete: str) -> list[str]:
     """Return what may follow `incomplete`: `group=` names, or the options of a group once its name is there."""
-    folders = [PACKAGE / "conf", PACKAGE.parent / "conf"]
+    folders = [builtin_conf()]
     if config_dir := ctx.params.get("config_dir"):
         folders.insert(0, Path(config_dir))
     options = _options(folders)

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,10 +46,13 @@ class Finding:
 
 def findings() -> Iterator[Finding]:
     """Look at the machine, one finding after the other; takes a few seconds, most of them for imports and nsys."""
-    for check in (_python, _torch, _cpu, _gpu, _wandb, _nvtx, _nsys):
-        yield _guarded(check)
+    for name, check in CHECKS.items():
+        try:
+            yield check()
+        except Exception as error:  # a broken installation is what doctor is for
+            yield Finding(name, f"{type(error).__name__}: {error}", "problem", f"reinstall {name}")
     for extra, distribution in EXTRAS.items():
-        yield _extra(extra, distribution)
+        yield find_extra(extra, distribution)
 
 
 def print_findings() -> None:
@@ -71,32 +74,28 @@ def print_findings() -> None:
     console.print(table)
 
 
-def _guarded(check: Callable[[], Finding]) -> Finding:
-    try:
-        return check()
-    except Exception as error:  # a broken installation is what doctor is for
-        name = check.__name__.removeprefix("_")
-        return Finding(name, f"{type(error).__name__}: {error}", "problem", f"reinstall {name}")
-
-
-def _python() -> Finding:
+def find_python() -> Finding:
+    """The interpreter."""
     return Finding("python", f"{platform.python_version()} ({sys.executable})")
 
 
-def _torch() -> Finding:
+def find_torch() -> Finding:
+    """Torch and the CUDA it was built for."""
     import torch
 
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     return Finding("torch", f"{torch.__version__} ({build})")
 
 
-def _cpu() -> Finding:
+def find_cpu() -> Finding:
+    """Processor and memory."""
     memory = memory_bytes()
     size = f", {memory / 2**30:.0f} GiB memory" if memory else ""
     return Finding("cpu", f"{cpu_model()}, {usable_cores()} cores{size}")
 
 
-def _gpu() -> Finding:
+def find_gpu() -> Finding:
+    """The GPUs that torch sees."""
     import torch
 
     if torch.cuda.is_available():
@@ -107,7 +106,8 @@ def _gpu() -> Finding:
     return Finding("gpu", "there is a driver, but torch sees no GPU", "problem", fix)
 
 
-def _wandb() -> Finding:
+def find_wandb() -> Finding:
+    """W&B and whether a key is configured for its host; asks neither user nor network."""
     import wandb
     from wandb.sdk.lib import wbauth
 
@@ -127,7 +127,8 @@ def _wandb() -> Finding:
     return Finding("wandb", f"{wandb.__version__}, a key for {host} is configured")
 
 
-def _nvtx() -> Finding:
+def find_nvtx() -> Finding:
+    """The NVTX package."""
     import nvtx
 
     if not nvtx.enabled():
@@ -135,7 +136,8 @@ def _nvtx() -> Finding:
     return Finding("nvtx", importlib.metadata.version("nvtx"))
 
 
-def _nsys() -> Finding:
+def find_nsys() -> Finding:
+    """Nsight Systems, tried on a few ranges: some pairs of nsys and nvtx record nothing, silently."""
     nsys = shutil.which("nsys")
     if nsys is None:
         fix = "install Nsight Systems (Debian non-free: nsight-systems); only `mlotel profile` needs it"
@@ -213,8 +215,20 @@ def _output(command: list[str]) -> str:
     return done.stdout + done.stderr
 
 
-def _extra(extra: str, distribution: str) -> Finding:
+def find_extra(extra: str, distribution: str) -> Finding:
+    """An extra of mlotel."""
     version = version_of(distribution)
     if version is None:
         return Finding(f"extra {extra}", f"{distribution} is not installed", "absent", f"pip install 'mlotel[{extra}]'")
     return Finding(f"extra {extra}", f"{distribution} {version}")
+
+
+CHECKS = {
+    "python": find_python,
+    "torch": find_torch,
+    "cpu": find_cpu,
+    "gpu": find_gpu,
+    "wandb": find_wandb,
+    "nvtx": find_nvtx,
+    "nsys": find_nsys,
+}

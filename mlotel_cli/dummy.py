@@ -118,7 +118,7 @@ class Score:
 
     def sample_scores(self, output: Tensor, targets: Tensor) -> list[float | None]:
         """1 for a right label, 0 for a wrong one."""
-        return [float(right) for right in (output == targets).tolist()]
+        return [float(right) for right in output == targets]
 
     def state(self) -> dict[str, Any]:
         """Counts so far."""

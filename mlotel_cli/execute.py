@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,7 @@ class Inference:
         self._autocast = autocast
 
     @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __call__(self) -> Generator[None]:
         """Inference mode, the device, and autocast where asked for. Does not synchronise."""
         import torch
 
@@ -74,8 +74,12 @@ class SequentialExecutor:
 
     def __init__(self, stages: Mapping[str, Callable[[Any], Any]] | Callable[[Any], Any]) -> None:
         """Take named stages, or one callable that opens its own spans."""
-        self._stages = stages if isinstance(stages, Mapping) else None
-        self._whole = None if isinstance(stages, Mapping) else stages
+        self._stages: Mapping[str, Callable[[Any], Any]] = {}
+        self._whole: Callable[[Any], Any] | None = None
+        if isinstance(stages, Mapping):
+            self._stages = stages
+        else:
+            self._whole = stages
         self._tracer = PROVIDER.get_tracer(SCOPE)
 
     def run(self, batches: Iterator[Numbered]) -> Iterator[Finished]:
@@ -102,10 +106,9 @@ class SequentialExecutor:
             ) as root:
                 if self._whole is not None:
                     value = self._whole(value)
-                else:
-                    for name, stage in self._stages.items():  # type: ignore[union-attr]
-                        with open_span(name):
-                            value = stage(value)
+                for name, stage in self._stages.items():
+                    with open_span(name):
+                        value = stage(value)
         except Exception as raised:
             value, error = None, raised
         return Finished(numbered, value, error, name if error else "", root, start_ns, wait_ns)

@@ -29,6 +29,7 @@ from mlotel_cli.config import EvalConfig, Job, check, resolve_device
 from mlotel_cli.config_errors import CONFIG_EXCEPTIONS, did_you_mean, exit_code, listed, message
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.hardware import environment_variables
+from mlotel_cli.paths import builtin_conf
 from mlotel_cli.sweep import JobStatus, SweepWatch, finished_jobs, print_sweep
 
 log = logging.getLogger(__name__)
@@ -171,13 +172,6 @@ def launch(mode: str, flags: HydraFlags, overrides: list[str]) -> int:
     except Exception as error:
         report(error, debug=flags.debug)
         return exit_code(error)
-
-
-def builtin_conf() -> Path:
-    """Return the conf folder that mlotel ships: beside the package in a wheel, one folder up in a checkout."""
-    package = Path(__file__).resolve().parent
-    beside = package / "conf"
-    return beside if beside.is_dir() else package.parent / "conf"
 
 
 def stop_code(stop: BaseException) -> int:

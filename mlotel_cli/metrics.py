@@ -2,22 +2,25 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 from mlotel_cli.errors import StageError
 from mlotel_cli.records import Batch, Sample
+from mlotel_cli.tensors import find_nan, first_device, move
 
 _SMALL_CHARS = 500
 """Predictions and targets up to this length of JSON text are kept with their sample."""
+_SMALL_BYTES = 8 * _SMALL_CHARS
+"""A tensor above this is not even turned into text."""
 
 
 @runtime_checkable
 class Metric(Protocol):
     """Scores batches and, over all of them, the run.
 
-    May also have `sample_scores(output, targets) -> Sequence[float | None]`, one score an item, higher being better: the
-    worst samples are found by it. `state()` and `merge(state)` let a run be split and joined again.
+    May also have `sample_scores(output, targets) -> Sequence[float | None]`, one score an item, higher being better:
+    the worst samples are found by it. `state()` and `merge(state)` let a run be split and joined again.
     """
 
     def update(self, output: Any, targets: Any) -> float | None:
@@ -32,20 +35,30 @@ class Metric(Protocol):
 class TorchMetric:
     """A torchmetrics metric as a Metric: `score: {_target_: mlotel_cli.metrics.TorchMetric, metric: {_target_: ...}}`.
 
-    The metric must be a scalar one. Its state stays on the device that it was built for; reading a batch's score
+    The metric must be a scalar one. It moves to the device of the output at the first batch; reading a batch's score
     synchronises with that device, outside every root span.
     """
 
     def __init__(self, metric: Any) -> None:
         """Wrap a `torchmetrics.Metric`."""
         self._metric = metric
+        self._device: Any = None
 
     def update(self, output: Any, targets: Any) -> float | None:
-        """Score and accumulate a batch through the metric's forward."""
-        return float(self._metric(output, targets))
+        """Score and accumulate a batch through the metric's forward; None where that gives NaN for one batch alone."""
+        if self._device is None:
+            self._device = first_device(output)
+            if self._device is not None:
+                self._metric.to(self._device)
+        if self._device is not None:
+            targets = move(targets, self._device)
+        score = float(self._metric(output, targets))
+        return None if math.isnan(score) else score
 
     def compute(self) -> float:
-        """The accumulated value."""
+        """The accumulated value. Raises ValueError before the first batch."""
+        if not self._metric.update_called:
+            raise ValueError("no batch was scored")
         return float(self._metric.compute())
 
     def reset(self) -> None:
@@ -53,23 +66,50 @@ class TorchMetric:
         self._metric.reset()
 
     def state(self) -> dict[str, Any]:
-        """The accumulated state, as plain tensors."""
-        return {name: getattr(self._metric, name) for name in self._metric._defaults}
+        """A copy of the accumulated state, on the CPU, and the number of updates behind it."""
+        states = {name: _copy(getattr(self._metric, name)) for name in self._metric._defaults}
+        return {"num_updates": self._metric.update_count, "states": states}
 
     def merge(self, state: Mapping[str, Any]) -> None:
-        """Add a state of another instance, by each state's own reduction."""
-        for name, value in state.items():
-            reduction = self._metric._reductions[name]
-            mine = getattr(self._metric, name)
-            if isinstance(mine, list):
-                merged: Any = [*cast("list[Any]", mine), *value]
-            elif reduction is None:
-                raise ValueError(f"state {name} of {type(self._metric).__name__} has no reduction to merge by")
-            else:
-                import torch
+        """Add the state of another instance, by each part's own reduction.
 
-                merged = reduction(torch.stack([mine, value]))
-            setattr(self._metric, name, merged)
+        torchmetrics' own `merge_state` refuses many metrics, and weighs means as if one batch came in.
+
+        Raises:
+            ValueError: for a metric whose states have no reduction.
+        """
+        metric, added = self._metric, int(state["num_updates"])
+        if not added:
+            return
+        merged: dict[str, Any] = {}
+        for name, theirs in state["states"].items():
+            mine, reduction = getattr(metric, name), metric._reductions[name]
+            if reduction is None and not isinstance(mine, list):
+                raise ValueError(f"{type(metric).__name__} cannot be merged: its state {name} has no reduction")
+            merged[name] = _merge(mine, move(theirs, metric.device), reduction, weights=(metric.update_count, added))
+        for name, value in merged.items():
+            setattr(metric, name, value)
+        metric._update_count += added
+        metric._computed = None  # or compute() would answer from before
+
+
+def _copy(state: Any) -> Any:
+    if isinstance(state, list):
+        return [_copy(part) for part in cast("list[Any]", state)]
+    return state.detach().cpu().clone()
+
+
+def _merge(mine: Any, theirs: Any, reduction: Any, *, weights: tuple[int, int]) -> Any:
+    import torch
+    from torchmetrics.utilities.data import dim_zero_cat, dim_zero_mean
+
+    if isinstance(mine, list):
+        return [*cast("list[Any]", mine), *theirs]
+    if reduction is dim_zero_cat:
+        return torch.cat([mine, theirs])
+    if reduction is dim_zero_mean:
+        return (mine * weights[0] + theirs * weights[1]) / sum(weights)
+    return reduction(torch.stack([mine, theirs]))
 
 
 class Scorer:
@@ -83,26 +123,23 @@ class Scorer:
         """This batch's scores, and its samples.
 
         Raises:
-            StageError: when the output holds NaN or infinity, or a metric fails on it.
+            StageError: when the output holds NaN, or a metric fails on it or scores it NaN or infinite.
         """
-        place = find_not_finite(output)
-        if place is not None:
-            raise StageError(f"batch {index}: the pipeline's output has {place}; it cannot be scored")
+        nan = find_nan(output)
+        if nan is not None:
+            raise StageError(f"batch {index}: the pipeline's output has {nan}; it cannot be scored")
         scores: dict[str, float] = {}
-        of_samples: dict[str, Sequence[float | None]] = {}
+        of_samples: dict[str, list[float | None]] = {}
         for name, metric in self._metrics.items():
             try:
                 score = metric.update(output, batch.targets)
-                per_sample = getattr(metric, "sample_scores", None)
-                if per_sample is not None:
-                    of_samples[name] = per_sample(output, batch.targets)
+                if score is not None:
+                    scores[name] = _finite(float(score))
+                per_item = getattr(metric, "sample_scores", None)
+                if per_item is not None:
+                    of_samples[name] = _one_an_item(per_item(output, batch.targets), len(batch.ids))
             except Exception as error:
                 raise StageError(f"batch {index}: metric {name} failed: {type(error).__name__}: {error}") from error
-            if score is None:
-                continue
-            if not math.isfinite(score):
-                raise StageError(f"batch {index}: metric {name} scored {score}")
-            scores[name] = float(score)
         return scores, _samples(batch, output, of_samples)
 
     def compute(self) -> tuple[dict[str, float | None], dict[str, str]]:
@@ -121,31 +158,21 @@ class Scorer:
         return values, reasons
 
 
-def find_not_finite(value: Any, place: str = "") -> str | None:
-    """Where `value`, a tensor, number or nest of them, first is NaN or infinite; None when it is finite.
+def _finite(score: float) -> float:
+    if not math.isfinite(score):
+        raise ValueError(f"it scored {score}; a batch that has no score is None")
+    return score
 
-    Synchronises with the device of a tensor.
-    """
-    if isinstance(value, float):
-        return None if math.isfinite(value) else f"{value} at {place or 'its top'}"
-    if isinstance(value, str | bytes | int | None):
-        return None
-    if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).items()
-        return next(filter(None, (find_not_finite(item, f"{place}[{key!r}]") for key, item in items)), None)
-    if isinstance(value, tuple | list):
-        numbered = enumerate(cast("list[Any]", value))
-        return next(filter(None, (find_not_finite(item, f"{place}[{n}]") for n, item in numbered)), None)
-    is_floating_point = getattr(value, "is_floating_point", None)
-    if callable(is_floating_point) and is_floating_point():
-        finite = value.isfinite()
-        if not bool(finite.all()):
-            return f"{int((~finite).sum())} NaN or infinite values at {place or 'its top'}"
-    return None
+
+def _one_an_item(scores: Iterable[float | None], num_items: int) -> list[float | None]:
+    listed = [None if score is None or math.isnan(score) else float(score) for score in scores]
+    if len(listed) != num_items:
+        raise ValueError(f"sample_scores gave {len(listed)} scores for {num_items} items")
+    return listed
 
 
 def _samples(batch: Batch, output: Any, scores: Mapping[str, Sequence[float | None]]) -> list[Sample]:
-    outputs, targets = _per_item(output, batch.size), _per_item(batch.targets, batch.size)
+    outputs, targets = _per_item(output, len(batch.ids)), _per_item(batch.targets, len(batch.ids))
     return [
         Sample(
             id=str(identity),
@@ -161,8 +188,9 @@ def _per_item(values: Any, size: int) -> Sequence[Any]:
     """`values` by item where it is a list with one entry an item, or a tensor whose items are numbers."""
     if isinstance(values, list | tuple) and len(cast("list[Any]", values)) == size:
         return cast("list[Any]", values)
-    if getattr(values, "ndim", None) == 1 and len(values) == size:
-        return values.tolist()
+    tensor = cast("Any", values)
+    if getattr(tensor, "ndim", None) == 1 and len(tensor) == size:
+        return tensor.tolist()
     return [None] * size
 
 
@@ -177,6 +205,7 @@ def _small(value: Any) -> str | None:
 
 
 def _to_list(value: Any) -> Any:
-    if getattr(value, "numel", lambda: _SMALL_CHARS)() < _SMALL_CHARS:
+    """A small tensor or array as a list."""
+    if getattr(value, "nbytes", _SMALL_BYTES) < _SMALL_BYTES:
         return value.tolist()
     raise TypeError

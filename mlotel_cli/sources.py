@@ -1,9 +1,10 @@
 """Where batches come from: anything that can be iterated, seen as Batches."""
 
-from collections.abc import Iterable, Iterator, Sized
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any, cast
 
-from mlotel_cli.errors import UsageError
+from mlotel_cli.errors import DataError, MlotelError, UsageError
 from mlotel_cli.records import Batch
 
 
@@ -11,7 +12,8 @@ class Batches:
     """A data set as Batches, as often as it is iterated.
 
     Items may be `Batch` objects or `(data, targets)` pairs, so that a `torch.utils.data.DataLoader` works as it is; a
-    pair's size is the length of its data (or 1), its ids are `<batch>.<item>`.
+    pair's size is the length of its data (of the first value when it is a mapping; else 1), its ids are
+    `<batch>.<item>`.
     """
 
     def __init__(self, source: Any, *, key: str = "data") -> None:
@@ -43,8 +45,24 @@ class Batches:
         return isinstance(self._source, Iterator)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Start a pass."""
-        for index, item in enumerate(self._source):
+        """Start a pass.
+
+        Raises:
+            DataError: naming the batch, when the source fails on it or yields what is no batch. Nobody knows what a
+                source that raised would yield next, so there is no going on after it.
+        """
+        items: Iterator[Any] | None = None
+        for index in itertools.count():
+            try:
+                items = iter(self._source) if items is None else items
+                item = next(items)
+            except StopIteration:
+                return
+            except UsageError:
+                raise
+            except Exception as error:
+                what = str(error) if isinstance(error, MlotelError) else f"{type(error).__name__}: {error}"
+                raise DataError(f"{self._key}: batch {index} cannot be read: {what}") from error
             yield self._as_batch(index, item)
 
     def close(self) -> None:
@@ -55,12 +73,28 @@ class Batches:
 
     def _as_batch(self, index: int, item: Any) -> Batch:
         if isinstance(item, Batch):
+            if len(item.ids) != item.size:
+                raise DataError(f"{self._key}: batch {index} has {len(item.ids)} ids and size {item.size}")
             return item
-        if isinstance(item, tuple | list) and len(cast("list[Any]", item)) == 2:
-            data, targets = cast("list[Any]", item)
-            size = len(data) if isinstance(data, Sized) else 1
+        if _is_pair(item):
+            data, targets = item
+            size = _size(data)
             return Batch(index, [f"{index}.{n}" for n in range(size)], data, targets, size)
-        raise UsageError(
-            f"{self._key}: item {index} is a {type(item).__name__}; "
+        raise DataError(
+            f"{self._key}: batch {index} is a {type(item).__name__}; "
             "it must be a mlotel_cli.Batch or a (data, targets) pair"
         )
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple | list) and len(cast("list[Any]", item)) == 2
+
+
+def _size(data: Any) -> int:
+    """Number of items in a pair's data."""
+    if isinstance(data, Mapping):
+        values = list(cast("Mapping[Any, Any]", data).values())
+        return _size(values[0]) if values else 0
+    if isinstance(data, str | bytes) or not isinstance(data, Sized) or getattr(data, "ndim", 1) == 0:
+        return 1
+    return len(data)

@@ -25,6 +25,7 @@ def test_groups() -> None:
     assert complete("") == [
         "data=",
         "executor=",
+        "experiment=",
         "hydra/hydra_logging=",
         "hydra/job_logging=",
         "metrics=",

@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mlotel_cli import launch
 from mlotel_cli.config import EvalConfig, check, instantiate, plain, resolve_device
 from mlotel_cli.errors import DataError, MlotelError, UsageError
+from mlotel_cli.paths import builtin_conf
 
-CONF = launch.builtin_conf()
+CONF = builtin_conf()
 OPTIONS = sorted(
     f"{file.parent.relative_to(CONF).as_posix()}={file.stem}"
     for file in CONF.rglob("*.yaml")
@@ -71,7 +72,7 @@ def test_every_option_composes(option: str) -> None:
 
 def test_options_of_all_groups_are_seen() -> None:
     groups = {option.partition("=")[0] for option in OPTIONS}
-    assert groups == {"pipeline", "data", "metrics", "executor", "telemetry", "tracker"}
+    assert groups == {"pipeline", "data", "metrics", "executor", "experiment", "telemetry", "tracker"}
 
 
 def test_files_and_schema_agree_on_defaults() -> None:

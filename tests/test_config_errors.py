@@ -40,7 +40,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMode:
         ("eval=3", "eval=3: eval holds keys of its own; it cannot be one value\n"),
         ("tracker.tags=a", "tracker.tags=a: tracker.tags must be a list, such as [a, b]\n"),
         ("pipeline=dumy", "pipeline=dumy: there is no such option; allowed: dummy, module; did you mean 'dummy'?\n"),
-        ("experiment=nope", "experiment=nope: there is no such option; allowed: none\n"),
+        ("experiment=nope", "experiment=nope: there is no such option; allowed: quick\n"),
         ("seed=[1", "cannot read the override 'seed=[1': "),
         ("seed", "cannot read the override 'seed': "),
         ("run.name=${nowhere}", "run.name: the reference ${...} in its value cannot be resolved: "),

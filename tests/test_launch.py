@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from mlotel_cli import launch
 from mlotel_cli.config import Job
 from mlotel_cli.errors import Interrupted, MlotelError, StageError
+from mlotel_cli.paths import builtin_conf
 from tests.support.cli import FakeMode, mlotel, write_conf
 
 EVAL_YAML = """
@@ -199,13 +200,13 @@ class TestShowing:
         assert ended.code == 0
         assert "Defaults Tree" in ended.out
         assert str(conf) in ended.out
-        assert str(launch.builtin_conf()) in ended.out
+        assert str(builtin_conf()) in ended.out
 
     def test_info_searchpath(self, fake: FakeMode) -> None:
         ended = mlotel("eval", "--info", "searchpath")
         assert "Config search path" in ended.out
         assert "Defaults Tree" not in ended.out
-        assert ended.out.count(str(launch.builtin_conf())) == 1
+        assert ended.out.count(str(builtin_conf())) == 1
 
     @pytest.mark.parametrize("words", [("-m", "--cfg", "job"), ("--info", "--cfg", "job"), ("-m", "--info", "all")])
     def test_conflicting_flags(self, fake: FakeMode, words: tuple[str, ...]) -> None:

@@ -3,8 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from mlotel_cli.errors import UsageError
 if TYPE_CHECKING:
     import polars as pl
 
+RECORDER_MODULE = "mlotel_cli.recorder"
+"""What a recorder's command line names, beside its run directory."""
+_ATTEMPTS = 5
 _PART = re.compile(r"part-(\d+)(?:-(\d+))?\.parquet")
 
 
@@ -30,7 +34,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """running | complete | failed | interrupted."""
+        """One of running, complete, failed, interrupted."""
         return self.info["status"]
 
     @property
@@ -64,6 +68,8 @@ def read_run(path: str | Path) -> Run:
     folder = Path(path)
     try:
         info: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        if type(info) is not dict or "status" not in info:
+            raise ValueError("it has no status")
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{folder} is no run directory: its run.json cannot be read ({error}). "
@@ -79,47 +85,75 @@ def _is_alive(pid: int | None, folder: Path) -> bool:
     if not pid:
         return False
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
-        if Path("/proc/self").exists():
-            return False
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        beside = Path(os.readlink(f"/proc/{pid}/cwd"))
+    except PermissionError:  # somebody else's process: more than that it runs cannot be known
         return True
     except OSError:
+        return not Path("/proc/self").exists() and _answers(pid)
+    return any((beside / os.fsdecode(word)).resolve() == folder.resolve() for word in command if word) and (
+        RECORDER_MODULE.encode() in command
+    )
+
+
+def _answers(pid: int) -> bool:
+    """Whether a process of this number runs, where there is no /proc to say which."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
         return True
-    return b"mlotel_cli.recorder" in command
+    except OSError:
+        return False
+    return True
 
 
 def read_table(folder: Path) -> "pl.DataFrame":
     """All rows of a table folder, in order, with the union of the parts' columns; empty when there is none yet."""
     import polars as pl
 
-    for attempt in range(5):
+    for attempt in range(_ATTEMPTS):
+        parts = current_parts(folder)
         try:
-            frames = [pl.read_parquet(part) for part in _current_parts(folder)]
-            break
+            return scan_parts(parts).collect() if parts else pl.DataFrame()
         except FileNotFoundError:  # merged away between listing and reading
-            if attempt == 4:
+            if attempt == _ATTEMPTS - 1:
                 raise
-    return pl.concat(frames, how="diagonal") if frames else pl.DataFrame()  # pyright: ignore[reportPossiblyUnbound]
+    raise AssertionError("unreachable")
 
 
-def _current_parts(folder: Path) -> list[Path]:
-    """The parts that are not covered by a merged one, in order."""
+def scan_parts(parts: Sequence[Path]) -> "pl.LazyFrame":
+    """All rows of some parts, in their order, with the union of their columns."""
+    import polars as pl
+
+    return pl.concat([pl.scan_parquet(part) for part in parts], how="diagonal_relaxed")
+
+
+def current_parts(folder: Path) -> list[Path]:
+    """The parts of a table that are not covered by a merged one, in order.
+
+    A listing is no snapshot: while parts are merged it can miss the merged one and some of those that it replaced.
+    Parts count up from 1, so a gap gives that away, and the folder is listed again.
+    """
+    parts: list[Path] = []
+    for _ in range(_ATTEMPTS):
+        numbered = _list_parts(folder)
+        merged = [(first, last) for first, last, _ in numbered if last > first]
+        current = [
+            (first, last, part)
+            for first, last, part in numbered
+            if not any(start <= first and last <= end and (start, end) != (first, last) for start, end in merged)
+        ]
+        parts = [part for _, _, part in current]
+        if all(first == last + 1 for (_, last, _), (first, _, _) in pairwise([(0, 0, folder), *current])):
+            break
+    return parts
+
+
+def _list_parts(folder: Path) -> list[tuple[int, int, Path]]:
     numbered: list[tuple[int, int, Path]] = []
     for part in folder.glob("part-*.parquet"):
         match = _PART.fullmatch(part.name)
         if match:
             first = int(match[1])
             numbered.append((first, int(match[2] or first), part))
-    merged = [(first, last) for first, last, _ in numbered if last > first]
-    return [
-        part
-        for first, last, part in sorted(numbered)
-        if not any(start <= first and last <= end and (start, end) != (first, last) for start, end in merged)
-    ]
+    return sorted(numbered)

@@ -12,13 +12,17 @@ COUNTED = ("scored", "done")
 """Statuses whose latencies count; a batch that failed or never ended has no latency to speak of."""
 
 
-def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any], *, mean_scores: bool = False) -> dict[str, Any]:
     """Summary of a run in run.json's form.
+
+    Values that are not finite are in the rows; the figures here are without them.
 
     Args:
         batches: the batches table, in any order.
         closing: what only the workload knows: `accuracy` (value by metric), `wall_s`, `scoring_s`, `warmup`,
             `telemetry`; all optional, because a killed workload says nothing.
+        mean_scores: the batches' own scores are all the accuracy there is, as in a user's own loop: then a metric's
+            value is their mean over the items.
 
     Returns:
         accuracy, latency_ms, throughput, data, batches (count by status), warmup, telemetry, budget. Latencies in
@@ -26,9 +30,9 @@ def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any]) -> dict[str, 
     """
     import polars as pl
 
-    accuracy = {name: {"value": value, "ci95": None} for name, value in (closing.get("accuracy") or {}).items()}
+    values: dict[str, float | None] = dict(closing.get("accuracy") or {})
     summary: dict[str, Any] = {
-        "accuracy": accuracy,
+        "accuracy": {},
         "latency_ms": {"batch": describe([]), "stages": {}},
         "throughput": {"items_per_s": None, "wall_items_per_s": None},
         "data": {},
@@ -37,6 +41,9 @@ def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any]) -> dict[str, 
         "telemetry": dict(closing.get("telemetry") or {}),
         "budget": {"passed": None},
     }
+    if mean_scores and batches.height:
+        values |= _mean_scores(batches.filter(pl.col("status").is_in(COUNTED)))
+    summary["accuracy"] = {name: {"value": value, "ci95": None} for name, value in values.items()}
     if not batches.height:
         return summary
     summary["batches"] = dict(batches.group_by("status").len().sort("status").iter_rows())
@@ -46,23 +53,50 @@ def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any]) -> dict[str, 
         summary["latency_ms"]["source_wait"] = _describe(counted, "source.wait_ms")
     summary["throughput"] = _throughput(counted, closing)
     for column in counted.columns:
-        if column.startswith("data."):
+        if column.startswith("data.") and not _is_of_stage(counted, column):
             summary["data"][column.removeprefix("data.")] = _describe(counted, column)
     return summary
 
 
 def _describe(frame: "pl.DataFrame", column: str) -> dict[str, Any]:
-    return describe(frame[column].drop_nulls().to_numpy())
+    values = frame[column]
+    return describe(values.filter(values.is_finite().fill_null(False)).to_numpy())
+
+
+def _is_of_stage(frame: "pl.DataFrame", column: str) -> bool:
+    """Whether it is a stage's time or count. Beside a stage `data`, a recorded value `host_ms` would look the same.
+
+    A recorded value or a score may be called anything; only a stage has a count of calls, and that is an integer.
+    """
+    import polars as pl
+
+    name, _, measure = column.rpartition(".")
+    if measure not in ("host_ms", "device_ms", "queue_ms", "calls"):
+        return False
+    if not column.startswith(("data.", "accuracy.")):
+        return True
+    return frame.schema.get(f"{name}.calls") == pl.Int64
 
 
 def _stages(counted: "pl.DataFrame") -> dict[str, dict[str, Any]]:
     stages: dict[str, dict[str, Any]] = {}
     for column in counted.columns:
         name, _, measure = column.rpartition(".")
-        kind = measure.removesuffix("_ms")
-        if kind in ("host", "device", "queue") and measure.endswith("_ms"):
-            stages.setdefault(name, {"host": None, "device": None, "queue": None})[kind] = _describe(counted, column)
+        if measure != "calls" and _is_of_stage(counted, column):
+            times = stages.setdefault(name, {"host": None, "device": None, "queue": None})
+            times[measure.removesuffix("_ms")] = _describe(counted, column)
     return stages
+
+
+def _mean_scores(counted: "pl.DataFrame") -> dict[str, float | None]:
+    """Mean score an item, by metric; None for a metric whose every score is not finite."""
+    means: dict[str, float | None] = {}
+    for column in counted.columns:
+        if column.startswith("accuracy.") and not _is_of_stage(counted, column):
+            given = counted.filter(counted[column].is_finite().fill_null(False))
+            scores, sizes = given[column].to_numpy(), given["size"].to_numpy()
+            means[column.removeprefix("accuracy.")] = float(scores @ sizes / sizes.sum()) if sizes.sum() else None
+    return means
 
 
 def _throughput(counted: "pl.DataFrame", closing: Mapping[str, Any]) -> dict[str, float | None]:

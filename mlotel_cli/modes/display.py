@@ -1,47 +1,71 @@
-"""What a run says on the terminal: progress while it runs, one table when it is over."""
+"""What a run says on the terminal: progress while it runs, one table when it is over.
 
+Names and messages are the user's own text and are printed as they are: nothing in them is markup.
+"""
+
+import os
+import shlex
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rich import box
 from rich import progress as rich_progress
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
+
+from mlotel_cli.analysis.stats import MIN_EFFECTIVE_N
 
 _LINE_EVERY_S = 10.0
+_BAR_EVERY_S = 0.25
+_PIPE_COLUMNS = 200
+_FIGURES = ("mean", "p50", "p95", "p99", "max")
+
+
+def sayer(console: Console) -> Callable[[str], None]:
+    """A function that prints a line on `console` as it is; a long one is left to the terminal, so it can be copied."""
+    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class Progress:
     """A bar on a terminal, a line every ten seconds elsewhere: batches, throughput, running accuracy."""
 
-    def __init__(self, console: Console, total: int | None) -> None:
+    def __init__(self, console: Console, total: int | None, *, now: Callable[[], float] = time.perf_counter) -> None:
         """`total` batches are expected; None when the source does not say."""
         self._console = console
         self._total = total
+        self._now = now
         self._num_batches = 0
         self._num_items = 0
         self._sums: dict[str, tuple[float, int]] = {}
-        self._start = self._said = time.perf_counter()
+        self._start = self._said = now()
         self._bar: rich_progress.Progress | None = None
-        self._task: Any = None
+        self._task = rich_progress.TaskID(0)
 
     def __enter__(self) -> Self:
-        """Show the bar."""
+        """Show the bar; until `start` it says that the pipeline is warming up."""
         if self._console.is_terminal:
             self._bar = rich_progress.Progress(
                 rich_progress.TextColumn("eval"),
-                rich_progress.BarColumn(),
+                rich_progress.BarColumn(bar_width=12 if self._console.width < 100 else 30),
                 rich_progress.MofNCompleteColumn(),
-                rich_progress.TimeRemainingColumn(),
-                rich_progress.TextColumn("{task.fields[note]}"),
+                rich_progress.TimeRemainingColumn(compact=True),
+                rich_progress.TextColumn(
+                    "{task.fields[note]}",
+                    markup=False,
+                    table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+                ),
                 console=self._console,
                 transient=True,
                 refresh_per_second=4,
+                expand=True,
             )
+            self._task = self._bar.add_task("eval", total=self._total, note="warming up")
             self._bar.start()
-            self._task = self._bar.add_task("eval", total=self._total, note="")
         return self
 
     def __exit__(
@@ -51,6 +75,12 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def start(self) -> None:
+        """From now on the time counts."""
+        self._start = self._said = self._now()
+        if self._bar is not None:
+            self._bar.reset(self._task, total=self._total, note="")
+
     def advance(self, num_items: int, scores: Mapping[str, float]) -> None:
         """One batch more."""
         self._num_batches += 1
@@ -58,15 +88,15 @@ class Progress:
         for name, score in scores.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + score, count + 1)
-        now = time.perf_counter()
-        if now - self._said < (0.25 if self._bar else _LINE_EVERY_S):
+        now = self._now()
+        if now - self._said < (_BAR_EVERY_S if self._bar else _LINE_EVERY_S):
             return
         self._said = now
         if self._bar is not None:
             self._bar.update(self._task, completed=self._num_batches, note=self._note(now))
         else:
             total = f"/{self._total}" if self._total else ""
-            self._console.print(f"batch {self._num_batches}{total}  {self._note(now)}", highlight=False)
+            sayer(self._console)(f"batch {self._num_batches}{total}  {self._note(now)}")
 
     def _note(self, now: float) -> str:
         rate = self._num_items / (now - self._start)
@@ -74,25 +104,38 @@ class Progress:
         return "  ".join([f"{rate:.1f} items/s", *means])
 
 
-def print_results(info: Mapping[str, Any], run_dir: Path) -> None:
+def print_results(info: Mapping[str, Any], run_dir: Path, *, console: Console | None = None) -> None:
     """The closing table on stdout: accuracy, then latency by stage, then where everything lies."""
-    console = Console()
+    console = console or _stdout()
     summary = info["summary"]
     _print_accuracy(console, summary)
     _print_latency(console, summary)
-    for line in _closing_lines(info, run_dir):
-        console.print(line, highlight=False, soft_wrap=True)
+    say = sayer(console)
+    for line in _closing_lines(info, _short(run_dir)):
+        say(line)
+
+
+def _stdout() -> Console:
+    """Nobody narrows a file's or a pipe's lines: tables take what they need there."""
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console() if known else Console(width=_PIPE_COLUMNS)
+
+
+def _table(title: str, first: str, *rest: str) -> Table:
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column(first, overflow="fold")
+    for name in rest:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def _print_accuracy(console: Console, summary: Mapping[str, Any]) -> None:
     if not summary["accuracy"]:
         return
-    table = Table(title="accuracy", title_justify="left")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
+    table = _table("accuracy", "metric", "value")
     for name, score in summary["accuracy"].items():
         value = score["value"]
-        table.add_row(name, "not computed" if value is None else f"{value:.4f}")
+        table.add_row(Text(name), "not computed" if value is None else f"{value:.4f}")
     console.print(table)
 
 
@@ -101,60 +144,81 @@ def _print_latency(console: Console, summary: Mapping[str, Any]) -> None:
     whole = latency["batch"]
     if not whole["count"]:
         return
-    table = Table(title="latency, ms a batch", title_justify="left")
-    table.add_column("stage")
-    for name in ("count", "mean", "p50", "p95", "p99", "max", "share"):
-        table.add_column(name, justify="right")
+    table = _table("latency, ms a batch", "stage", "count", *_FIGURES, "share")
+    shown = [whole]
     for name, stage in latency["stages"].items():
         for kind, label in (("host", name), ("device", f"  {name} device"), ("queue", f"  {name} queue")):
-            if stage[kind] is not None:
-                share = stage[kind]["mean"] * stage[kind]["count"] / (whole["mean"] * whole["count"])
-                _add_latency(table, label, stage[kind], f"{share:.1%}")
+            figures = stage[kind]
+            if figures is not None:
+                share = figures["mean"] * figures["count"] / (whole["mean"] * whole["count"])
+                _add_latency(table, label, figures, f"{share:.1%}")
+                shown.append(figures)
     table.add_section()
     _add_latency(table, "batch", whole, "100%")
-    if latency.get("source_wait"):
-        _add_latency(table, "source wait", latency["source_wait"], "")
+    wait = latency.get("source_wait")
+    if wait and wait["count"]:
+        _add_latency(table, "source wait", wait, "")
+        shown.append(wait)
     console.print(table)
-
-
-_NEEDED = {"p95": 72, "p99": 368}
+    hidden = [name for name in _FIGURES if any(figures[name] is None for figures in shown)]
+    if hidden:
+        needs = ", ".join(f"{name} takes {MIN_EFFECTIVE_N[name]}" for name in hidden)
+        sayer(console)(f"n<: too few independent batches for that percentile ({needs})")
 
 
 def _add_latency(table: Table, label: str, figures: Mapping[str, Any], share: str) -> None:
-    cells = [
-        _ms(figures[name]) if figures[name] is not None else f"n<{_NEEDED[name]}"
-        for name in ("mean", "p50", "p95", "p99", "max")
-    ]
-    table.add_row(label, str(figures["count"]), *cells, share)
+    cells = [f"n<{MIN_EFFECTIVE_N[name]}" if figures[name] is None else _ms(figures[name]) for name in _FIGURES]
+    table.add_row(Text(label), str(figures["count"]), *cells, share)
 
 
 def _ms(value: float) -> str:
-    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    """Three digits or more, whatever the size."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
-def _closing_lines(info: Mapping[str, Any], run_dir: Path) -> list[str]:
+def _closing_lines(info: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
     summary = info["summary"]
     counts = ", ".join(f"{count} {status}" for status, count in summary["batches"].items()) or "no batches"
     rate = summary["throughput"]["items_per_s"]
     speed = f"; {rate:.1f} items/s without scoring" if rate else ""
-    lines = [f"{info['status']}: {counts}{speed}"]
+    yield f"{info['status']}: {counts}{speed}"
     warmup = summary["warmup"]
     if warmup and warmup["first_batch_ms"] is not None:
-        lines.append(f"warm-up: {warmup['batches']} batches, the first took {warmup['first_batch_ms']:.0f} ms")
+        yield f"warm-up: {warmup['batches']} batches, the first took {warmup['first_batch_ms']:.0f} ms"
     if info.get("synchronized"):
-        lines.append("CUDA: every span waited for the device at its end, so spans do not overlap device work")
-    lost, paused = summary["telemetry"].get("spans_lost"), summary["telemetry"].get("source_paused_s")
-    if lost:
-        lines.append(f"telemetry: {lost} spans were lost")
-    if paused:
-        lines.append(f"telemetry: the source was paused for {paused:.2f} s because the recorder was behind")
-    faults = summary["telemetry"].get("faults") or {}
-    lines.extend(f"telemetry: {count} faults of kind {kind}, see mlotel.log" for kind, count in faults.items())
-    lines.extend(info.get("notes") or [])
-    wandb = info.get("wandb") or {}
+        yield "CUDA: every span waited for the device at its end, so spans do not overlap device work"
+    yield from _telemetry_lines(summary["telemetry"])
+    yield from info.get("notes") or ()
+    yield from _wandb_lines(info.get("wandb") or {}, run_dir)
+    yield f"run: {run_dir}"
+
+
+def _telemetry_lines(telemetry: Mapping[str, Any]) -> Iterator[str]:
+    if telemetry.get("spans_lost"):
+        yield f"telemetry: {telemetry['spans_lost']} spans were lost"
+    if telemetry.get("source_paused_s"):
+        paused_s = telemetry["source_paused_s"]
+        yield f"telemetry: the source was paused for {paused_s:.2f} s because the recorder was behind"
+    faults: Mapping[str, int] = telemetry.get("faults") or {}
+    for kind, count in faults.items():
+        yield f"telemetry: {count} faults of kind {kind}, see the log"
+
+
+def _wandb_lines(wandb: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
+    if wandb.get("windows"):
+        yield f"W&B: batches came too fast for it: {wandb['rows_merged']} of them became {wandb['windows']} mean rows"
+    if wandb.get("rows_lost"):
+        yield f"W&B: {wandb['rows_lost']} rows are missing there; every batch is in batches.parquet"
     if wandb.get("url"):
-        lines.append(f"W&B: {wandb['url']}")
+        yield f"W&B: {wandb['url']}"
     elif wandb.get("dir"):
-        lines.append(f"W&B, offline: {run_dir / wandb['dir']}  (look at it: wandb leet; upload: wandb sync)")
-    lines.append(f"run: {run_dir}")
-    return lines
+        folder = shlex.quote(str((run_dir / wandb["dir"]).parent))
+        yield "W&B, offline"
+        yield f"  look:   wandb leet {folder}"
+        yield f"  upload: wandb sync {folder}/offline-run-*"  # the one run there; short enough for one line
+
+
+def _short(path: Path) -> Path:
+    """As seen from here, when it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -3,28 +3,31 @@
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
 from rich.console import Console
 
 from mlotel_cli import config
 from mlotel_cli.config import Job
-from mlotel_cli.errors import MlotelError, StageError, UsageError
+from mlotel_cli.errors import DataError, StageError, UsageError
 from mlotel_cli.execute import Finished, Inference, Numbered, SequentialExecutor
 from mlotel_cli.hardware import environment
-from mlotel_cli.metrics import Scorer, find_not_finite
-from mlotel_cli.modes.display import Progress, print_results
+from mlotel_cli.metrics import Scorer
+from mlotel_cli.modes.display import Progress, print_results, sayer
 from mlotel_cli.modes.session import Session, identify, new_run_id
-from mlotel_cli.pipeline import Stage, stages_of
+from mlotel_cli.pipeline import Stage, outputs, stages_of
 from mlotel_cli.records import Batch
 from mlotel_cli.sources import Batches
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.handoff import Opening
 from mlotel_cli.telemetry.off import OFF
+from mlotel_cli.tensors import find_nan
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 @dataclass(slots=True)
@@ -36,7 +39,7 @@ class Parts:
     scorer: Scorer
 
 
-def run(cfg: DictConfig, job: Job) -> Mapping[str, Any]:
+def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
     """Evaluate as `cfg` says; prints progress and the closing table.
 
     Returns:
@@ -44,12 +47,13 @@ def run(cfg: DictConfig, job: Job) -> Mapping[str, Any]:
 
     Raises:
         UsageError: when the configuration cannot be built; nothing was recorded then.
-        StageError: when a batch failed and `eval.on_error=fail`.
+        StageError: when a batch failed and `eval.on_error=fail`, or a metric cannot be computed in the end.
+        DataError: when the data cannot be read on, or there is none.
         Interrupted: after a signal, with everything measured so far on disk.
     """
     console = Console(stderr=True)
     imports = ("polars",) if cfg.tracker.mode == "disabled" else ("polars", "wandb")
-    session = Session(job.output_dir, say=console.print, imports=imports)
+    session = Session(job.output_dir, say=sayer(console), imports=imports)
     parts: Parts | None = None
     try:
         with session:
@@ -69,7 +73,7 @@ def run(cfg: DictConfig, job: Job) -> Mapping[str, Any]:
 class Evaluation:
     """One pass or several over the data; the state of the loop."""
 
-    def __init__(self, cfg: DictConfig, session: Session, parts: Parts, console: Console) -> None:
+    def __init__(self, cfg: "DictConfig", session: Session, parts: Parts, console: Console) -> None:
         """Prepare; `run` does the work."""
         self._cfg = cfg
         self._session = session
@@ -77,35 +81,42 @@ class Evaluation:
         self._console = console
         self._executor = SequentialExecutor(parts.stages)
         self._scoring_ns = 0
+        self._num_batches = 0
         self._head: list[Batch] = []
         self._rest: Iterator[Batch] | None = None
 
     def run(self) -> None:
         """Warm up, then run, score and settle every batch."""
-        self._warm_up()
-        session, closing = self._session, self._session.closing
-        total = self._count_batches()
-        session.record()
-        start = time.perf_counter()
-        num_batches = 0
-        try:
-            with Progress(self._console, total) as progress:
+        session = self._session
+        with Progress(self._console, self._count_batches()) as progress:
+            self._warm_up()
+            _seed(self._cfg.seed)  # so that no result depends on how many batches warmed up
+            session.record()
+            progress.start()
+            start = time.perf_counter()
+            try:
                 for finished in self._executor.run(self._numbered()):
-                    num_batches += 1
-                    scores = self._settle(finished)
-                    progress.advance(finished.numbered.batch.size, scores)
+                    self._num_batches += 1
+                    progress.advance(finished.numbered.batch.size, self._settle(finished))
                     session.link.wait_for_room()
-        finally:
-            closing.wall_s = time.perf_counter() - start
-            closing.scoring_s = self._scoring_ns / 1e9
-            closing.accuracy, reasons = self._parts.scorer.compute() if num_batches else ({}, {})
-            if reasons:
-                session.tell({"notes": [f"{name} could not be computed: {why}" for name, why in reasons.items()]})
-        if not num_batches:
-            raise UsageError("data: the data set is empty: it yielded no batch")
+            finally:
+                session.closing.wall_s = time.perf_counter() - start
+                session.closing.scoring_s = self._scoring_ns / 1e9
+                reasons = self._compute()
+        if not self._num_batches:
+            raise DataError("data: the data set is empty: it yielded no batch")
         if reasons:
-            listed = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-            raise StageError(f"{num_batches} batches ran, but a metric could not be computed: {listed}")
+            raise StageError(f"{self._num_batches} batches ran, but {'; '.join(reasons)}")
+
+    def _compute(self) -> list[str]:
+        """The metrics over the run, and why some could not be computed; also after a failure, for what there is."""
+        if not self._num_batches:
+            return []
+        self._session.closing.accuracy, reasons = self._parts.scorer.compute()
+        notes = [f"metric {name} could not be computed: {why}" for name, why in reasons.items()]
+        if notes:
+            self._session.tell({"notes": notes})
+        return notes
 
     def _settle(self, finished: Finished) -> Mapping[str, float]:
         """Score the batch, outside its root span, and say how it ended."""
@@ -140,36 +151,40 @@ class Evaluation:
         return scores
 
     def _explain(self, error: StageError, finished: Finished) -> StageError:
-        """For values that are not finite: run the stages again, unrecorded, to name the one they come from."""
-        stages = self._parts.stages
-        if finished.error is not None or callable(stages) or find_not_finite(finished.output) is None:
+        """For NaN in the output: run the batch again, unrecorded, to name the stage that it comes from."""
+        if finished.error is not None or find_nan(finished.output) is None:
             return error
-        value: Any = finished.numbered.batch.data
-        for name, stage in stages.items():
+        data = finished.numbered.batch.data
+        before = find_nan(data)
+        already = f" (the batch's data had {before} already)" if before else ""
+        try:
             with _unrecorded():
-                value = stage(value)
-            place = find_not_finite(value)
-            if place is not None:
-                return StageError(f"batch {finished.numbered.index}: stage {name} returned {place}; it cannot be scored")
+                for name, output in outputs(self._parts.stages, data):
+                    nan = find_nan(output)
+                    if nan is not None:
+                        where = f"batch {finished.numbered.index}: stage {name}"
+                        return StageError(f"{where} returned {nan}; it cannot be scored{already}")
+        except Exception:  # it ran once; a stage may not be able to run on the same data again
+            return error
         return error
 
     # -- the data -------------------------------------------------------------------------------------------------
 
     def _warm_up(self) -> None:
         """Run the first batches once, with spans off; a one-shot source gets them again in its only pass."""
-        wanted: int = self._cfg.eval.warmup_batches
         data = self._parts.data
-        if data.is_one_shot and self._cfg.eval.repeats > 1:
-            raise UsageError("eval.repeats: the data can be iterated once only; give a data set that starts anew")
         times_s: list[float] = []
         passing = iter(data)
-        for batch in itertools.islice(passing, wanted):
-            self._head.append(batch)
-            began = time.perf_counter()
-            (finished,) = self._executor.run(iter([Numbered(batch.index, 0, batch)]))
-            times_s.append(time.perf_counter() - began)
-            if finished.error is not None:
-                break  # the run itself will meet it, at the same batch, and say so
+        try:
+            for batch in itertools.islice(passing, self._cfg.eval.warmup_batches):
+                self._head.append(batch)
+                began = time.perf_counter()
+                (finished,) = self._executor.run(iter([Numbered(batch.index, 0, batch)]))
+                times_s.append(time.perf_counter() - began)
+                if finished.error is not None:
+                    break  # the run itself will meet it, at the same batch, and say so
+        except DataError as error:  # the same; only a source that ended by it would not raise it again
+            passing = _raising(error)
         if data.is_one_shot:
             self._rest = passing
         else:
@@ -193,6 +208,11 @@ class Evaluation:
         return min(known) * self._cfg.eval.repeats if length else None
 
 
+def _raising(error: DataError) -> Iterator[Batch]:
+    raise error
+    yield
+
+
 def _check(finished: Finished) -> None:
     """Refuse a batch that cannot be scored, naming batch, stage and cause."""
     index, error = finished.numbered.index, finished.error
@@ -200,20 +220,27 @@ def _check(finished: Finished) -> None:
         raise StageError(f"batch {index}: its size is {finished.numbered.batch.size}; a batch has at least one item")
     if error is not None:
         where = f"stage {finished.stage}" if finished.stage else "the pipeline"
-        raise StageError(f"batch {index}: {where} raised {type(error).__name__}: {error}") from error
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        raise StageError(f"batch {index}: {where} raised {type(error).__name__}: {error}{notes}") from error
 
 
-def _build(cfg: DictConfig) -> Parts:
+def _build(cfg: "DictConfig") -> Parts:
     pipeline = config.instantiate(cfg.pipeline, "pipeline")
     data = config.instantiate(cfg.data, "data")
     metrics = {str(name): config.instantiate(node, f"metrics.{name}") for name, node in cfg.metrics.items()}
     for name, metric in metrics.items():
         if not callable(getattr(metric, "update", None)) or not callable(getattr(metric, "compute", None)):
             raise UsageError(f"metrics.{name}: {type(metric).__name__} needs update(output, targets) and compute()")
-    return Parts(stages_of(pipeline), Batches(data), Scorer(metrics))
+    batches = Batches(data)
+    if batches.is_one_shot and cfg.eval.repeats > 1:
+        raise UsageError(
+            f"eval.repeats={cfg.eval.repeats}: the data, a {type(data).__name__}, can be iterated once only; "
+            "give a data set that starts anew"
+        )
+    return Parts(stages_of(pipeline), batches, Scorer(metrics))
 
 
-def _open(session: Session, cfg: DictConfig, job: Job) -> None:
+def _open(session: Session, cfg: "DictConfig", job: Job) -> None:
     plain, machine, run_id = config.plain(cfg), environment(with_torch=True), new_run_id()
     tracker = {**plain["tracker"], "group": plain["tracker"]["group"] or job.sweep}
     opening = Opening(
@@ -253,12 +280,12 @@ def _seed(seed: int) -> None:
     import torch
 
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - user code may draw from the global generator
-    torch.manual_seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
 
 
 @contextmanager
-def _unrecorded() -> Iterator[None]:
+def _unrecorded() -> Generator[None]:
     """Spans off for a moment."""
     backend = api.PROVIDER.backend
     api.use(OFF)

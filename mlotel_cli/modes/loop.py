@@ -1,7 +1,7 @@
 """`mlotel_cli.start_run`: rows for a program that owns its loop and has no OpenTelemetry SDK of its own."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -11,11 +11,13 @@ from rich.console import Console
 
 from mlotel_cli.errors import UsageError
 from mlotel_cli.hardware import environment
-from mlotel_cli.modes.display import print_results
+from mlotel_cli.modes.display import print_results, sayer
 from mlotel_cli.modes.session import Session, identify, new_run_id
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.handoff import Opening
 from mlotel_cli.telemetry.sdk import tracker_settings
+
+_TRACKER_MODES = ("auto", "online", "offline", "disabled")
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def start_run(
     entity: str | None = None,
     group: str | None = None,
     mode: str = "auto",
-) -> Iterator[Path]:
+) -> Generator[Path]:
     """Record the batches of your own loop: each `mlotel_cli.batch` inside the `with` block becomes a row.
 
         with mlotel_cli.start_run("my-loop"):
@@ -53,9 +55,12 @@ def start_run(
         The run directory.
 
     Raises:
-        UsageError: when the directory holds a run already, or the program has an OpenTelemetry provider of its own.
+        UsageError: when the directory holds a run already or cannot be made, `mode` is none of those, or the program
+            has an OpenTelemetry provider of its own.
         RecorderError: when the recorder cannot be started, or died.
     """
+    if mode not in _TRACKER_MODES:
+        raise UsageError(f"mode={mode!r}: allowed: {', '.join(_TRACKER_MODES)}")
     folder = Path(directory) if directory else Path("outputs", "loop", _now())
     if (folder / "run.json").exists():
         raise UsageError(f"directory={folder}: it holds a run already; give another one")
@@ -64,9 +69,13 @@ def start_run(
             "start_run: this program has an OpenTelemetry provider of its own; "
             "add one line instead: provider.add_span_processor(mlotel_cli.MlotelSpanProcessor())"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"directory={folder}: cannot be written: {error}") from error
+    say = sayer(Console(stderr=True))
     imports = ("polars",) if mode == "disabled" else ("polars", "wandb")
-    session = Session(folder, say=Console(stderr=True).print, imports=imports)
+    session = Session(folder, say=say, imports=imports)
     machine, run_id, given = environment(), new_run_id(), dict(config or {})
     opening = Opening(
         mode="loop",
@@ -78,17 +87,19 @@ def start_run(
         tracker=tracker_settings(project=project, entity=entity, group=group, mode=mode),
         settle_roots=True,
     )
-    with session:
-        session.open(opening, backend="otel", strict=False, flush_ms=50, synchronize=None)
-        session.tell({"environment": machine})
-        session.record()
-        started = time.perf_counter()
-        try:
-            yield folder
-        finally:
-            session.closing.wall_s = time.perf_counter() - started
-    if session.info is not None:
-        print_results(session.info, folder)
+    try:
+        with session:
+            session.open(opening, backend="otel", strict=False, flush_ms=50, synchronize=None)
+            session.tell({"environment": machine})
+            session.record()
+            started = time.perf_counter()
+            try:
+                yield folder
+            finally:
+                session.closing.wall_s = time.perf_counter() - started
+    finally:
+        if session.info is not None:
+            print_results(session.info, folder)
 
 
 def _now() -> str:

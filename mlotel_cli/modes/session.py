@@ -73,6 +73,8 @@ class Session:
         self._opened = False
         self._finish_s = 0.0
         self._previous: dict[int, Any] = {}
+        self._is_exiting = False
+        self._came_late: int | None = None
         self._link = RecorderLink(run_dir, imports=imports, say=say)
         api.install()
 
@@ -145,23 +147,28 @@ class Session:
         self._link.send(
             "settle",
             batch,
-            source_batch,
+            int(source_batch),  # these come from user code: a numpy number would not survive the pipe
             repeat,
-            size,
+            int(size),
             status,
             root.count_opened() if isinstance(root, Span) else 0,
             start_ns + offset,
             wait_ns / 1e6,
             None if source_time_ns is None else source_time_ns + offset,
-            dict(accuracy or {}),
-            [(sample.id, dict(sample.scores), sample.prediction, sample.target) for sample in samples or ()],
+            {name: float(score) for name, score in (accuracy or {}).items()},
+            [(sample.id, _floats(sample.scores), sample.prediction, sample.target) for sample in samples or ()],
             error,
         )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stop recording, tell the recorder how it ended, and wait for it to finish every sink."""
+        """Stop recording, tell the recorder how it ended, and wait for it to finish every sink.
+
+        Raises:
+            Interrupted: when a signal came meanwhile; by then everything is finished.
+        """
+        self._is_exiting = True
         api.use(OFF)
         try:
             if not self._opened:
@@ -171,6 +178,8 @@ class Session:
         finally:
             for signum, handler in self._previous.items():
                 signal.signal(signum, handler)
+        if self._came_late is not None and error is None:
+            raise Interrupted(self._came_late)
 
     def _close(self, error: BaseException | None) -> None:
         closing = self.closing
@@ -190,7 +199,15 @@ class Session:
         """First signal: end the run in order. Second: leave at once; the recorder finishes what it has."""
         signal.signal(signal.SIGINT, _leave)
         signal.signal(signal.SIGTERM, _leave)
+        if self._is_exiting:
+            self._came_late = signum
+            os.write(2, b"Finishing files and W&B; once more leaves that to the background.\n")
+            return
         raise Interrupted(signum)
+
+
+def _floats(scores: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: None if score is None else float(score) for name, score in scores.items()}
 
 
 def _leave(signum: int, _frame: FrameType | None) -> None:

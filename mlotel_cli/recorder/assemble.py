@@ -1,19 +1,22 @@
-"""From stamps to rows: collects the spans of each batch until all that were opened have ended and it is settled.
+"""From stamps to rows: adds up the spans of each batch until all that were opened have ended and it is settled.
 
-Pure bookkeeping: no clock of its own, no files. Spans come in any order, of many batches at once.
+Pure bookkeeping: no clock of its own, no files. Spans come in any order, of many batches at once. A batch that is open
+takes memory by the number of its names, not of its spans.
 """
 
-from collections import OrderedDict
+import math
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from mlotel_cli.records import BATCH_SIZE, KIND, RECORDED, SCORED, BatchRecord, Sample, SpanRecord, StageTime, Status
 
-_REMEMBERED = 10_000
-"""Finished batches whose index is remembered, to tell a late span from a new batch."""
-_OPEN_LIMIT = 100_000
+OPEN_LIMIT = 100_000
 """Unfinished batches kept at most; a program that never ends its roots must not fill the memory."""
+_BLOCK_BITS = 10
+_BLOCKS_REMEMBERED = 10_000
 
 
 @dataclass(slots=True)
@@ -46,65 +49,17 @@ class Settled:
     error: str = ""
 
 
-@dataclass(slots=True)
-class _Open:
-    spans: list[SpanRecord] = field(default_factory=list[SpanRecord])
-    recorded: list[tuple[str, float, str]] = field(default_factory=list[tuple[str, float, str]])
-    root: SpanRecord | None = None
-    settled: Settled | None = None
-    settled_at: float = 0.0
-
-    def is_complete(self) -> bool:
-        settled = self.settled
-        if settled is None:
-            return False
-        if settled.opened is None:
-            return False  # whether a child is still open is unknown: wait for `settle_s`
-        return len(self.spans) >= settled.opened
-
-
 def unpack(packed: tuple[Any, ...]) -> Stamp:
     """The inverse of `telemetry.tracer.Span.pack`; recorded values of foreign spans are taken from attributes."""
-    (
-        _,
-        trace_id,
-        span_id,
-        parent_id,
-        opened,
-        batch,
-        name,
-        kind,
-        scope,
-        thread,
-        start_ns,
-        end_ns,
-        device_ns,
-        status,
-        message,
-        attributes,
-        events,
-        links,
-        recorded,
-    ) = packed
-    attributes = attributes or {}
+    _, trace_id, span_id, parent_id, opened, batch, name, kind, scope, thread = packed[:10]
+    start_ns, end_ns, device_ns, status, message, attributes, events, links, recorded = packed[10:]
+    # Every name spelled out: unpacking with a star and keywords takes twice as long, on the recorder's hottest path.
+    # fmt: off
     span = SpanRecord(
-        trace_id,
-        span_id,
-        parent_id,
-        batch,
-        name,
-        kind,
-        scope,
-        thread,
-        start_ns,
-        end_ns,
-        device_ns,
-        status,
-        message,
-        attributes,
-        events or (),
-        links or (),
+        trace_id, span_id, parent_id, batch, name, kind, scope, thread, start_ns, end_ns, device_ns, status, message,
+        attributes or {}, events or (), links or (),
     )
+    # fmt: on
     return Stamp(span, opened, recorded or (_recorded(attributes) if attributes else []))
 
 
@@ -116,12 +71,71 @@ def _recorded(attributes: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     ]
 
 
+@dataclass(slots=True)
+class _Stage:
+    """Times of one name in one batch, in whole nanoseconds: a sum that no order of arrival changes."""
+
+    first_ns: int
+    calls: int = 0
+    host_ns: int = 0
+    device_ns: int | None = None
+    queue_ns: int | None = None
+
+    def time(self) -> StageTime:
+        return StageTime(
+            host_ms=self.host_ns / 1e6,
+            device_ms=None if self.device_ns is None else self.device_ns / 1e6,
+            queue_ms=None if self.queue_ns is None else self.queue_ns / 1e6,
+            calls=self.calls,
+        )
+
+
+@dataclass(slots=True)
+class _Open:
+    """What is known so far of a batch that has no row yet."""
+
+    first_ns: int
+    num_spans: int = 0
+    stages: dict[str, _Stage] = field(default_factory=dict[str, _Stage])
+    recorded: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
+    units: dict[str, str] = field(default_factory=dict[str, str])
+    scores: dict[str, float] = field(default_factory=dict[str, float])
+    root: SpanRecord | None = None
+    settled: Settled | None = None
+    settled_at: float = 0.0
+
+    def is_complete(self) -> bool:
+        settled = self.settled
+        # opened None: whether a child is still open is unknown, so the batch waits for `settle_s`
+        return settled is not None and settled.opened is not None and self.num_spans >= settled.opened
+
+
+class _Indexes:
+    """A set of batch indexes in little memory: a bit each, in blocks; the oldest blocks are forgotten.
+
+    So a month's spans can be told from a new batch's, for 1.5 MB, while indexes are dense; at worst, with gaps above a
+    thousand, the last 10,000 are remembered.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, int] = {}
+
+    def __contains__(self, index: int) -> bool:
+        return bool(self._blocks.get(index >> _BLOCK_BITS, 0) >> (index & ((1 << _BLOCK_BITS) - 1)) & 1)
+
+    def add(self, index: int) -> None:
+        number = index >> _BLOCK_BITS
+        if number not in self._blocks and len(self._blocks) >= _BLOCKS_REMEMBERED:
+            del self._blocks[next(iter(self._blocks))]
+        self._blocks[number] = self._blocks.get(number, 0) | 1 << (index & ((1 << _BLOCK_BITS) - 1))
+
+
 class Assembler:
     """Joins stamps and settlements by batch index; `finished` yields rows as they become complete.
 
     Attributes:
         late: spans that came after their row was written.
-        overflowed: spans whose stage name was beyond `max_names`.
+        overflowed: spans and recorded values whose name was beyond `max_names`.
     """
 
     def __init__(self, *, settle_s: float, max_names: int = 200, settle_roots: bool = False) -> None:
@@ -133,71 +147,87 @@ class Assembler:
         self._settle_s = settle_s
         self._max_names = max_names
         self._open: dict[int, _Open] = {}
-        self._finished: OrderedDict[int, None] = OrderedDict()
-        self._names: set[str] = set()
-        self._waiting: set[int] = set()
+        self._finished = _Indexes()
+        self._stage_names: set[str] = set()
+        self._value_names: set[str] = set()
+        self._complete: deque[int] = deque()
+        self._waiting: deque[tuple[float, int]] = deque()
         self.late = 0
         self.overflowed = 0
 
     def add(self, stamp: Stamp, *, now: float) -> None:
         """Take an ended span; spans outside any batch are nobody's row."""
-        index = stamp.span.batch
+        span = stamp.span
+        index = span.batch
         if index is None:
             return
-        if index in self._finished:
+        entry = self._entry(index, span.start_ns)
+        if entry is None:
             self.late += 1
             return
-        entry = self._open.get(index)
-        if entry is None:
-            entry = self._open[index] = _Open()
-        entry.spans.append(stamp.span)
-        if stamp.recorded:
-            entry.recorded.extend(stamp.recorded)
+        entry.num_spans += 1
         if stamp.opened is not None:
-            entry.root = stamp.span
-            if self._settle_roots:
-                self.settle(_settled_by_root(stamp.span, stamp.opened), now=now)
-        if entry.settled is not None:
-            self._waiting.add(index)
+            entry.root = span
+        elif span.kind == "INTERNAL":  # other kinds (a client's request, say) are no stages
+            self._add_stage(entry, span)
+        if stamp.recorded:
+            self._add_recorded(entry, stamp.recorded)
+        if self._settle_roots and span.attributes:
+            _add_scores(entry, span.attributes)
+        if self._settle_roots and stamp.opened is not None:
+            self.settle(_settled_by_root(span, stamp.opened), now=now)
+        elif entry.is_complete():
+            self._complete.append(index)
 
     def settle(self, settled: Settled, *, now: float) -> None:
         """The mode is done with the batch; `now` is the recorder's clock in seconds."""
-        if settled.batch in self._finished:
+        index = settled.batch
+        entry = self._entry(index, settled.start_ns)
+        if entry is None:
             return
-        entry = self._open.setdefault(settled.batch, _Open())
         entry.settled, entry.settled_at = settled, now
-        self._waiting.add(settled.batch)
+        if entry.is_complete():
+            self._complete.append(index)
+        else:
+            self._waiting.append((now, index))
 
     def finished(self, *, now: float, closing: bool = False) -> Iterator[BatchRecord]:
-        """Rows that are complete, or that waited long enough, in the order in which they were settled.
+        """Rows that are complete, in the order in which they became so; then those that waited long enough.
 
-        With `closing`, everything that is left: unsettled batches become `incomplete`.
+        With `closing`, everything that is left, by index: unsettled batches become `incomplete`.
         """
-        for index in sorted(self._open if closing else self._waiting):
-            entry = self._open[index]
-            settled = entry.settled
-            complete = entry.is_complete()
-            if not complete and not closing and (settled is None or now - entry.settled_at < self._settle_s):
-                continue
-            yield self._finish(index, entry)
-        if not closing and len(self._open) > _OPEN_LIMIT:
-            oldest = min(self._open)
-            yield self._finish(oldest, self._open[oldest])
+        while self._complete:
+            yield from self._finish(self._complete.popleft())
+        while self._waiting and self._is_over(*self._waiting[0], now=now):
+            yield from self._finish(self._waiting.popleft()[1])
+        left = sorted(self._open) if closing else list(islice(self._open, max(0, len(self._open) - OPEN_LIMIT)))
+        for index in left:
+            yield from self._finish(index)
 
-    def _finish(self, index: int, entry: _Open) -> BatchRecord:
-        del self._open[index]
-        self._waiting.discard(index)
-        self._finished[index] = None
-        if len(self._finished) > _REMEMBERED:
-            self._finished.popitem(last=False)
-        return self._row(index, entry)
+    def _entry(self, index: int, start_ns: int) -> _Open | None:
+        """The batch's entry, a new one if need be; None when its row is written."""
+        entry = self._open.get(index)
+        if entry is None:
+            if index in self._finished:
+                return None
+            entry = self._open[index] = _Open(start_ns)
+        elif start_ns < entry.first_ns:
+            entry.first_ns = start_ns
+        return entry
+
+    def _is_over(self, since: float, index: int, *, now: float) -> bool:
+        entry = self._open.get(index)
+        return entry is None or entry.settled_at != since or now - since >= self._settle_s
+
+    def _finish(self, index: int) -> Iterator[BatchRecord]:
+        entry = self._open.pop(index, None)
+        if entry is not None:
+            self._finished.add(index)
+            yield self._row(index, entry)
 
     def _row(self, index: int, entry: _Open) -> BatchRecord:
-        root, settled = entry.root, entry.settled
-        missing = max(0, (settled.opened or 0) - len(entry.spans)) if settled else 0
-        if settled is None:
-            start = root.start_ns if root else min(span.start_ns for span in entry.spans)
-            settled = Settled(index, index, 0, 0, "incomplete", None, start)
+        root, settled = entry.root, entry.settled or _unsettled(index, entry)
+        missing = max(0, (settled.opened or 0) - entry.num_spans)
         never_ended = missing > 0 or (root is None and settled.opened != 0)
         record = BatchRecord(
             batch=index,
@@ -207,7 +237,10 @@ class Assembler:
             size=settled.size,
             status="incomplete" if never_ended and settled.status in ("scored", "done") else settled.status,
             source_wait_ms=settled.source_wait_ms,
-            accuracy=settled.accuracy,
+            stages={name: stage.time() for name, stage in sorted(entry.stages.items(), key=_by_first)},
+            accuracy=settled.accuracy or entry.scores,
+            data={name: total / count for name, (total, count) in entry.recorded.items()},
+            units=entry.units,
             samples=settled.samples,
             error=settled.error or (f"{missing} opened spans never ended" if missing else ""),
             spans_missing=missing,
@@ -215,40 +248,59 @@ class Assembler:
         if root is not None:
             started = root.start_ns if settled.source_time_ns is None else settled.source_time_ns
             record.latency_ms = (root.end_ns - started) / 1e6
-        self._add_stages(record, entry)
-        record.data, record.units = _mean_recorded(entry.recorded)
-        if self._settle_roots:
-            record.accuracy = _scores(entry.spans)
-            if record.accuracy and record.status == "done":
-                record.status = "scored"
+        if entry.scores and record.status == "done":
+            record.status = "scored"
         return record
 
-    def _add_stages(self, record: BatchRecord, entry: _Open) -> None:
-        """Sum the internal spans by name; other kinds (a client's request, say) are no stages."""
-        stages = record.stages
-        for span in sorted(entry.spans, key=lambda span: span.start_ns):
-            if span is entry.root or span.kind != "INTERNAL":
+    def _add_stage(self, entry: _Open, span: SpanRecord) -> None:
+        kind = span.attributes.get(KIND) if span.attributes else None
+        if kind is not None and kind != "queue":
+            return
+        name = span.name.removeprefix("queue ") if kind else span.name
+        stage = entry.stages.get(name)
+        if stage is None:
+            if not self._has_room(self._stage_names, name):
+                return
+            stage = entry.stages[name] = _Stage(span.start_ns)
+        elif span.start_ns < stage.first_ns:
+            stage.first_ns = span.start_ns
+        duration_ns = span.end_ns - span.start_ns
+        if kind:
+            stage.queue_ns = (stage.queue_ns or 0) + duration_ns
+            return
+        stage.calls += 1
+        stage.host_ns += duration_ns
+        if span.device_ns is not None:
+            stage.device_ns = (stage.device_ns or 0) + span.device_ns
+
+    def _add_recorded(self, entry: _Open, recorded: list[tuple[str, float, str]]) -> None:
+        for name, value, unit in recorded:
+            if not self._has_room(self._value_names, name):
                 continue
-            kind = span.attributes.get(KIND) if span.attributes else None
-            if kind is not None and kind != "queue":
-                continue
-            name = span.name.removeprefix("queue ") if kind == "queue" else span.name
-            if name not in self._names:
-                if len(self._names) >= self._max_names:
-                    self.overflowed += 1
-                    continue
-                self._names.add(name)
-            time = stages.get(name)
-            if time is None:
-                time = stages[name] = StageTime()
-            duration_ms = (span.end_ns - span.start_ns) / 1e6
-            if kind == "queue":
-                time.queue_ms = (time.queue_ms or 0.0) + duration_ms
-                continue
-            time.host_ms += duration_ms
-            time.calls += 1
-            if span.device_ns is not None:
-                time.device_ms = (time.device_ms or 0.0) + span.device_ns / 1e6
+            total, count = entry.recorded.get(name, (0.0, 0))
+            entry.recorded[name] = (total + value, count + 1)
+            if unit:
+                entry.units[name] = unit
+
+    def _has_room(self, names: set[str], name: str) -> bool:
+        """Names are columns, and keys in W&B: a program that makes them up must not make a million."""
+        if name not in names:
+            if len(names) >= self._max_names:
+                self.overflowed += 1
+                return False
+            names.add(name)
+        return True
+
+
+def _by_first(item: tuple[str, _Stage]) -> int:
+    return item[1].first_ns
+
+
+def _unsettled(index: int, entry: _Open) -> Settled:
+    """What can be said of a batch that the mode never spoke of."""
+    if entry.root is None:
+        return Settled(index, index, 0, 0, "incomplete", None, entry.first_ns)
+    return replace(_settled_by_root(entry.root, -1), status="incomplete")
 
 
 def _settled_by_root(root: SpanRecord, opened: int) -> Settled:
@@ -259,7 +311,7 @@ def _settled_by_root(root: SpanRecord, opened: int) -> Settled:
         batch=index,
         source_batch=index,
         repeat=0,
-        size=int(size) if isinstance(size, int | float) else 1,
+        size=int(size) if isinstance(size, int | float) and math.isfinite(size) else 1,
         status="failed" if failed else "done",
         opened=None if opened < 0 else opened,
         start_ns=root.start_ns,
@@ -267,21 +319,8 @@ def _settled_by_root(root: SpanRecord, opened: int) -> Settled:
     )
 
 
-def _scores(spans: list[SpanRecord]) -> dict[str, float]:
+def _add_scores(entry: _Open, attributes: Mapping[str, Any]) -> None:
     """Values of `score()`; scored twice, the later span wins."""
-    return {
-        key.removeprefix(SCORED): float(value)
-        for span in spans
-        for key, value in (span.attributes or {}).items()
-        if key.startswith(SCORED) and isinstance(value, int | float)
-    }
-
-
-def _mean_recorded(recorded: list[tuple[str, float, str]]) -> tuple[dict[str, float], dict[str, str]]:
-    values: dict[str, list[float]] = {}
-    units: dict[str, str] = {}
-    for name, value, unit in recorded:
-        values.setdefault(name, []).append(value)
-        if unit:
-            units[name] = unit
-    return {name: sum(given) / len(given) for name, given in values.items()}, units
+    for key, value in attributes.items():
+        if key.startswith(SCORED) and isinstance(value, int | float):
+            entry.scores[key.removeprefix(SCORED)] = float(value)

@@ -5,14 +5,21 @@ that finds both, in the moment between rename and removal, knows which ones to l
 has an explicit type, because a column of nulls in one part must join a column of floats in another.
 """
 
+import contextlib
 import json
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from mlotel_cli.analysis.runs import read_table
+from mlotel_cli.analysis.runs import current_parts, scan_parts
+from mlotel_cli.errors import RecorderError
 from mlotel_cli.records import BatchRecord, SpanRecord
+
+logger = logging.getLogger("mlotel.recorder")
+
+Row = TypeVar("Row")
 
 BATCH_TYPES = {
     "batch": "Int64",
@@ -42,60 +49,104 @@ SPAN_TYPES = {
     "events": "String",
     "links": "String",
 }
+_PLAIN_SPAN_FIELDS = (
+    "batch",
+    "name",
+    "kind",
+    "scope",
+    "thread",
+    "start_ns",
+    "end_ns",
+    "device_ns",
+    "status",
+    "status_message",
+)
 SAMPLE_TYPES = {"batch": "Int64", "id": "String", "prediction": "String", "target": "String"}
 
 
-class TableWriter:
-    """Collects rows and writes them as parts of one table. Runs on the recorder's main thread."""
+class TableWriter(Generic[Row]):
+    """Collects rows and writes them as parts of one table. Runs on the recorder's main thread.
 
-    def __init__(self, folder: Path, types: Mapping[str, str]) -> None:
-        """Write to `folder`; columns that `types` does not name are Float64, those ending in .calls Int64."""
+    Attributes:
+        note: why the parts could not be merged; empty when they were.
+    """
+
+    def __init__(
+        self, folder: Path, types: Mapping[str, str], columns: Callable[[Sequence[Row]], dict[str, list[Any]]]
+    ) -> None:
+        """Write to `folder` what `columns` makes of rows.
+
+        A column that `types` does not name is Float64; where its name ends in .calls and it holds integers, Int64.
+        """
         self._folder = folder
         self._types = types
-        self._rows: list[Mapping[str, Any]] = []
+        self._columns = columns
+        self._rows: list[Row] = []
         self._parts = 0
-        self.rows_written = 0
+        self.note = ""
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         """Keep a row for the next part."""
         self._rows.append(row)
 
     def flush(self) -> None:
-        """Write the rows kept so far as one part; nothing when there are none."""
+        """Write the rows kept so far as one part; nothing when there are none.
+
+        Raises:
+            RecorderError: when the part cannot be written; what was written before stays readable.
+        """
         if not self._rows:
             return
-        import polars as pl
-
-        columns: dict[str, list[Any]] = {}
-        names = dict.fromkeys([*self._types, *(name for row in self._rows for name in row)])
-        for name in names:
-            columns[name] = [row.get(name) for row in self._rows]
-        frame = pl.DataFrame(columns, schema={name: self._type(name) for name in names}, strict=True)
+        columns = self._columns(self._rows)
+        names = dict.fromkeys((*self._types, *columns))
+        nothing: list[Any] = [None] * len(self._rows)
+        frame = _frame(
+            {name: columns.get(name, nothing) for name in names},
+            {name: self._type(name, columns.get(name, nothing)) for name in names},
+        )
+        try:
+            self._write(frame.write_parquet, f"part-{self._parts + 1:06d}.parquet")
+        except _write_errors() as error:
+            raise RecorderError(f"{self._folder} cannot be written: {error}") from error
         self._parts += 1
-        self._write(frame, f"part-{self._parts:06d}.parquet")
-        self.rows_written += len(self._rows)
         self._rows = []
 
     def merge(self) -> None:
-        """Flush, and make one file of all parts, with the union of their columns."""
+        """Flush, and make one file of all parts, with the union of their columns.
+
+        Streams, so that a table may be larger than the memory. Parts that cannot be merged (a disk too full to hold
+        both) stay as they are, just as readable; `note` says why.
+        """
         self.flush()
-        if self._parts < 2:
+        parts = current_parts(self._folder)
+        if len(parts) < 2:
             return
-        parts = sorted(self._folder.glob("part-*.parquet"))
-        self._write(read_table(self._folder), f"part-{1:06d}-{self._parts:06d}.parquet")
-        for part in parts:
-            part.unlink()
+        merged = f"part-{1:06d}-{self._parts:06d}.parquet"
+        try:
+            self._write(scan_parts(parts).sink_parquet, merged)
+        except _write_errors() as error:
+            self.note = f"{self._folder.name}: its {len(parts)} parts were not merged: {error}"
+            return
+        for part in self._folder.glob("part-*.parquet"):
+            if part.name != merged:
+                part.unlink(missing_ok=True)
 
-    def _type(self, name: str) -> Any:
-        import polars as pl
+    def _type(self, name: str, values: list[Any]) -> str:
+        if name in self._types:
+            return self._types[name]
+        is_count = name.endswith(".calls") and all(value is None or type(value) is int for value in values)
+        return "Int64" if is_count else "Float64"
 
-        return getattr(pl, self._types.get(name, "Int64" if name.endswith(".calls") else "Float64"))
-
-    def _write(self, frame: Any, name: str) -> None:
+    def _write(self, write: Callable[[Path], object], name: str) -> None:
+        """Write beside it, and rename: a reader sees the whole part or none."""
         self._folder.mkdir(exist_ok=True)
         unfinished = self._folder / f".{name}.tmp"
-        frame.write_parquet(unfinished)
-        os.replace(unfinished, self._folder / name)
+        try:
+            write(unfinished)
+            os.replace(unfinished, self._folder / name)
+        finally:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
 
 
 class ParquetSink:
@@ -103,18 +154,21 @@ class ParquetSink:
 
     def __init__(self, run_dir: Path) -> None:
         """Write below `run_dir`."""
-        self._batches = TableWriter(run_dir / "batches.parquet", BATCH_TYPES)
-        self._spans = TableWriter(run_dir / "spans.parquet", SPAN_TYPES)
-        self._samples = TableWriter(run_dir / "samples.parquet", SAMPLE_TYPES)
+        self._batches = TableWriter[Mapping[str, Any]](run_dir / "batches.parquet", BATCH_TYPES, join_rows)
+        self._spans = TableWriter[SpanRecord](run_dir / "spans.parquet", SPAN_TYPES, span_columns)
+        self._samples = TableWriter[Mapping[str, Any]](run_dir / "samples.parquet", SAMPLE_TYPES, join_rows)
+        self.write_span = self._spans.add
+        """Keep a span, whether it belongs to a row or not."""
 
     @property
-    def tables(self) -> Sequence[TableWriter]:
+    def tables(self) -> Sequence[TableWriter[Any]]:
         """All tables."""
         return (self._batches, self._spans, self._samples)
 
-    def write_span(self, span: SpanRecord) -> None:
-        """Keep a span, whether it belongs to a row or not."""
-        self._spans.add(span_row(span))
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know about the files."""
+        return [table.note for table in self.tables if table.note]
 
     def write(self, record: BatchRecord) -> None:
         """Keep a row and its samples."""
@@ -125,14 +179,29 @@ class ParquetSink:
             self._samples.add({**identity, "target": sample.target, **scores})
 
     def flush(self) -> None:
-        """Make everything kept so far readable."""
+        """Make everything kept so far readable.
+
+        Raises:
+            RecorderError: when a part cannot be written.
+        """
         for table in self.tables:
             table.flush()
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Flush and merge every table."""
+        """Flush and merge every table.
+
+        Raises:
+            RecorderError: when a part cannot be written.
+        """
+        self.flush()
         for table in self.tables:
             table.merge()
+
+
+def join_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Columns of rows that need not have the same keys, in order of first appearance."""
+    names = dict.fromkeys(name for keys in dict.fromkeys(tuple(row) for row in rows) for name in keys)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def batch_row(record: BatchRecord) -> dict[str, Any]:
@@ -162,30 +231,21 @@ def batch_row(record: BatchRecord) -> dict[str, Any]:
     return row
 
 
-def span_row(span: SpanRecord) -> dict[str, Any]:
-    """A SpanRecord as one flat row; ids in OpenTelemetry's hexadecimal form, the rest of it as JSON text."""
+def span_columns(spans: Sequence[SpanRecord]) -> dict[str, list[Any]]:
+    """Spans as columns; ids in OpenTelemetry's hexadecimal form, what is nested as JSON text."""
     return {
-        "trace_id": f"{span.trace_id:032x}",
-        "span_id": f"{span.span_id:016x}",
-        "parent_id": f"{span.parent_id:016x}" if span.parent_id else None,
-        "batch": span.batch,
-        "name": span.name,
-        "kind": span.kind,
-        "scope": span.scope,
-        "thread": span.thread,
-        "start_ns": span.start_ns,
-        "end_ns": span.end_ns,
-        "device_ns": span.device_ns,
-        "status": span.status,
-        "status_message": span.status_message,
-        "attributes": _json(span.attributes) if span.attributes else None,
-        "events": _json(_named(span.events, ("time_ns", "name", "attributes"))) if span.events else None,
-        "links": _json([_link(*link) for link in span.links]) if span.links else None,
+        "trace_id": [f"{span.trace_id:032x}" for span in spans],
+        "span_id": [f"{span.span_id:016x}" for span in spans],
+        "parent_id": [f"{span.parent_id:016x}" if span.parent_id else None for span in spans],
+        **{name: [getattr(span, name) for span in spans] for name in _PLAIN_SPAN_FIELDS},
+        "attributes": [_json(span.attributes) if span.attributes else None for span in spans],
+        "events": [_json(_named(span.events)) if span.events else None for span in spans],
+        "links": [_json([_link(*link) for link in span.links]) if span.links else None for span in spans],
     }
 
 
-def _named(items: Iterable[Sequence[Any]], names: Sequence[str]) -> list[dict[str, Any]]:
-    return [dict(zip(names, item, strict=True)) for item in items]
+def _named(events: Sequence[tuple[int, str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    return [{"time_ns": time_ns, "name": name, "attributes": attributes} for time_ns, name, attributes in events]
 
 
 def _link(trace_id: int, span_id: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,3 +254,31 @@ def _link(trace_id: int, span_id: int, attributes: Mapping[str, Any]) -> dict[st
 
 def _json(value: Any) -> str:
     return json.dumps(value, default=lambda other: other.hex() if isinstance(other, bytes) else str(other))
+
+
+def _frame(columns: Mapping[str, list[Any]], types: Mapping[str, str]) -> Any:
+    """A frame with exactly these types. What does not fit them becomes null, and is said: it must not end the run."""
+    import polars as pl
+
+    schema = {name: getattr(pl, kind) for name, kind in types.items()}
+    try:
+        return pl.DataFrame(columns, schema=schema, strict=True)
+    except (TypeError, ValueError, OverflowError) as error:
+        logger.warning("A value does not fit its column and is left out: %s", error)
+        fitting = {name: [_fit(value, types[name]) for value in values] for name, values in columns.items()}
+        return pl.DataFrame(fitting, schema=schema, strict=True)
+
+
+def _fit(value: Any, kind: str) -> Any:
+    if kind == "String" and isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()  # a file name, say, that is no valid text
+    if kind == "Int64" and isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+        return value
+    return float(value) if kind == "Float64" and isinstance(value, int | float) else None
+
+
+def _write_errors() -> tuple[type[Exception], ...]:
+    """What a full or vanished disk raises: polars wraps some of it."""
+    import polars as pl
+
+    return (OSError, pl.exceptions.PolarsError)

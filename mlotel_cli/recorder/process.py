@@ -5,12 +5,12 @@ of a terminal or a service manager are ignored here, because the workload decide
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import marshal
 import os
 import select
-import signal
 import struct
 import sys
 import threading
@@ -20,7 +20,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlotel_cli.analysis.runs import read_table
 from mlotel_cli.analysis.summary import summarise
+from mlotel_cli.errors import MlotelError, RecorderError
 from mlotel_cli.recorder.assemble import Assembler, Settled, unpack
 from mlotel_cli.recorder.parquet import ParquetSink
 from mlotel_cli.recorder.wandb import TrackerSettings, create_tracker
@@ -45,10 +47,12 @@ class Recorder:
         )
         self._parquet = ParquetSink(run_dir)
         self._tracker = create_tracker(_tracker_settings(opening, run_dir), say=answers.say)
+        self._settle_roots: bool = opening["settle_roots"]
         self._flushed_at = time.monotonic()
         self._spans = 0
+        self._lost: int | None = None
+        self._refused = 0
         self._closing: dict[str, Any] | None = None
-        self._emitted: int | None = None
         self._info: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "mode": opening["mode"],
@@ -75,22 +79,31 @@ class Recorder:
         return self._closing is not None
 
     def take(self, items: list[tuple[Any, ...]]) -> None:
-        """Handle one frame."""
+        """Handle one frame. What makes no sense is counted, and costs nothing but itself."""
         now = time.monotonic()
         for item in items:
-            kind = item[0]
-            if kind == "span":
-                stamp = unpack(item)
-                self._spans += 1
-                self._parquet.write_span(stamp.span)
-                self._assembler.add(stamp, now=now)
-            elif kind == "settle":
-                self._assembler.settle(_settled(item), now=now)
-            elif kind == "info":
-                self._take_info(json.loads(item[1]))
-            elif kind == "close":
-                self._closing, self._emitted = json.loads(item[1]), item[2]
+            try:
+                self._take_one(item, now=now)
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                self._refused += 1
+                if self._refused == 1:
+                    print(f"refused {item!r}: {error!r}", file=sys.stderr, flush=True)  # noqa: T201 - recorder.log
         self._write_rows(self._assembler.finished(now=now))
+
+    def _take_one(self, item: tuple[Any, ...], *, now: float) -> None:
+        kind = item[0]
+        if kind == "span":
+            self._spans += 1
+            stamp = unpack(item)
+            self._parquet.write_span(stamp.span)
+            self._assembler.add(stamp, now=now)
+        elif kind == "settle":
+            self._assembler.settle(_settled(item), now=now)
+        elif kind == "info":
+            self._take_info(json.loads(item[1]))
+        elif kind == "close":
+            self._closing = json.loads(item[1])
+            self._lost = item[2] - self._spans  # here and not at the end: spans may end after the run
 
     def tick(self) -> None:
         """Called a few times a second: rows that waited long enough, and a Parquet part when one is due."""
@@ -105,15 +118,17 @@ class Recorder:
         closing = self._closing or {"status": "interrupted", "error": "the workload ended without a word"}
         self._write_rows(self._assembler.finished(now=time.monotonic(), closing=True))
         self._parquet.close({})
-        summary = summarise(self._read_batches(), closing)
+        self._info["notes"] += self._parquet.notes
+        summary = summarise(self._read_batches(), closing, mean_scores=self._settle_roots)
         cost_us = summary["telemetry"].pop("span_cost_us", None)
         rows = sum(summary["batches"].values())
         summary["telemetry"].update(
             hot_path_us_per_batch=cost_us * self._spans / rows if cost_us is not None and rows else None,
             spans_recorded=self._spans,
-            spans_lost=None if self._emitted is None else self._emitted - self._spans,
+            spans_lost=self._lost,
             spans_late=self._assembler.late,
             spans_unnamed=self._assembler.overflowed,
+            items_refused=self._refused,
         )
         self._info.update(ended_ns=time.time_ns(), error=closing.get("error") or None, summary=summary)
         self._write_info()  # a kill while W&B finishes must not cost the summary
@@ -121,6 +136,15 @@ class Recorder:
         self._info.update(status=closing["status"], wandb=self._tracker.describe())
         self._write_info()
         return self._info
+
+    def fail(self, reason: str) -> None:
+        """End a run that cannot be recorded any further; what still can be written is."""
+        with contextlib.suppress(RecorderError):
+            self._write_rows(self._assembler.finished(now=time.monotonic(), closing=True))
+            self._parquet.flush()
+        self._tracker.close({}, exit_code=1)
+        self._info.update(status="failed", error=reason, ended_ns=time.time_ns())
+        self._write_info()
 
     def _write_rows(self, records: Iterator[BatchRecord]) -> None:
         for record in records:
@@ -133,15 +157,18 @@ class Recorder:
         self._write_info()
 
     def _read_batches(self) -> Any:
-        from mlotel_cli.analysis.runs import read_table
-
         return read_table(self._run_dir / "batches.parquet")
 
     def _write_info(self) -> None:
         self._info["wandb"] = self._tracker.describe()
         unfinished = self._run_dir / ".run.json.tmp"
-        unfinished.write_text(json.dumps(self._info, indent=2, default=str))
-        os.replace(unfinished, self._run_dir / "run.json")
+        try:
+            unfinished.write_text(json.dumps(self._info, indent=2, default=str))
+            os.replace(unfinished, self._run_dir / "run.json")
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise RecorderError(f"{self._run_dir / 'run.json'} cannot be written: {error}") from error
 
 
 class Answers:
@@ -154,7 +181,8 @@ class Answers:
 
     def say(self, text: str) -> None:
         """One line for the user, also kept in recorder.log."""
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 - stderr is recorder.log
+        with contextlib.suppress(OSError):  # a full disk must not silence the other way
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - stderr is recorder.log
         self._send({"say": text})
 
     def result(self, info: Mapping[str, Any]) -> None:
@@ -178,7 +206,13 @@ def _settled(item: tuple[Any, ...]) -> Settled:
 
 
 def read_frames(read_fd: int, *, tick_s: float) -> Iterator[list[tuple[Any, ...]] | None]:
-    """Yield frames as they come, and None about every `tick_s` without one; ends when the pipe closes."""
+    """Yield frames as they come, and None about every `tick_s` without one; ends when the pipe closes.
+
+    Half a frame at the end is what a killed workload leaves; it is left out.
+
+    Raises:
+        RecorderError: for bytes that are no frame.
+    """
     buffer = bytearray()
     while True:
         readable, _, _ = select.select([read_fd], [], [], tick_s)
@@ -193,21 +227,29 @@ def read_frames(read_fd: int, *, tick_s: float) -> Iterator[list[tuple[Any, ...]
             (length,) = struct.unpack_from("<I", buffer)
             if len(buffer) < 4 + length:
                 break
-            frame = marshal.loads(bytes(buffer[4 : 4 + length]))
+            try:
+                frame = marshal.loads(buffer[4 : 4 + length])
+            except (EOFError, TypeError, ValueError) as error:
+                raise RecorderError(f"the workload sent what cannot be read: {error}") from error
             del buffer[: 4 + length]
             yield frame
 
 
 def main() -> None:
     """Run one recorder; the arguments are READ_FD WRITE_FD RUN_DIR [MODULE ...], modules being imported at once."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
     read_fd, write_fd, run_dir = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    answers = Answers(write_fd)
+    for module in sys.argv[4:]:
+        importlib.import_module(module)
+    # Hundreds of thousands of spans live for a second and none is part of a cycle: looking for cycles took a third.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+    sys.exit(0 if record(read_fd, run_dir, Answers(write_fd)) else 1)
+
+
+def record(read_fd: int, run_dir: Path, answers: Answers) -> bool:
+    """Record one run until its pipe closes; False when that failed, which then has been said."""
+    recorder: Recorder | None = None
     try:
-        for module in sys.argv[4:]:
-            importlib.import_module(module)
-        recorder: Recorder | None = None
         for frame in read_frames(read_fd, tick_s=0.2):
             if recorder is None:
                 if frame is None:
@@ -216,10 +258,19 @@ def main() -> None:
                 frame = frame[1:]
             if frame:
                 recorder.take(frame)
+            elif recorder.is_closing:
+                break  # somebody else, such as a process that the workload forked, holds the pipe open
             recorder.tick()
         if recorder is not None:
             os.close(read_fd)
             answers.result(recorder.close())
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    except Exception as error:
+        if not isinstance(error, MlotelError):
+            traceback.print_exc()
+        reason = str(error) if isinstance(error, MlotelError) else f"{type(error).__name__}: {error}"
+        answers.say(f"The recorder gives up: {reason}")
+        if recorder is not None:
+            with contextlib.suppress(Exception):  # it has been said; the disk may be full
+                recorder.fail(reason)
+        return False
+    return True

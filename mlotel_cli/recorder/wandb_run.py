@@ -219,7 +219,7 @@ def _choose_mode(settings: TrackerSettings) -> tuple[Mode, str, str]:
     host = wandb.setup(_library_settings(settings)).settings.base_url
     reason = _missing_credentials(host)
     if reason and mode == "online":
-        reason = f"{reason}, although tracker.mode is online (`wandb login` stores one)"
+        reason = f"{reason}, although online was asked for (`wandb login` stores a key)"
     return ("offline" if reason else "online"), host, reason
 
 

@@ -67,12 +67,20 @@ class Desk:
         self.said: list[str] = []
         self.opened = threading.Event()
         self.opened.set()
-        self.sink = WandbSink(settings(**changes), say=self.said.append, open_run=self.open)
+        self.now = 0.0
+        self.sink = WandbSink(settings(**changes), say=self.said.append, open_run=self.open, clock=lambda: self.now)
 
     def open(self, settings: TrackerSettings, *, config: Mapping[str, Any], say: Callable[[str], None]) -> FakeRun:
         self.opened.wait()
         self.run.config.update(config)
         return self.run
+
+    def wait_until_taken(self) -> None:
+        """Return when the thread has handled all that was written: the second mark is seen one step later."""
+        for mark in ("first", "second"):
+            self.run.config.pop(mark, None)
+            self.sink.update_config({mark: True})
+            wait_for(lambda mark=mark: mark in self.run.config)
 
 
 def settings(mode: str = "offline", **changes: Any) -> TrackerSettings:
@@ -85,6 +93,14 @@ def record(batch: int, *, scores: tuple[float, ...] = ()) -> BatchRecord:
     return BatchRecord(
         batch=batch, source_batch=batch, repeat=0, start_ns=0, size=1, status="scored", samples=samples, latency_ms=1.0
     )
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Return once `condition` holds."""
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.002)
 
 
 def batches(run: FakeRun) -> list[float]:
@@ -136,6 +152,21 @@ def test_config_that_comes_during_the_run_reaches_it_without_a_row() -> None:
     desk.sink.update_config({"late": 2})
     desk.sink.close({})
     assert desk.run.config == {"late": 2}
+
+
+def test_closing_logs_everything_that_waits_first() -> None:
+    desk = Desk(FakeRun())
+    desk.run.gate.clear()
+    desk.sink.start()
+    for index in range(2000):
+        desk.sink.write(record(index))
+    closing = threading.Thread(target=desk.sink.close, args=({},))
+    closing.start()
+    closing.join(0.05)
+    desk.run.gate.set()
+    closing.join(5)
+    assert batches(desk.run) == list(range(2000))
+    assert desk.run.finished is not None
 
 
 def test_a_full_queue_blocks_the_writer_and_loses_nothing() -> None:
@@ -235,6 +266,23 @@ def test_online_and_too_fast_rows_are_merged_and_it_is_said() -> None:
     assert desk.run.finished is not None
     assert desk.run.finished[0] == {"a": 1, "batches_merged": described["rows_merged"]}
     assert desk.said == ["W&B: more than 10 batches a minute; from here on a row is the mean of several batches"]
+
+
+def test_a_window_is_logged_when_its_time_has_come_and_merging_is_said_once() -> None:
+    desk = Desk(FakeRun(mode="online"), mode="online", rows_per_minute=60)
+    desk.sink.start()
+    for index in range(60):
+        desk.sink.write(record(index))
+    wait_for(lambda: len(desk.run.rows) == 60)
+    for last in (62, 65):
+        for index in range(last - 2, last + 1):
+            desk.sink.write(record(index))
+        desk.wait_until_taken()
+        desk.now += 1.0
+        wait_for(lambda: desk.run.rows[-1]["batch"] == last)  # noqa: B023 - called in this turn of the loop
+    desk.sink.close({})
+    assert desk.run.rows[60:] == [{"batch": last, "latency/batch_ms": 1.0, "batches_merged": 3} for last in (62, 65)]
+    assert len(desk.said) == 1
 
 
 def test_offline_rows_are_never_merged() -> None:

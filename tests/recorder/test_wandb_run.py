@@ -123,10 +123,12 @@ def cores(parent: int) -> list[int]:
 def online(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", url)
-    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.1")
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "1")  # wandb-core takes whole seconds
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_RETRY_WAIT_MIN_SECONDS", "1")
 
 
-def test_offline_the_file_holds_everything(tmp_path: Path) -> None:
+def test_offline_the_file_holds_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SERVICE", "3-1-unix-/the/workload's/own")
     said: list[str] = []
     sink = tracker(tmp_path, said=said, mode="offline")
     sink.update_config({"seed": 1, "pipeline": {"time_scale": 0.5}})
@@ -158,6 +160,7 @@ def test_offline_the_file_holds_everything(tmp_path: Path) -> None:
     run = file.run
     assert (run.project, run.display_name, run.run_group, run.job_type) == ("cars", "first", "sweep", "eval")
     assert (list(run.tags), run.notes) == (["a", "b"], "why")
+    assert not run.HasField("git")
 
     described = sink.describe()
     assert (described["mode"], described["url"], described["id"]) == ("offline", None, run.run_id)
@@ -239,6 +242,48 @@ def test_without_a_willing_server_the_run_is_offline_within_ten_seconds(
         assert "user is not logged in" in line
 
 
+@pytest.mark.parametrize(
+    ("mode", "environment", "why"),
+    [
+        (
+            "online",
+            {},
+            "no API key for https://a.example, although online was asked for (`wandb login` stores a key); ",
+        ),
+        ("auto", {"WANDB_API_KEY": "short"}, "no usable API key for https://a.example (WANDB_API_KEY invalid: "),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "recording offline. Upload later with: wandb sync "),
+    ],
+    ids=["no key", "malformed key", "WANDB_MODE"],
+)
+def test_why_a_run_is_offline_is_said(
+    mode: str, environment: dict[str, str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    for name, value in ({"WANDB_BASE_URL": "https://a.example"} | environment).items():
+        monkeypatch.setenv(name, value)
+    sink = tracker(tmp_path, said=said, mode=mode)
+    sink.start()
+    sink.close(SUMMARY)
+    assert (sink.describe()["mode"], sink.describe()["error"]) == ("offline", None)
+    (line,) = said
+    assert line.startswith(f"W&B: {why}")
+
+
+def test_a_key_in_the_netrc_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with WandbBackend() as backend:
+        netrc = tmp_path / "netrc"
+        netrc.write_text(f"machine {backend.url.removeprefix('http://')} login user password {KEY}\n")
+        netrc.chmod(0o600)
+        monkeypatch.setenv("NETRC", str(netrc))
+        monkeypatch.setenv("WANDB_BASE_URL", backend.url)
+        sink = tracker(tmp_path)
+        sink.start()
+        sink.write(record(0))
+        sink.close(SUMMARY)
+    assert shown(backend.run.history) == [row(0)]
+    assert (sink.describe()["mode"], sink.describe()["error"], backend.complaints) == ("online", None, [])
+
+
 def test_a_server_that_goes_silent_during_the_run_does_not_hold_the_end_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +330,7 @@ def test_a_wandb_core_that_dies_is_counted_and_raises_nothing(tmp_path: Path, mo
     assert described["error"] == "wandb-core ended with status -9"
     assert described["rows_lost"] >= 1
     assert described["rows_logged"] + described["rows_lost"] == num_written + 1
+    assert "WANDB_SERVICE" not in os.environ
     assert len(said) == 2
     assert said[1].startswith("W&B: stopped (wandb-core ended with status -9). Every batch is in batches.parquet")
 
@@ -359,7 +405,7 @@ def test_a_killed_recorder_loses_at_most_the_last_second(tmp_path: Path) -> None
     run_dir.mkdir()
     with at_a_terminal(run_dir) as (process, _):
         wait_for(lambda: run_dir.joinpath("wandb").is_dir() and num_rows(run_dir) > 0)
-        wait_for(lambda: num_rows(run_dir) == 300, timeout_s=3.0)
+        wait_for(lambda: num_rows(run_dir) == 300, timeout_s=6.0)
         (core,) = cores(process.pid)
         process.kill()
         process.wait()

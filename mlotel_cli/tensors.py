@@ -1,0 +1,65 @@
+"""Tensors wherever they lie in a value: looking for NaN, moving them to a device. Knows no pipeline and no metric."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+
+def find_nan(value: Any) -> str | None:
+    """How many NaN the first tensor, array or number that has one holds, and where; None without any.
+
+    Looks into mappings, lists, tuples and dataclasses. Infinity is a value like any other (masks are made of it).
+    Synchronises with the device of each tensor.
+    """
+    for place, leaf in _leaves(value, ""):
+        count = _count_nan(leaf)
+        if count:
+            return f"{count} NaN value{'s' if count > 1 else ''}{f' at {place}' if place else ''}"
+    return None
+
+
+def first_device(value: Any) -> Any:
+    """The `torch.device` of the first tensor in `value`; None without one."""
+    devices = (leaf.device for _, leaf in _leaves(value, "") if hasattr(leaf, "is_cuda"))
+    return next(devices, None)
+
+
+def move(value: Any, device: Any) -> Any:
+    """`value` with every tensor in its mappings, lists and tuples on `device`; what is there already is not copied."""
+    if hasattr(value, "is_cuda"):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: move(item, device) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        sequence = cast("list[Any]", value)
+        kind: Any = type(sequence)
+        items = [move(item, device) for item in sequence]
+        return kind(*items) if hasattr(kind, "_fields") else kind(items)
+    return value
+
+
+def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in cast("Mapping[Any, Any]", value).items():
+            yield from _leaves(item, f"{place}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(cast("list[Any]", value)):
+            yield from _leaves(item, f"{place}[{position}]")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _leaves(getattr(value, field.name), f"{place}.{field.name}")
+    else:
+        yield place, value
+
+
+def _count_nan(leaf: Any) -> int:
+    if isinstance(leaf, float):
+        return int(math.isnan(leaf))
+    is_float_tensor = hasattr(leaf, "is_cuda") and (leaf.is_floating_point() or leaf.is_complex())
+    if not is_float_tensor and getattr(getattr(leaf, "dtype", None), "kind", "") not in ("f", "c"):
+        return 0
+    try:
+        return int((leaf != leaf).sum())  # NaN alone differs from itself, in torch and in numpy
+    except (RuntimeError, NotImplementedError):  # a sparse or quantised layout that cannot compare
+        return 0

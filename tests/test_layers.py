@@ -1,0 +1,146 @@
+"""Imports only go down: every import of the package, read from its source, lands on a lower layer."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import mlotel_cli
+
+PACKAGE = Path(mlotel_cli.__file__).parent
+LAYERS = (
+    {"errors", "records", "paths", "tensors"},
+    {"config_errors", "hardware"},
+    {"config", "telemetry", "analysis"},
+    {"recorder", "pipeline", "sources", "metrics", "optimize", "dummy"},
+    {"execute"},
+    {"modes"},
+    {"sweep", "completion", "doctor"},
+    {"launch"},
+    {"cli"},
+    {"__main__"},
+)
+"""From the bottom up; a folder counts as one. Nothing imports a neighbour of its own layer."""
+RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+PUBLIC = "__init__"
+"""The public names, resolved on first use: they reach up to whatever they name. Pipelines are users of them."""
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of the package by its dotted name below it."""
+    found: dict[str, Path] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = path
+    return found
+
+
+def imported(source: str, known: set[str]) -> Iterator[str]:
+    """Yield what a source imports from the package, wherever in the file: `telemetry.tracer`, or `__init__`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.partition(".")[0] != "mlotel_cli":
+                continue
+            below = name.removeprefix("mlotel_cli").lstrip(".")
+            while below and below not in known:
+                below = below.rpartition(".")[0]
+            yield below or PUBLIC
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+MODULES = modules()
+EDGES = sorted(
+    {(name, target) for name, path in MODULES.items() for target in imported(path.read_text(), set(MODULES))}
+)
+
+
+def is_allowed(name: str, target: str) -> bool:
+    if name == PUBLIC or top(name) == top(target):
+        return True
+    if target == PUBLIC:
+        return top(name) == "dummy"
+    return RANKS[top(target)] < RANKS[top(name)]
+
+
+@pytest.mark.parametrize(("name", "target"), EDGES)
+def test_import_goes_down(name: str, target: str) -> None:
+    assert is_allowed(name, target), f"mlotel_cli.{name} must not import mlotel_cli.{target}"
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {top(name) for name in MODULES} - {PUBLIC} <= set(RANKS)
+
+
+def test_no_cycles() -> None:
+    edges = {name: {target for source, target in EDGES if source == name and target != name} for name in MODULES}
+    edges[PUBLIC] = set()
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"cycle: {' -> '.join((*path, name))}"
+        if name not in done:
+            for target in edges.get(name, ()):
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+def test_telemetry_never_names_the_recorder() -> None:
+    assert [edge for edge in EDGES if top(edge[0]) == "telemetry" and top(edge[1]) == "recorder"] == []
+
+
+@pytest.mark.parametrize(("lower", "upper"), list(pairwise(LAYERS)))
+def test_the_rule_can_fail(lower: set[str], upper: set[str]) -> None:
+    assert is_allowed(f"{min(upper)}.x", f"{min(lower)}.y")
+    assert not is_allowed(f"{min(lower)}.x", f"{min(upper)}.y")
+
+
+def test_imports_are_found_wherever_they_hide() -> None:
+    source = """
+import mlotel_cli.errors
+import os, mlotel_cli.telemetry.tracer as t
+def f():
+    from mlotel_cli.config import Job
+    from mlotel_cli import span, records
+"""
+    known = {"errors", "telemetry", "telemetry.tracer", "config", "records"}
+    assert sorted(imported(source, known)) == ["__init__", "config", "errors", "records", "telemetry.tracer"]
+
+
+def test_heavy_imports_at_module_level_are_the_listed_ones() -> None:
+    ruff = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    heavy = set(ruff["flake8-tidy-imports"]["banned-module-level-imports"])
+    assert {"torch", "wandb", "polars", "hydra"} <= heavy
+    allowed = {
+        name
+        for pattern, rules in ruff["per-file-ignores"].items()
+        if "TID253" in rules and pattern.startswith("mlotel_cli")
+        for name in re.sub(r"^mlotel_cli/\{?|\}?\.py$", "", pattern).split(",")
+    }
+    found = {
+        name
+        for name, path in MODULES.items()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and any(
+            (module or "").partition(".")[0] in heavy
+            for module in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+        )
+    }
+    assert {name.replace(".", "/") for name in found} == allowed
