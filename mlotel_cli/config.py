@@ -36,6 +36,7 @@ class Backend(StrEnum):
     """What a span becomes."""
 
     otel = "otel"
+    nvtx = "nvtx"
     off = "off"
 
 
@@ -91,7 +92,7 @@ class TelemetryConfig:
     """`telemetry`: measuring and handing over."""
 
     backend: Backend = Backend.otel
-    """off is a control run: spans cost next to nothing and are not measured."""
+    """nvtx: spans are ranges for nsys, rows have no latencies; off is a control run: spans cost next to nothing."""
     flush_ms: int = _bounded(50, low=5, high=1000)
     """Milliseconds between two hand-overs to the recorder."""
     settle_s: float = _bounded(5.0, low=0.1, high=3600)

@@ -25,7 +25,7 @@ from mlotel_cli.telemetry.clock import CLOCK
 from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.handoff import Opening, RecorderLink
 from mlotel_cli.telemetry.off import OFF
-from mlotel_cli.telemetry.tracer import Recording, Span
+from mlotel_cli.telemetry.tracer import Backend, Recording, Span
 
 _CALIBRATION_SPANS = 500
 _CLOSING_GRACE_S = 60.0
@@ -70,6 +70,7 @@ class Session:
         self.info: Mapping[str, Any] | None = None
         self._faults = Faults()
         self._recording: Recording | None = None
+        self._backend: Backend | None = None
         self._opened = False
         self._finish_s = 0.0
         self._previous: dict[int, Any] = {}
@@ -99,7 +100,7 @@ class Session:
 
         Args:
             opening: what the recorder must know.
-            backend: otel | off.
+            backend: otel | nvtx | off.
             strict: raise telemetry faults.
             flush_ms: how often stamps are handed over.
             synchronize: waits for the device at the end of every span; None where there is none to wait for.
@@ -113,14 +114,20 @@ class Session:
                 synchronize=synchronize,
                 resource_attributes=opening.identity,
             )
+            self._backend = self._recording
+        elif backend == "nvtx":
+            from mlotel_cli.telemetry.nvtx import Nvtx
+
+            self._backend = Nvtx(faults=self._faults, max_names=opening.max_names)
         self._link.open(opening, flush_ms=flush_ms)
         self._opened = True
 
     def record(self) -> None:
-        """From now on spans are recorded, if the run's backend records at all."""
+        """From now on spans are recorded, or become ranges, as the run's backend has it."""
         if self._recording is not None:
             self.closing.telemetry["span_cost_us"] = measure_span_cost(self._recording)
-            api.use(self._recording)
+        if self._backend is not None:
+            api.use(self._backend)
 
     def tell(self, info: Mapping[str, Any]) -> None:
         """Add to run.json; its `config` goes to the tracker's config."""
