@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -172,7 +173,11 @@ class WandbRun:
 
     def abandon(self, error: Exception) -> str:
         """End wandb-core and leave wandb, its atexit hook included. Returns what `error` means, in words."""
-        status = self._core.poll() if self._core is not None else None
+        status = None
+        if self._core is not None:
+            # A connection breaks a little before the process that held it can be waited for.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = self._core.wait(timeout=1.0)
         self.kill()
         _teardown()
         return first_line(error) if status is None else f"wandb-core ended with status {status}"

@@ -18,7 +18,7 @@ class Faults:
     def __init__(self, *, strict: bool = False) -> None:
         """With `strict`, every fault raises TelemetryError instead of being logged."""
         self.strict = strict
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a generator that is collected meanwhile may report too
         self._counts: dict[str, int] = {}
 
     def add(self, kind: str, message: str) -> None:

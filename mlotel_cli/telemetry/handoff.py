@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.telemetry.tracer import Span
+from mlotel_cli.telemetry.span import Span
 
 logger = logging.getLogger("mlotel.telemetry")
 
@@ -76,7 +76,12 @@ class RecorderLink:
     """
 
     def __init__(
-        self, run_dir: Path, *, imports: Sequence[str] = ("polars", "wandb"), say: Callable[[str], None] | None = None
+        self,
+        run_dir: Path,
+        *,
+        imports: Sequence[str] = ("polars", "wandb"),
+        say: Callable[[str], None] | None = None,
+        on_death: Callable[[RecorderError], None] | None = None,
     ) -> None:
         """Start the recorder process for `run_dir`. It writes nothing before `open`.
 
@@ -84,6 +89,7 @@ class RecorderLink:
             run_dir: an existing folder.
             imports: what the recorder imports at once, while the workload imports torch.
             say: takes the recorder's messages to the user, one line each, on a thread of its own.
+            on_death: told at once when the recorder dies, for a program that never asks; on the hand-over thread.
 
         Raises:
             RecorderError: when the process cannot be started.
@@ -97,6 +103,7 @@ class RecorderLink:
         self._closing = False
         self._dead = False
         self._say = say or logger.warning
+        self._on_death = on_death
         self._result: dict[str, Any] | None = None
         self._process, self._to_recorder, from_recorder = _start_process(run_dir, imports)
         self._listener = threading.Thread(target=self._listen, args=(from_recorder,), name="mlotel-says", daemon=True)
@@ -115,6 +122,11 @@ class RecorderLink:
         """Process id of the recorder."""
         return self._process.pid
 
+    @property
+    def is_open(self) -> bool:
+        """Whether what is emitted now still arrives: not after the end, not in a forked child."""
+        return self._to_recorder >= 0 and not self._dead and not self._closing
+
     def send(self, kind: str, *values: Any) -> None:
         """Queue a message behind everything emitted so far; values are plain objects."""
         self._queue.append((kind, *values))
@@ -125,12 +137,16 @@ class RecorderLink:
         Raises:
             RecorderError: when the recorder has died.
         """
+        self.pause()
         if self._dead:
             raise self._died()
+
+    def pause(self) -> None:
+        """As `wait_for_room`, for a program that a dead recorder must not end."""
         if len(self._queue) <= HIGH_WATER:
             return
         start = time.perf_counter()
-        while len(self._queue) > HIGH_WATER // 2 and not self._dead:
+        while len(self._queue) > HIGH_WATER // 2 and self.is_open:
             self._wake.set()
             time.sleep(0.002)
         self.paused_s += time.perf_counter() - start
@@ -159,17 +175,21 @@ class RecorderLink:
                     f"(process {self.pid}). Rows written so far are in {self.run_dir}."
                 )
             raise self._died()
-        self._process.wait(5)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the result is there; its exit is nobody's wait
+            self._process.wait(5)
         return self._result
 
     def abandon(self) -> None:
-        """Close the pipe without a word: an opened run is finished as interrupted, an unopened one leaves nothing."""
+        """Give up without a word: an opened run is finished as interrupted, an unopened one leaves nothing."""
         if self._thread.is_alive():
             self._closing = True
             self._wake.set()
             self._thread.join(1)
-        else:
-            self._close_pipe()
+            return
+        self._close_pipe()
+        self._process.kill()  # it may still be importing, and has nothing to finish
+        self._process.wait()
+        self._listener.join()
 
     # -- the hand-over thread -------------------------------------------------------------------------------------
 
@@ -186,24 +206,52 @@ class RecorderLink:
                     raise BrokenPipeError
         except OSError:
             self._dead = True
-            self._queue.clear()
         finally:
             self._close_pipe()
+        if self._dead:
+            self._discard()
 
     def _drain(self) -> None:
         queue, pending = self._queue, len(self._queue)
         while pending:
-            packed: list[tuple[Any, ...]] = []
-            for _ in range(min(pending, _CHUNK)):
-                item = queue.popleft()
-                if type(item) is tuple:
-                    packed.append((*item, self.emitted) if item[0] == "close" else item)
-                else:
-                    packed.append(item.pack())  # type: ignore[union-attr]
-                    self.emitted += 1
-            pending -= len(packed)
-            payload = marshal.dumps(packed)
+            items = [queue.popleft() for _ in range(min(pending, _CHUNK))]
+            pending -= len(items)
+            payload = self._dump([packed for item in items if (packed := self._pack(item)) is not None])
             self._write(struct.pack("<I", len(payload)) + payload)
+
+    def _pack(self, item: Span | tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if type(item) is tuple:
+            self.emitted += item[0] == "span"
+            return (*item, self.emitted) if item[0] == "close" else item
+        self.emitted += 1
+        try:
+            return item.pack()  # type: ignore[union-attr]
+        except Exception as error:  # counted as emitted, so the summary shows it as lost
+            logger.warning("a span could not be packed and is lost: %r", error)
+            return None
+
+    def _dump(self, items: list[tuple[Any, ...]]) -> bytes:
+        try:
+            return marshal.dumps(items)
+        except ValueError:  # one item holds what is no plain object: the others must not be lost with it
+            kept: list[tuple[Any, ...]] = []
+            for item in items:
+                try:
+                    marshal.dumps(item)
+                    kept.append(item)
+                except ValueError as error:
+                    logger.warning("a %s could not be handed over and is lost: %r", item[0], error)
+            return marshal.dumps(kept)
+
+    def _discard(self) -> None:
+        """Nobody reads any more: say so, and keep what the program still emits from filling its memory."""
+        if self._on_death is not None and not self._closing:
+            self._on_death(self._died())
+        while not self._closing:
+            self._queue.clear()
+            self._wake.wait(self._flush_s)
+            self._wake.clear()
+        self._queue.clear()
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -219,13 +267,19 @@ class RecorderLink:
 
     def _listen(self, from_recorder: int) -> None:
         """One JSON object a line until the recorder ends: what it has to say, and at last its result."""
-        with os.fdopen(from_recorder, "r", encoding="utf-8") as pipe:
+        with os.fdopen(from_recorder, "r", encoding="utf-8", errors="replace") as pipe:
             for line in pipe:
-                message = json.loads(line)
-                if "say" in message:
-                    self._say(message["say"])
-                else:
+                try:
+                    message = json.loads(line)
+                except ValueError:  # the last words of a recorder that was killed
+                    continue
+                if "result" in message:
                     self._result = message["result"]
+                    continue
+                try:
+                    self._say(message["say"])
+                except Exception:  # a closed terminal must not cost the result
+                    logger.exception("cannot say: %s", message["say"])
 
     def _died(self) -> RecorderError:
         try:

@@ -16,7 +16,6 @@ from typing import Any, Self
 
 import nvtx
 from nvtx.nvtx import libnvtx_start_range  # the public start_range would keep every payload for ever
-from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.context.context import Context
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, NonRecordingSpan, SpanKind
@@ -25,6 +24,7 @@ from opentelemetry.util.types import Attributes
 
 from mlotel_cli.errors import UsageError
 from mlotel_cli.records import BATCH_INDEX, KIND
+from mlotel_cli.telemetry.current import CURRENT
 from mlotel_cli.telemetry.decorate import decorate
 from mlotel_cli.telemetry.faults import Faults
 
@@ -95,7 +95,7 @@ class BatchRange(NonRecordingSpan):
         """Push the range with the batch's index."""
         self.thread = threading.get_ident()
         given: Context | None = self._arguments[2]
-        self._token = context_api.attach(trace.set_span_in_context(self, given))
+        self._token = CURRENT.set(trace.set_span_in_context(self, given))
         event = self._range.event
         with self._lock:  # the event is shared by all threads; NVTX copies it when the range is pushed
             if event is not None:
@@ -108,7 +108,7 @@ class BatchRange(NonRecordingSpan):
     ) -> None:
         """Pop it."""
         self._range.__exit__(None, None, None)
-        context_api.detach(self._token)
+        CURRENT.reset(self._token)
 
     def __call__(self, func: Any) -> Any:
         """Decorate."""
@@ -166,8 +166,9 @@ class Nvtx:
         self._others: dict[tuple[str, str], NamedRange] = {}
         self._with_payload: dict[tuple[str, str], Range] = {}
 
+    @staticmethod
     def current_span(
-        self,
+        backend: "Nvtx",
         tracer: trace.Tracer,
         name: str,
         context: Context | None = None,
@@ -180,25 +181,26 @@ class Nvtx:
         end_on_exit: bool = True,
     ) -> AbstractContextManager[trace.Span]:
         """A range that is entered and left on one thread; arguments as in `start_as_current_span`."""
-        parent: Any = (context_api.get_current() if context is None else context).get(_SPAN_KEY)
+        parent: Any = (CURRENT.get() if context is None else context).get(_SPAN_KEY)
         elsewhere = type(parent) in _BATCHED and parent.thread != threading.get_ident()
         if attributes is None and kind is _INTERNAL and end_on_exit and not elsewhere:
-            found = self._internal.get(name)
-            return self._named(name, tracer) if found is None else found
+            found = backend._internal.get(name)
+            return backend._named(name, tracer) if found is None else found
         batch = _batch_in(attributes)
         category = _category(kind, attributes, is_root=batch is not None)
         if batch is None and elsewhere:
             batch = parent.batch
         if not end_on_exit:
-            started = self._start(name, category, batch)
+            started = backend._start(name, category, batch)
             return trace.use_span(started, record_exception=False, set_status_on_exception=False)
         if batch is None:
-            return self._categorised(name, category, tracer)
+            return backend._categorised(name, category, tracer)
         given = (tracer, name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception)
-        return BatchRange(self, name, category=category, batch=batch, arguments=given)
+        return BatchRange(backend, name, category=category, batch=batch, arguments=given)
 
+    @staticmethod
     def start_span(
-        self,
+        backend: "Nvtx",
         tracer: trace.Tracer,
         name: str,
         context: Context | None = None,
@@ -212,7 +214,7 @@ class Nvtx:
         if batch is None:
             parent = trace.get_current_span(context)
             batch = getattr(parent, "batch", None) if type(parent) in _BATCHED else None
-        return self._start(name, category, batch)
+        return backend._start(name, category, batch)
 
     def payload_range(self, name: str, category: str) -> Range:
         """The one range of that name whose payload is set before it begins."""

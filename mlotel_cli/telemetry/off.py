@@ -12,11 +12,11 @@ from mlotel_cli.telemetry.decorate import decorate
 class OffSpan:
     """Enters and leaves; as a decorator it asks the tracer again at every call, when a run may have begun."""
 
-    __slots__ = ("_arguments", "_tracer")
+    __slots__ = ("_arguments", "tracer")
 
-    def __init__(self, tracer: trace.Tracer, *arguments: Any) -> None:
+    def __init__(self, _backend: Any, tracer: trace.Tracer, *arguments: Any) -> None:
         """Remember the arguments of `start_as_current_span` for the decorator."""
-        self._tracer = tracer
+        self.tracer = tracer
         self._arguments = arguments
 
     def __enter__(self) -> trace.Span:
@@ -30,7 +30,7 @@ class OffSpan:
 
     def __call__(self, function: Any) -> Any:
         """Decorate `function`."""
-        return decorate(function, self._tracer, self._arguments[:8])
+        return decorate(function, self.tracer, self._arguments[:8])  # without end_on_exit: nobody else could end it
 
 
 def _start_nothing(*_arguments: Any) -> trace.Span:

@@ -1,91 +1,39 @@
-"""Between mlotel and the OpenTelemetry SDK, both ways.
+"""For a program that has its own OpenTelemetry SDK provider: it gets its rows by adding one line.
 
-A program with its own SDK provider gets its rows by adding one line: `MlotelSpanProcessor`, or, behind the SDK's own
-batching, `WandbSpanMetricsExporter`. The other way round, an SDK span processor added to mlotel's provider is given the
-`ReadableSpan` it expects. Both directions are lossless but for what BatchSpanProcessor itself drops.
+`MlotelSpanProcessor`, or, behind the SDK's own batching, `WandbSpanMetricsExporter`. Nothing is lost but what
+BatchSpanProcessor itself drops.
 """
 
 import itertools
+import os
 import sys
 import threading
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from opentelemetry.context.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, Status
+from opentelemetry.trace import SpanContext
 
-from mlotel_cli.errors import MlotelError
+from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.records import BATCH_INDEX
+from mlotel_cli.telemetry.convert import pack
 from mlotel_cli.telemetry.handoff import Opening, RecorderLink
-from mlotel_cli.telemetry.tracer import Span
 
 _EXPORT_SETTLE_S = 6.0
 """An exporter cannot know whether a trace is whole; BatchSpanProcessor brings the rest within its 5 s."""
 _TRACES_REMEMBERED = 10_000
+_HELD_SPANS = 10_000
+"""Spans of one running trace that wait for its number; a root that never ends must not fill the memory."""
 _CLOSE_TIMEOUT_S = 100.0
-
-_resources: dict[tuple[tuple[str, Any], ...], Resource] = {}
-
-
-def readable(span: Span) -> ReadableSpan:
-    """The SDK's view of an ended span. The resource honours OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES."""
-    identity = tuple(sorted(span.resource_attributes.items()))
-    if identity not in _resources:
-        _resources[identity] = Resource.create({key: value for key, value in identity if value is not None})
-    return ReadableSpan(
-        name=span.name,
-        context=span.get_span_context(),
-        parent=span.parent,
-        resource=_resources[identity],
-        attributes=span.attributes,
-        events=[Event(name, attributes, timestamp) for timestamp, name, attributes in span.events],
-        links=[Link(context, attributes) for context, attributes in span.links],
-        kind=span.kind,
-        status=Status(*span.status),
-        start_time=span.start_time,
-        end_time=span.end_time,
-        instrumentation_scope=InstrumentationScope(span.scope),
-    )
-
-
-def pack(span: ReadableSpan, *, batch: int | None, opened: int | None) -> tuple[Any, ...]:
-    """An ended SDK span as `recorder.assemble.unpack` reads it; `opened` as in `recorder.assemble.Stamp`."""
-    context, parent, scope = span.context, span.parent, span.instrumentation_scope
-    return (
-        "span",
-        context.trace_id if context else 0,
-        context.span_id if context else 0,
-        parent.span_id if parent else 0,
-        opened,
-        batch,
-        span.name,
-        span.kind.name,
-        scope.name if scope else "",
-        threading.current_thread().name,
-        span.start_time or 0,
-        span.end_time or span.start_time or 0,
-        None,
-        span.status.status_code.name,
-        span.status.description or "",
-        _plain(span.attributes),
-        [(event.timestamp, event.name, _plain(event.attributes)) for event in span.events] or None,
-        [(link.context.trace_id, link.context.span_id, _plain(link.attributes)) for link in span.links] or None,
-        None,
-    )
-
-
-def _plain(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in (attributes or {}).items()}
 
 
 class LoopRun:
@@ -95,13 +43,16 @@ class LoopRun:
         """Start and open a recorder.
 
         Raises:
-            RecorderError: when it cannot be started.
+            UsageError: when `directory` holds a run already.
+            RecorderError: when the recorder cannot be started.
         """
-        self.directory = directory or Path("outputs", "loop", f"{datetime.now().astimezone():%Y-%m-%d_%H-%M-%S}")
+        self.directory = _new_directory() if directory is None else directory
+        if (self.directory / "run.json").exists():
+            raise UsageError(f"directory={self.directory}: it holds a run already; give another one")
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._link = RecorderLink(self.directory, say=_say)
+        self._link = RecorderLink(self.directory, say=_say, on_death=lambda error: _say(str(error)))
         self._closed = False
-        self.emit = self._link.emit
+        self._owner = os.getpid()
         run_id = uuid.uuid4().hex[:16]
         service = Resource.create({}).attributes.get("service.name")
         opening = Opening(
@@ -121,13 +72,22 @@ class LoopRun:
         self._link.open(opening)
 
     @property
-    def emitted(self) -> int:
-        """Spans handed over so far."""
-        return self._link.emitted
+    def is_open(self) -> bool:
+        """Whether spans still arrive: not after the end, nor after the recorder's, nor in a forked child."""
+        return self._link.is_open
+
+    def emit(self, packed: tuple[Any, ...]) -> None:
+        """Hand a packed span over, as long as somebody takes it."""
+        if self._link.is_open:
+            self._link.emit(packed)
+
+    def pause(self) -> None:
+        """Between traces: wait while the recorder is far behind."""
+        self._link.pause()
 
     def close(self) -> None:
         """Finish files and W&B; says where they are. Further calls do nothing."""
-        if self._closed:
+        if self._closed or self._owner != os.getpid():
             return
         self._closed = True
         try:
@@ -135,6 +95,20 @@ class LoopRun:
             _say(f"run: {self.directory}")
         except MlotelError as error:
             _say(str(error))
+
+
+def _new_directory() -> Path:
+    """outputs/loop/<date>_<time>, made here and now: two runs may begin in the same second."""
+    first = Path("outputs", "loop", f"{datetime.now().astimezone():%Y-%m-%d_%H-%M-%S}")
+    first.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}_{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
 
 
 def tracker_settings(*, project: str, entity: str | None, group: str | None, mode: str) -> dict[str, Any]:
@@ -148,12 +122,18 @@ def _say(text: str) -> None:
 
 @dataclass(slots=True)
 class _Batch:
-    """What the running spans of one batch share. `index` is given when its first span ends."""
+    """What the running spans of one batch share; `index` is known when the root carries it, or when the root ends.
 
-    index: int | None
+    `holds_batches`: spans below the root are batches themselves, so it is none. `held`: ended spans, with their
+    threads, that wait for the index.
+    """
+
     root_id: int
+    index: int | None = None
     opened: int = 0
+    is_running: bool = True
     holds_batches: bool = False
+    held: list[tuple[ReadableSpan, str]] = field(default_factory=list[tuple[ReadableSpan, str]])
 
 
 class MlotelSpanProcessor(SpanProcessor):
@@ -161,9 +141,9 @@ class MlotelSpanProcessor(SpanProcessor):
 
         provider.add_span_processor(mlotel_cli.MlotelSpanProcessor())
 
-    Every root span becomes a row, numbered in the order in which they finish their first span; spans that carry
-    `batch.index` (`mlotel_cli.batch`) are batches themselves, and then the root above them is not. Costs the program
-    what the SDK costs; recording happens in the recorder process.
+    Every root span becomes a row, numbered in the order in which they end. From the first span that carries
+    `batch.index` (`mlotel_cli.batch`) on, only such spans do. Costs the program what the SDK costs; recording happens
+    in the recorder process. When that falls far behind, the program waits at the end of a root span.
     """
 
     def __init__(
@@ -187,52 +167,99 @@ class MlotelSpanProcessor(SpanProcessor):
             group: W&B group.
             mode: auto | online | offline | disabled, for W&B.
             settle_s: how long a batch whose root has ended waits for children that have not.
+
+        Raises:
+            UsageError: when `directory` holds a run already.
+            RecorderError: when the recorder cannot be started.
         """
         tracker = tracker_settings(project=project, entity=entity, group=group, mode=mode)
         self._run = LoopRun(
             name=name, directory=Path(directory) if directory else None, tracker=tracker, settle_s=settle_s
         )
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a generator that is collected meanwhile may end its span
         self._of_span: dict[int, _Batch] = {}
+        self._of_trace: OrderedDict[int, _Batch | None] = OrderedDict()
         self._next_index = 0
+        self._shift: int | None = None
 
     def on_start(self, span: Any, parent_context: Context | None = None) -> None:
         """Note which batch the span belongs to."""
-        parent, given = span.parent, (span.attributes or {}).get(BATCH_INDEX)
+        context, parent = span.context, span.parent
+        given: Any = span.attributes.get(BATCH_INDEX)
         with self._lock:
-            outer = self._of_span.get(parent.span_id) if parent else None
-            if outer is None or given is not None:
-                if outer is not None:
-                    outer.holds_batches = True
-                batch = _Batch(None if given is None else int(given), span.context.span_id)
-            else:
-                batch = outer
+            batch = None if parent is None or parent.is_remote else self._find(parent)
+            if type(given) is int:
+                if batch is not None:
+                    batch.holds_batches = True
+                batch = self._begin(context, self._number(given))
+            elif batch is None:
+                batch = self._begin(context, None)
             batch.opened += 1
-            self._of_span[span.context.span_id] = batch
+            self._of_span[context.span_id] = batch
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Hand the span over."""
+        """Hand the span over, as soon as its batch has a number."""
         context = span.context
-        if context is None:
-            return
         with self._lock:
-            batch = self._of_span.pop(context.span_id, None)
-            if batch is None:
+            batch = None if context is None else self._of_span.pop(context.span_id, None)
+            if context is None or batch is None:
                 return
-            if batch.index is None and not batch.holds_batches:
-                batch.index = self._next_index
-            if batch.index is not None:
-                self._next_index = max(self._next_index, batch.index + 1)
-            opened = batch.opened if batch.root_id == context.span_id else None
-        self._run.emit(pack(span, batch=batch.index, opened=opened))
+            batch.held.append((span, threading.current_thread().name))
+            ends_batch = batch.root_id == context.span_id
+            if ends_batch:
+                batch.is_running = False
+            elif batch.is_running and batch.index is None and len(batch.held) < _HELD_SPANS and self._shift is None:
+                return
+            self._hand_over(batch)
+        if ends_batch:
+            self._run.pause()
 
     def shutdown(self) -> None:
         """Finish the run; called by the provider's shutdown, which the SDK registers at exit."""
+        with self._lock:
+            for batch in self._of_span.values():
+                if batch.held:
+                    self._hand_over(batch)
         self._run.close()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Nothing is held back: stamps are handed over every 50 ms."""
+        """Nothing to do: what has a number is handed over every 50 ms."""
         return True
+
+    def _find(self, parent: SpanContext) -> _Batch | None:
+        """The batch of a parent in this process; None when nothing is known of it."""
+        running = self._of_span.get(parent.span_id)
+        if running is not None or parent.trace_id not in self._of_trace:
+            return running
+        # The parent has ended. Where its trace has one batch that is it; where it has more, nobody can know.
+        return self._of_trace[parent.trace_id] or _Batch(0, is_running=False, holds_batches=True)
+
+    def _begin(self, context: SpanContext, index: int | None) -> _Batch:
+        batch = _Batch(context.span_id, index)
+        self._of_trace[context.trace_id] = None if context.trace_id in self._of_trace else batch
+        if len(self._of_trace) > _TRACES_REMEMBERED:
+            self._of_trace.popitem(last=False)
+        return batch
+
+    def _number(self, given: int) -> int:
+        """The row of a batch that the program numbers; behind the roots that were rows before the first such batch."""
+        if self._shift is None:
+            self._shift = self._next_index
+            if self._shift:
+                _say(
+                    f"{self._shift} root spans ended before the first batch: batch {given} is row {given + self._shift}"
+                )
+        return given + self._shift
+
+    def _hand_over(self, batch: _Batch) -> None:
+        if batch.index is None and not batch.holds_batches and self._shift is None:
+            batch.index = self._next_index
+            self._next_index += 1
+        for span, thread in batch.held:
+            is_root = span.context is not None and span.context.span_id == batch.root_id
+            opened = batch.opened if is_root and batch.index is not None else None
+            self._run.emit(pack(span, batch=batch.index, opened=opened, thread=thread))
+        batch.held.clear()
 
 
 class WandbSpanMetricsExporter(SpanExporter):
@@ -240,8 +267,8 @@ class WandbSpanMetricsExporter(SpanExporter):
 
         provider.add_span_processor(BatchSpanProcessor(mlotel_cli.WandbSpanMetricsExporter()))
 
-    Every trace becomes one W&B row, and one row in the run directory. BatchSpanProcessor drops spans when more than 2,048
-    wait; `MlotelSpanProcessor` does not.
+    Every trace becomes one W&B row, and one row in the run directory. BatchSpanProcessor drops spans when more than
+    2,048 wait; `MlotelSpanProcessor` does not.
     """
 
     def __init__(
@@ -259,18 +286,22 @@ class WandbSpanMetricsExporter(SpanExporter):
         self._run = LoopRun(
             name=name, directory=Path(directory) if directory else None, tracker=tracker, settle_s=_EXPORT_SETTLE_S
         )
+        self._lock = threading.RLock()
         self._index = itertools.count()
         self._of_trace: OrderedDict[int, int] = OrderedDict()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Hand the spans over; never blocks on a sink."""
+        """Hand the spans over; waits only when the recorder is far behind."""
+        if not self._run.is_open:
+            return SpanExportResult.FAILURE
         for span in spans:
             context, parent = span.context, span.parent
             if context is None:
                 continue
             is_root = parent is None or parent.is_remote
             batch = self._batch_of(context.trace_id)
-            self._run.emit(pack(span, batch=batch, opened=-1 if is_root else None))
+            self._run.emit(pack(span, batch=batch, opened=-1 if is_root else None, thread=""))
+        self._run.pause()
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
@@ -282,9 +313,10 @@ class WandbSpanMetricsExporter(SpanExporter):
         return True
 
     def _batch_of(self, trace_id: int) -> int:
-        index = self._of_trace.get(trace_id)
-        if index is None:
-            index = self._of_trace[trace_id] = next(self._index)
-            if len(self._of_trace) > _TRACES_REMEMBERED:
-                self._of_trace.popitem(last=False)
-        return index
+        with self._lock:
+            index = self._of_trace.get(trace_id)
+            if index is None:
+                index = self._of_trace[trace_id] = next(self._index)
+                if len(self._of_trace) > _TRACES_REMEMBERED:
+                    self._of_trace.popitem(last=False)
+            return index

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb  # the recorder process imports it at its start, too: no test measures that
 
 from mlotel_cli.recorder.wandb import TrackerSettings, WandbSink, create_tracker
 from mlotel_cli.records import BatchRecord, Sample, StageTime
@@ -42,6 +43,7 @@ def _own_process_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr(sys, "exit", sys.exit)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     yield
+    wandb.teardown()
     for name in set(os.environ) - set(before):
         del os.environ[name]
     assert list(home.iterdir()) == []
