@@ -145,6 +145,49 @@ class EvalConfig:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
+class ProfilerKind(StrEnum):
+    """Who records the ranges and the device's work."""
+
+    nsys = "nsys"
+    torch = "torch"
+
+
+@dataclass(slots=True)
+class ProfilerConfig:
+    """`profiler`: who records, and how."""
+
+    kind: ProfilerKind = ProfilerKind.nsys
+    """nsys: Nsight Systems; torch: torch.profiler, in the process itself."""
+    command: str = "nsys"
+    """The program, or its path."""
+    trace: str | None = None
+    """What nsys traces; null: cuda,nvtx with a CUDA device, else nvtx."""
+    cuda_graph_trace: str = "node"
+    """node gives every kernel of a CUDA graph; graph, only the graph as a whole, disturbs less."""
+    args: list[str] = field(default_factory=list[str])
+    """More arguments of `nsys profile`."""
+    timeout_s: float = _bounded(120.0, low=1, high=86_400)
+    """Seconds that the profiler may take to write its report after the last batch."""
+
+
+@dataclass(slots=True)
+class ProfileSettings:
+    """`profile`: how much is recorded."""
+
+    batches: int = _bounded(100, low=1)
+    """Batches recorded, after `eval.warmup_batches`; eval.max_batches and eval.repeats do not apply."""
+    top_kernels: int = _bounded(5, low=0)
+    """Kernels listed by name per stage, those that took longest."""
+
+
+@dataclass(slots=True)
+class ProfileConfig(EvalConfig):
+    """Everything `mlotel profile` can be told: what an evaluation can, and who profiles it."""
+
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
+    profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
+
+
 @dataclass(slots=True)
 class Job:
     """One run as the command line asked for it.

@@ -17,7 +17,7 @@ from mlotel_cli.execute import Finished, Inference, Numbered, SequentialExecutor
 from mlotel_cli.hardware import environment
 from mlotel_cli.metrics import Scorer
 from mlotel_cli.modes.display import Progress, print_results, sayer
-from mlotel_cli.modes.session import Session, identify, new_run_id
+from mlotel_cli.modes.session import Session, Settling, identify, new_run_id
 from mlotel_cli.pipeline import Stage, outputs, stages_of
 from mlotel_cli.records import Batch
 from mlotel_cli.sources import Batches
@@ -57,9 +57,9 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
     parts: Parts | None = None
     try:
         with session:
-            _seed(cfg.seed)
-            parts = _build(cfg)
-            _open(session, cfg, job)
+            seed_everything(cfg.seed)
+            parts = build(cfg)
+            open_run(session, cfg, job, mode="eval", backend=str(cfg.telemetry.backend))
             with Inference(cfg.device)():
                 Evaluation(cfg, session, parts, console).run()
     finally:
@@ -73,7 +73,7 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
 class Evaluation:
     """One pass or several over the data; the state of the loop."""
 
-    def __init__(self, cfg: "DictConfig", session: Session, parts: Parts, console: Console) -> None:
+    def __init__(self, cfg: "DictConfig", session: Settling, parts: Parts, console: Console) -> None:
         """Prepare; `run` does the work."""
         self._cfg = cfg
         self._session = session
@@ -90,7 +90,7 @@ class Evaluation:
         session = self._session
         with Progress(self._console, self._count_batches()) as progress:
             self._warm_up()
-            _seed(self._cfg.seed)  # so that no result depends on how many batches warmed up
+            seed_everything(self._cfg.seed)  # so that no result depends on how many batches warmed up
             session.record()
             progress.start()
             start = time.perf_counter()
@@ -224,7 +224,12 @@ def _check(finished: Finished) -> None:
         raise StageError(f"batch {index}: {where} raised {type(error).__name__}: {error}{notes}") from error
 
 
-def _build(cfg: "DictConfig") -> Parts:
+def build(cfg: "DictConfig") -> Parts:
+    """Build pipeline, data and metrics.
+
+    Raises:
+        UsageError: when the configuration does not describe them.
+    """
     pipeline = config.instantiate(cfg.pipeline, "pipeline")
     data = config.instantiate(cfg.data, "data")
     metrics = {str(name): config.instantiate(node, f"metrics.{name}") for name, node in cfg.metrics.items()}
@@ -240,11 +245,12 @@ def _build(cfg: "DictConfig") -> Parts:
     return Parts(stages_of(pipeline), batches, Scorer(metrics))
 
 
-def _open(session: Session, cfg: "DictConfig", job: Job) -> None:
+def open_run(session: Session, cfg: "DictConfig", job: Job, *, mode: str, backend: str) -> None:
+    """Open the session of a run as `cfg` describes it; imports torch, for the environment."""
     plain, machine, run_id = config.plain(cfg), environment(with_torch=True), new_run_id()
     tracker = {**plain["tracker"], "group": plain["tracker"]["group"] or job.sweep}
     opening = Opening(
-        mode="eval",
+        mode=mode,
         name=cfg.run.name,
         run_id=run_id,
         started_ns=time.time_ns(),
@@ -258,12 +264,13 @@ def _open(session: Session, cfg: "DictConfig", job: Job) -> None:
     )
     session.open(
         opening,
-        backend=str(cfg.telemetry.backend),
+        backend=backend,
         strict=cfg.telemetry.strict,
         flush_ms=cfg.telemetry.flush_ms,
         synchronize=_synchronizer(cfg.device),
     )
-    session.tell({"environment": machine, "device": cfg.device, "synchronized": cfg.device.startswith("cuda")})
+    waits = cfg.device.startswith("cuda") and backend == "otel"
+    session.tell({"environment": machine, "device": cfg.device, "synchronized": waits})
 
 
 def _synchronizer(device: str) -> Callable[[], None] | None:
@@ -275,7 +282,8 @@ def _synchronizer(device: str) -> Callable[[], None] | None:
     return lambda: torch.cuda.synchronize(device)
 
 
-def _seed(seed: int) -> None:
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
     import numpy as np
     import torch
 

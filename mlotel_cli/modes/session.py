@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from opentelemetry import trace
 
@@ -53,6 +53,52 @@ class Closing:
     scoring_s: float | None = None
     warmup: dict[str, Any] | None = None
     telemetry: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Room(Protocol):
+    """What tells the loop to wait."""
+
+    def wait_for_room(self) -> None:
+        """Between batches: wait while the other side is far behind."""
+        ...
+
+
+class Settling(Protocol):
+    """What a loop over batches needs of its run; `Session`, and the far end of one under a profiler."""
+
+    closing: Closing
+
+    @property
+    def link(self) -> Room:
+        """Asked between batches."""
+        ...
+
+    def record(self) -> None:
+        """Warm-up is over."""
+        ...
+
+    def tell(self, info: Mapping[str, Any]) -> None:
+        """Add to run.json."""
+        ...
+
+    def settle(
+        self,
+        batch: int,
+        *,
+        status: Status,
+        size: int,
+        source_batch: int,
+        repeat: int,
+        root: trace.Span,
+        start_ns: int,
+        wait_ns: int,
+        source_time_ns: int | None = None,
+        accuracy: Mapping[str, float] | None = None,
+        samples: list[Sample] | None = None,
+        error: str = "",
+    ) -> None:
+        """A batch is done."""
+        ...
 
 
 class Session:
@@ -133,6 +179,10 @@ class Session:
         """Add to run.json; its `config` goes to the tracker's config."""
         self._link.send("info", json.dumps(info, default=str))
 
+    def attach(self, attachment: Mapping[str, Any]) -> None:
+        """Give the tracker a table and files to keep with the run; see `recorder.wandb_run.Run.attach`."""
+        self._link.send("attach", json.dumps(attachment, default=str))
+
     def settle(
         self,
         batch: int,
@@ -148,8 +198,12 @@ class Session:
         accuracy: Mapping[str, float] | None = None,
         samples: list[Sample] | None = None,
         error: str = "",
+        opened: int | None = None,
     ) -> None:
-        """Say that the mode is done with a batch. `start_ns` and `source_time_ns` are `perf_counter_ns` readings."""
+        """Say that the mode is done with a batch. `start_ns` and `source_time_ns` are `perf_counter_ns` readings.
+
+        `opened` is the number of spans opened in it, for a batch whose spans were not recorded here.
+        """
         offset = CLOCK.epoch_offset_ns
         self._link.send(
             "settle",
@@ -158,7 +212,7 @@ class Session:
             repeat,
             int(size),
             status,
-            root.count_opened() if isinstance(root, Span) else 0,
+            _count_opened(root) if opened is None else opened,
             start_ns + offset,
             wait_ns / 1e6,
             None if source_time_ns is None else source_time_ns + offset,
@@ -215,6 +269,10 @@ class Session:
 
 def _floats(scores: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: None if score is None else float(score) for name, score in scores.items()}
+
+
+def _count_opened(root: trace.Span) -> int:
+    return root.count_opened() if isinstance(root, Span) else 0
 
 
 def _leave(signum: int, _frame: FrameType | None) -> None:
