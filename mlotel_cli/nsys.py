@@ -93,7 +93,8 @@ def why_no_report(nsys: Path, *, report: Path, said: str) -> MlotelError:
         )
     if packed.exists():
         return MlotelError(
-            f"nsys wrote {packed} but no SQLite file. Run: nsys export --type=sqlite {packed}. It said: {last_line(said)}"
+            f"nsys wrote {packed} but no SQLite file. Run: nsys export --type=sqlite {packed}. "
+            f"It said: {last_line(said)}"
         )
     return no_ranges(nsys)
 

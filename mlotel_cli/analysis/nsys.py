@@ -1,8 +1,8 @@
 """Reads the SQLite file that nsys exports (2022 to 2025) into a Timeline. Pure: a file in, values out.
 
-Tables are there only when something was recorded in them, and columns came over the years: what a query needs is looked
-up first. Enumerations: eventType 59 is a push/pop range, 60 a start/end range, 33 names a category, 75 a domain.
-`globalTid` holds VM and process above its lowest 24 bits, which are the thread; `globalPid` is the same with zeros there.
+Tables are there only when something was recorded in them, and columns came over the years: what a query needs is
+looked up first. Enumerations: eventType 59 is a push/pop range, 60 a start/end range, 33 names a category, 75 a domain.
+`globalTid` holds VM and process above its lowest 24 bits, which are the thread; `globalPid` has zeros there.
 """
 
 import contextlib

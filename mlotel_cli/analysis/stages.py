@@ -57,8 +57,8 @@ def summarise_stages(attributed: Attributed, *, top_kernels: int = 5) -> dict[st
     """The content of stages.json, but for what is known of the profiler itself.
 
     Times in milliseconds. `host_ms` has the distribution over batches (`stats.describe` without intervals); figures of
-    the device are means per batch: `kernel_ms` sums kernels, `device_ms` is from the first activity to the last, `idle_ms`
-    the part of it in which the device did nothing, `copies` are by direction.
+    the device are means per batch: `kernel_ms` sums kernels, `device_ms` is from the first activity to the last,
+    `idle_ms` the part of it in which the device did nothing, `copies` are by direction.
     """
     stages: defaultdict[str, list[StageBatch]] = defaultdict(list)
     for batch in by_batch(attributed).values():

@@ -1,7 +1,7 @@
 """What a profiler recorded, in one form for all profilers: ranges, API calls, and what ran on the device. Pure.
 
-Times are nanoseconds on the profiler's clock. `nest` joins ranges to parents and batches; where the device's work belongs
-is decided in attribution.py.
+Times are nanoseconds on the profiler's clock. `nest` joins ranges to parents and batches; where the device's work
+belongs is decided in attribution.py.
 """
 
 import bisect

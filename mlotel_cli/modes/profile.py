@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.trace import INVALID_SPAN
 from rich.console import Console
 
-from mlotel_cli import config, nsys
+from mlotel_cli import config
 from mlotel_cli.analysis.attribution import Attributed, attribute
 from mlotel_cli.analysis.stages import summarise_stages
 from mlotel_cli.config import Job

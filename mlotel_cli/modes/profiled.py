@@ -56,12 +56,12 @@ class Spec:
 
 
 class ResultFile:
-    """The far end of a session: lines in a file. `modes.session.Settling`."""
+    """The far end of a session: lines in a file, which is whole after every line. `modes.session.Settling`."""
 
     def __init__(self, spec: Spec, backend: Backend, capture: contextlib.AbstractContextManager[Any]) -> None:
         """`capture` is entered when the warm-up is over."""
         self.closing = Closing()
-        self._file = Path(spec.results).open("a", encoding="utf-8", buffering=1)
+        self._path = Path(spec.results)
         self._backend = backend
         self._capture = capture
         self._is_capturing = False
@@ -126,7 +126,8 @@ class ResultFile:
 
     def write(self, kind: str, value: Any) -> None:
         """One line."""
-        self._file.write(json.dumps({kind: value}, default=str) + "\n")
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({kind: value}, default=str) + "\n")
 
 
 def main() -> None:
