@@ -55,13 +55,14 @@ def findings() -> Iterator[Finding]:
 
 def print_findings() -> None:
     """Print all findings as one table."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     colours = {"ok": "green", "absent": "yellow", "problem": "red"}
     title = f"mlotel {version_of('mlotel') or '(not installed)'} on this machine"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("", "found", "fix"):
         table.add_column(column, overflow="fold")
     console = Console()

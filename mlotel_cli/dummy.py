@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlotel_cli.errors import UsageError
 from mlotel_cli.records import Batch
 from mlotel_cli.telemetry.api import record
 
@@ -51,7 +52,12 @@ class DummyPipeline:
             time_scale: multiplies every duration.
             device: torch device the models are on.
             seed: of the guesses.
+
+        Raises:
+            UsageError: for a negative `time_scale`.
         """
+        if not time_scale >= 0:
+            raise UsageError(f"pipeline.time_scale={time_scale}: allowed: at least 0")
         one, two, three = (SineModel(period, time_scale=time_scale).to(device) for period in PERIODS)
         self._three = three
         self._seed = seed

@@ -106,7 +106,8 @@ class BuiltinConf(SearchPathPlugin):
 class Task:
     """What Hydra calls once per job, in this process or, with another launcher, in a worker.
 
-    A single run keeps its error for `launch` to report: Hydra would print lines of its own about it.
+    A single run keeps its error for `launch` to report: Hydra would print lines of its own about it. A job of a sweep
+    writes how it ended into its directory.
     """
 
     mode: str
@@ -157,7 +158,9 @@ class Task:
             status.exit_code, status.error = exit_code(error), message(error)
             status.status = "refused" if status.exit_code == UsageError.exit_code else "failed"
             print(f"mlotel: job {job.job_num}: {status.error}", file=sys.stderr)
-            raise
+            # Hydra's own sweeper would leave out its later jobs; another one has to learn that this one failed.
+            if not str(HydraConfig.get().sweeper["_target_"]).endswith(".BasicSweeper"):
+                raise
         except BaseException as stop:
             status.exit_code = stop_code(stop)
             raise
@@ -215,7 +218,7 @@ def _launch(mode: Mode, flags: HydraFlags, overrides: list[str]) -> int:
             raise
         return UsageError.exit_code
     except Exception as error:
-        # A sweep ends by raising what its first failed job raised; the table tells all of them.
+        # A sweeper may end by raising what its first failed job raised; the table tells all of them.
         if not (sweeping and any(job.exit_code for job in finished_jobs())):
             _explain(error)
             raise

@@ -57,6 +57,7 @@ def finished_jobs() -> list[JobStatus]:
 
 def print_sweep() -> int:
     """Print how each job of the sweep ended; return the sweep's exit code."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -64,7 +65,8 @@ def print_sweep() -> int:
     jobs = finished_jobs()
     if not jobs:
         return 0
-    table = Table("job", "status", "seconds", "overrides", title=f"sweep {SweepWatch.directory}", title_justify="left")
+    title = Text(f"sweep {SweepWatch.directory}", style="bold")
+    table = Table("job", "status", "seconds", "overrides", title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for job in jobs:
         style = "green" if job.status == "complete" else "red"
         what = "\n".join(filter(None, [" ".join(job.overrides), job.error]))

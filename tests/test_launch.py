@@ -8,7 +8,9 @@ import warnings
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
 
 from mlotel_cli import launch
 from mlotel_cli.config import Job
@@ -269,6 +271,12 @@ class TestRunDirectory:
         assert ended.err.startswith("mlotel: run.dir")
         assert "/proc/self/run" in ended.err
 
+    def test_folder_that_only_hydra_finds_out_about(self, fake: FakeMode, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "access", lambda path, mode: True)
+        ended = mlotel("eval", "run.dir=/proc/self/run")
+        assert ended.code == 2
+        assert ended.err.startswith("mlotel: run.dir: cannot be written: ")
+
     def test_folder_without_permission(self, fake: FakeMode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "access", lambda path, mode: False)
         ended = mlotel("eval", "run.dir=here")
@@ -298,7 +306,7 @@ class TestSweep:
                 raise MlotelError("out of paper")
 
         fake.behave = behave
-        ended = mlotel("eval", "-m", "eval.repeats=1,2,0", "hydra.sweep.dir=s")
+        ended = mlotel("eval", "-m", "eval.repeats=1,2,0", "hydra.sweep.dir=s", "hydra.sweeper.max_batch_size=1")
         assert ended.code == 1
         assert [cfg.eval.repeats for cfg, _ in fake.jobs] == [1, 2]
         stored = [json.loads((tmp_path / f"s/{n}/job.json").read_text()) for n in range(3)]
@@ -306,6 +314,7 @@ class TestSweep:
         assert stored[0]["error"] == "out of paper"
         assert stored[1]["overrides"] == ["eval.repeats=2"]
         assert "mlotel: job 0: out of paper\n" in ended.err
+        assert "Error executing job" not in ended.err
         for text in ("failed", "complete", "refused", "eval.repeats=0: allowed: at least 1"):
             assert text in ended.out
 
@@ -337,8 +346,23 @@ class TestSweep:
         ended = mlotel("eval", "-m", "eval.repeats=1,2", "hydra.sweep.dir=s")
         assert ended.code == 143
         assert len(fake.jobs) == 1
-        assert json.loads((tmp_path / "s/0/job.json").read_text())["status"] == "interrupted"
+        stored = json.loads((tmp_path / "s/0/job.json").read_text())
+        assert (stored["status"], stored["exit_code"]) == ("interrupted", 143)
         assert "interrupted" in ended.out
+
+    def test_other_sweepers_learn_of_a_failure(self, fake: FakeMode, tmp_path: Path) -> None:
+        fake.behave = lambda cfg, job: fail(MlotelError("out of paper"))
+        root = launch.register(launch.MODES["eval"], "eval")
+        with initialize_config_dir(str(builtin_conf()), version_base=launch.VERSION_BASE):
+            cfg = compose(root, ["hydra.mode=MULTIRUN", "hydra.job.num=0"], return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(tmp_path)
+            cfg.hydra.sweeper["_target_"] = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+            HydraConfig.instance().set_config(cfg)
+            del cfg["hydra"]
+        with pytest.raises(MlotelError, match="out of paper"):
+            launch.Task("eval", "eval")(cfg)
+        assert json.loads((tmp_path / "job.json").read_text())["status"] == "failed"
 
     @pytest.mark.parametrize("override", ["run.dir=x", "hydra.run.dir=x", "+run.dir=x"])
     def test_run_dir_is_refused(self, fake: FakeMode, override: str) -> None:
@@ -350,5 +374,7 @@ class TestSweep:
     def test_sweep_asked_for_by_configuration(self, fake: FakeMode, tmp_path: Path, words: tuple[str, ...]) -> None:
         text = "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper: {params: {eval.repeats: '1,2'}}\n"
         conf = write_conf(tmp_path, {"experiment/both.yaml": text})
-        assert mlotel("eval", "-cd", str(conf), *words).code == 0
+        ended = mlotel("eval", "-cd", str(conf), *words)
+        assert ended.code == 0
         assert [cfg.eval.repeats for cfg, _ in fake.jobs] == [1, 2]
+        assert "eval.repeats=2" in ended.out  # the table

@@ -81,11 +81,9 @@ def block_bootstrap(
             low, high = _mean_deviation(x, starts, length, level, skewed=True)
             intervals[name] = (float(x.mean()) + low, float(x.mean()) + high)
         else:
-            point = float(np.quantile(x, q))
-            low, high = _mean_deviation(below(x, point), starts, length, level, skewed=False)
+            low, high = _mean_deviation(below(x, float(np.quantile(x, q))), starts, length, level, skewed=False)
             # With r of n values below the quantile, it lies between the values of rank r and r + 1.
-            lower, upper = _at_rank(ordered, n * (q + low)), _at_rank(ordered, n * (q + high) + 1)
-            intervals[name] = (min(lower, point), max(upper, point))
+            intervals[name] = (_at_rank(ordered, n * (q + low)), _at_rank(ordered, n * (q + high) + 1))
     return intervals
 
 

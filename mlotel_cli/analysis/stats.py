@@ -147,7 +147,7 @@ def describe(values: ArrayLike, *, seed: int = 0, intervals: bool = True) -> dic
     shown = ["mean"]
     for name, point in zip(_PERCENTILES, points, strict=True):
         needed = MIN_EFFECTIVE_N.get(name, 1)
-        if needed == 1 or (n >= needed and geyer_size(below(x, point)) >= needed):
+        if n >= needed and geyer_size(below(x, point)) >= needed:
             description[name] = point
             shown.append(name)
     description.update(effective_n=effective_n, mean=float(x.mean()), max=float(x.max()))

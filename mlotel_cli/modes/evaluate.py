@@ -262,15 +262,15 @@ def open_run(session: Session, cfg: "DictConfig", job: Job, *, mode: str, backen
         part_s=cfg.telemetry.part_s,
         max_names=cfg.telemetry.max_names,
     )
+    synchronize = _synchronizer(cfg.device) if backend == "otel" else None
     session.open(
         opening,
         backend=backend,
         strict=cfg.telemetry.strict,
         flush_ms=cfg.telemetry.flush_ms,
-        synchronize=_synchronizer(cfg.device),
+        synchronize=synchronize,
     )
-    waits = cfg.device.startswith("cuda") and backend == "otel"
-    session.tell({"environment": machine, "device": cfg.device, "synchronized": waits})
+    session.tell({"environment": machine, "device": cfg.device, "synchronized": synchronize is not None})
 
 
 def _synchronizer(device: str) -> Callable[[], None] | None:

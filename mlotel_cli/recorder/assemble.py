@@ -102,7 +102,6 @@ class _Open:
     scores: dict[str, float] = field(default_factory=dict[str, float])
     root: SpanRecord | None = None
     settled: Settled | None = None
-    settled_at: float = 0.0
 
     def is_complete(self) -> bool:
         settled = self.settled
@@ -185,7 +184,7 @@ class Assembler:
         entry = self._entry(index, settled.start_ns)
         if entry is None:
             return
-        entry.settled, entry.settled_at = settled, now
+        entry.settled = settled
         if entry.is_complete():
             self._complete.append(index)
         else:
@@ -198,7 +197,7 @@ class Assembler:
         """
         while self._complete:
             yield from self._finish(self._complete.popleft())
-        while self._waiting and self._is_over(*self._waiting[0], now=now):
+        while self._waiting and (self._waiting[0][1] not in self._open or now - self._waiting[0][0] >= self._settle_s):
             yield from self._finish(self._waiting.popleft()[1])
         left = sorted(self._open) if closing else list(islice(self._open, max(0, len(self._open) - OPEN_LIMIT)))
         for index in left:
@@ -214,10 +213,6 @@ class Assembler:
         elif start_ns < entry.first_ns:
             entry.first_ns = start_ns
         return entry
-
-    def _is_over(self, since: float, index: int, *, now: float) -> bool:
-        entry = self._open.get(index)
-        return entry is None or entry.settled_at != since or now - since >= self._settle_s
 
     def _finish(self, index: int) -> Iterator[BatchRecord]:
         entry = self._open.pop(index, None)

@@ -79,3 +79,9 @@ def clean_all(given: Mapping[str, Any] | None, faults: Faults, *, call: str, spa
 def is_tensor(value: object) -> bool:
     """Whether `value` is a torch tensor or of a subclass, without importing torch."""
     return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(value).__mro__)
+
+
+def text(value: object) -> str:
+    """`value` as text that UTF-8 can hold."""
+    string = value if type(value) is str else str(value)
+    return string if string.isascii() else string.encode("utf-8", "replace").decode()

@@ -13,7 +13,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Link, SpanContext, Status, StatusCode
 from opentelemetry.util.types import AnyValue, Attributes
 
-from mlotel_cli.telemetry.attributes import PLAIN, clean_all
+from mlotel_cli.telemetry.attributes import PLAIN, clean_all, text
 from mlotel_cli.telemetry.stamping import Stamping
 
 MAX_INT = 1 << 63
@@ -196,9 +196,3 @@ def _message(error: BaseException) -> str:
         return str(error)
     except Exception:  # a broken __str__ must not hide the error itself
         return "<its text cannot be read>"
-
-
-def text(value: object) -> str:
-    """`value` as text that UTF-8 can hold."""
-    string = value if type(value) is str else str(value)
-    return string if string.isascii() else string.encode("utf-8", "replace").decode()

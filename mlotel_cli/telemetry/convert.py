@@ -8,17 +8,15 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from mlotel_cli.records import RECORDED
-from mlotel_cli.telemetry.attributes import clean_all
-from mlotel_cli.telemetry.content import text
+from mlotel_cli.telemetry.attributes import clean_all, text
 from mlotel_cli.telemetry.faults import Faults
-from mlotel_cli.telemetry.span import Span
 
 _resources: dict[tuple[tuple[str, Any], ...], Resource] = {}
 _faults = Faults()
 
 
-def readable(span: Span) -> ReadableSpan:
-    """The SDK's view of an ended span. The resource honours OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES."""
+def readable(span: Any) -> ReadableSpan:
+    """The SDK's view of an ended `span.Span`. The resource honours OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES."""
     tracer = span.tracer
     return ReadableSpan(
         name=span.name,

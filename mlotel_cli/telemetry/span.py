@@ -19,8 +19,8 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 from opentelemetry.util.types import Attributes
 
 from mlotel_cli.records import BATCH_INDEX
-from mlotel_cli.telemetry.attributes import clean_all
-from mlotel_cli.telemetry.content import MAX_INT, Carrying, text
+from mlotel_cli.telemetry.attributes import clean_all, text
+from mlotel_cli.telemetry.content import MAX_INT, Carrying
 from mlotel_cli.telemetry.current import CURRENT
 from mlotel_cli.telemetry.decorate import decorate
 from mlotel_cli.telemetry.stamping import LocalTrace, Stamping

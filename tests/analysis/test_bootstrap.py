@@ -8,7 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 from scipy.signal import lfilter
 
-from mlotel_cli.analysis.autocorrelation import geyer_size
+from mlotel_cli.analysis.autocorrelation import block_length, geyer_size
 from mlotel_cli.analysis.bootstrap import (
     block_bootstrap,
     grouped_bootstrap,
@@ -64,6 +64,25 @@ def test_a_block_shorter_than_the_memory_is_made_up_for():
     short, automatic = (block_bootstrap(x, ["mean", "p50"], length=length) for length in (1, None))
     for name in short:
         assert width(short[name]) == pytest.approx(width(automatic[name]), rel=0.25)
+
+
+@pytest.mark.parametrize(("phi", "n"), [(0.0, 10_000), (0.6, 1_000), (0.999, 300)])
+def test_the_automatic_block_is_longer_than_the_memory_and_leaves_10_to_400_blocks(phi, n):
+    x = lfilter([1], [1, -phi], np.random.default_rng(0).standard_normal(n))
+    wanted = round(1.5 * max(block_length(x), block_length(scipy_stats.rankdata(x))))
+    length = {0.0: 25, 0.6: wanted, 0.999: 30}[phi]
+    assert (wanted < 25, 2.5 < wanted < 100, wanted > 30)[[0.0, 0.6, 0.999].index(phi)]
+    assert block_bootstrap(x, EVERYTHING) == block_bootstrap(x, EVERYTHING, length=length)
+    assert block_bootstrap(x, EVERYTHING) != block_bootstrap(x, EVERYTHING, length=length + 1)
+
+
+def test_the_end_of_the_series_joins_its_beginning():
+    x = np.random.default_rng(0).normal(0, 0.01, 400)
+    x[:10] += 1
+    edge, middle = (
+        block_bootstrap(np.roll(x, by), ["mean"], length=10, num_resamples=10_000)["mean"] for by in (0, 200)
+    )
+    assert width(edge) == pytest.approx(width(middle), rel=0.1)
 
 
 def test_interval_of_a_skewed_mean_is_scipys_bca_interval():
@@ -144,14 +163,20 @@ def test_short_series_keep_twenty_segments(n, expected):
     assert len(np.unique(segment_groups(np.arange(float(n))))) == expected
 
 
-def test_groups_of_one_are_scipys_bca_interval():
-    x = np.random.default_rng(0).gamma(1.5, size=300)
-    expected = scipy_stats.bootstrap(
-        (x,), np.mean, method="BCa", n_resamples=5_000, rng=np.random.default_rng(0)
+@pytest.mark.parametrize(("statistic", "tied"), [(np.mean, False), (np.var, False), (np.mean, True)])
+def test_groups_of_one_are_scipys_bca_interval(statistic, tied):
+    n = 30
+    x = np.random.default_rng(0).lognormal(sigma=1.0, size=n)
+    if tied:
+        x = np.arange(n) % 10 > 0
+    expanded = 1 - 2 * scipy_stats.norm.cdf(-scipy_stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1)))
+    low, high = scipy_stats.bootstrap(
+        (x,), statistic, confidence_level=expanded, n_resamples=10_000, rng=np.random.default_rng(0)
     ).confidence_interval
-    assert grouped_bootstrap(x, np.arange(300), num_resamples=5_000) == pytest.approx(
-        (expected.low, expected.high), abs=0.06 * (expected.high - expected.low)
-    )
+    near = pytest.approx((low, high), abs=0.03 * (high - low))
+    assert grouped_statistic_bootstrap(n, lambda indices: float(statistic(x[indices])), num_resamples=10_000) == near
+    if statistic is np.mean:
+        assert grouped_bootstrap(x, np.arange(n), num_resamples=10_000) == near
 
 
 def test_copies_within_a_group_add_no_certainty():
@@ -233,5 +258,12 @@ def test_an_undefined_statistic_has_no_interval():
 
     assert grouped_statistic_bootstrap(10, only_with_group(0)) is None
     assert grouped_statistic_bootstrap(10, lambda indices: math.nan) is None
-    rarely = iter([1.0, *([1.0, 2.0, 3.0] * 33), math.nan, *([1.0] * 10)])
-    assert grouped_statistic_bootstrap(10, lambda indices: next(rarely), num_resamples=100) is not None
+
+
+def test_what_is_rarely_undefined_is_left_out():
+    def interval(undefined_resample, undefined_without_group):
+        values = [1.0, *np.linspace(0, 2, 99), undefined_resample, undefined_without_group, *([1.1] * 8), -1.0]
+        replayed = iter(values)
+        return grouped_statistic_bootstrap(10, lambda indices: float(next(replayed)), num_resamples=100)
+
+    assert interval(math.nan, math.nan) == pytest.approx(interval(1.0, 1.0), abs=0.02)

@@ -71,11 +71,12 @@ def test_another_stages_work_does_not_make_the_device_idle(tmp_path: Path):
         write_two_stages(file)
         file.call(7, 510, 515)  # in the reader
         file.kernel(7, 505, 515)  # inside the detector's pause of 500-520
+        file.kernel(99, 515, 518)  # and so is this one, of nobody
 
     attributed = attribute(read_timeline(tmp_path / "x.sqlite"))
 
-    # Of 500-520 only 500-505 and 515-520 are left.
-    assert work_of(attributed, "detector").idle_ns == 100 + 5 + 5
+    # Of 500-520 only 500-505 and 518-520 are left.
+    assert work_of(attributed, "detector").idle_ns == 100 + 5 + 2
 
 
 def test_nodes_of_a_cuda_graph_belong_to_its_launch(tmp_path: Path, version: str):

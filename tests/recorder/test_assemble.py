@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlotel_cli.recorder import assemble
@@ -154,8 +154,8 @@ def test_a_stage_may_be_called_queue_something():
 
 
 def test_stages_stand_in_the_order_of_their_first_start():
-    stamps = [child("late", 5, 6), child("early", 4, 7), child("late", 1, 2), root(0, 8, opened=4)]
-    assert list(one(Assembler(settle_s=5.0), *stamps, settled(opened=4)).stages) == ["late", "early"]
+    stamps = [child("a", 5, 6), child("b", 4, 7), child("c", 3, 4), child("a", 1, 2), root(0, 8, opened=5)]
+    assert list(one(Assembler(settle_s=5.0), *stamps, settled(opened=5)).stages) == ["a", "c", "b"]
 
 
 def test_other_kinds_of_span_are_no_stages_but_are_waited_for():
@@ -375,7 +375,7 @@ SPANS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(
     batches=st.lists(st.tuples(SPANS, st.booleans()), min_size=1, max_size=6),
     seed=st.integers(0, 2**32),

@@ -195,13 +195,15 @@ def test_a_reader_during_merges_always_sees_every_row(tmp_path):
     written, done, seen = [1], threading.Event(), []
 
     def write() -> None:
-        for batch in range(1, 40):
-            writer.add({"batch": batch})
-            writer.flush()
-            written[0] = batch + 1
-            if batch % 3 == 0:
-                writer.merge()
-        done.set()
+        try:
+            for batch in range(1, 40):
+                writer.add({"batch": batch})
+                writer.flush()
+                written[0] = batch + 1
+                if batch % 3 == 0:
+                    writer.merge()
+        finally:
+            done.set()
 
     thread = threading.Thread(target=write)
     thread.start()
@@ -212,6 +214,7 @@ def test_a_reader_during_merges_always_sees_every_row(tmp_path):
         assert len(batches) >= at_least
         seen.append(len(batches))
     thread.join()
+    assert written[0] == 40
     assert len(seen) > 1
 
 

@@ -1,0 +1,367 @@
+"""The recorder, given frames that are written by hand: what it leaves behind, whatever comes through the pipe."""
+
+import json
+import marshal
+import os
+import random
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from mlotel_cli.analysis.runs import Run, read_run
+from mlotel_cli.recorder.process import Answers, read_frames, record
+from tests.support.wandb_file import find_wandb_file, read_wandb_file
+
+OPENING = {
+    "mode": "eval",
+    "name": "by-hand",
+    "run_id": "abc",
+    "started_ns": 1,
+    "overrides": ["seed=1"],
+    "config": {"seed": 1},
+    "identity": {"mlotel.run.id": "abc", "service.name": "by-hand"},
+    "tracker": {"mode": "disabled", "project": "mlotel", "entity": None, "group": None},
+    "settle_s": 5.0,
+    "part_s": 1.0,
+    "max_names": 200,
+    "settle_roots": False,
+}
+
+
+def opened(**changes) -> tuple:
+    return ("open", json.dumps(OPENING | changes))
+
+
+def span(batch, name="batch", *, opened=None, start=0, end=10_000_000, attributes=None) -> tuple:
+    times = (start, end, None)
+    return ("span", 1, 2, 0, opened, batch, name, "INTERNAL", "t", "Main", *times, "UNSET", "", attributes, *[None] * 3)
+
+
+def settle(batch, *, opened, status="scored", accuracy=None, samples=()) -> tuple:
+    return ("settle", batch, batch, 0, 1, status, opened, 0, 0.5, None, accuracy or {}, list(samples), "")
+
+
+def whole_batch(batch) -> list[tuple]:
+    sample = (f"{batch}.0", {"score": 1.0}, "1", "0")
+    last = settle(batch, opened=2, accuracy={"score": 0.5}, samples=[sample])
+    return [span(batch, "reader"), span(batch, opened=2), last]
+
+
+def close(*, emitted, **closing) -> tuple:
+    return ("close", json.dumps({"status": "complete", "error": ""} | closing), emitted)
+
+
+def frame(*items: tuple) -> bytes:
+    payload = marshal.dumps(list(items))
+    return struct.pack("<I", len(payload)) + payload
+
+
+@dataclass
+class Ended:
+    """How a recorder ended: whether it was content, what it said, its last answer, and what is on disk."""
+
+    ok: bool
+    said: list[str]
+    result: dict | None
+    run: Run | None
+
+
+@dataclass
+class Heard(Answers):
+    """Answers that are kept."""
+
+    said: list[str] = field(default_factory=list)
+    info: dict | None = None
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def result(self, info) -> None:
+        self.info = json.loads(json.dumps(info, default=str))
+
+
+def run_recorder(folder: Path, *chunks: bytes) -> Ended:
+    """Record `chunks` in this process, up to the end of the pipe."""
+    read_end, write_end = os.pipe()
+    answers = Heard()
+    os.set_blocking(write_end, False)
+    for chunk in chunks:
+        assert os.write(write_end, chunk) == len(chunk)
+    os.close(write_end)
+    ok = record(read_end, folder, answers)
+    return Ended(ok, answers.said, answers.info, read_run(folder) if (folder / "run.json").exists() else None)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.tmp"))
+
+
+def test_a_run_from_opening_to_closing(tmp_path):
+    told = ("info", json.dumps({"environment": {"python": "3"}, "config": {"more": 2}, "notes": ["said"]}))
+    ended = run_recorder(
+        tmp_path,
+        frame(opened(), told),
+        frame(*whole_batch(0), *whole_batch(1)),
+        frame(span(None, "outside")),
+        frame(close(emitted=6, accuracy={"score": 0.75}, wall_s=2.0, telemetry={"span_cost_us": 3.0})),
+    )
+    info = ended.run.info
+    assert ended.ok
+    assert ended.result == dict(info)
+    assert (info["status"], info["mode"], info["name"], info["run_id"]) == ("complete", "eval", "by-hand", "abc")
+    assert (info["schema_version"], info["started_ns"], info["overrides"]) == (1, 1, ["seed=1"])
+    assert info["ended_ns"] > 1
+    assert (info["environment"], info["notes"], info["error"]) == ({"python": "3"}, ["said"], None)
+    assert info["wandb"]["mode"] == "disabled"
+    telemetry = info["summary"]["telemetry"]
+    assert (telemetry["spans_recorded"], telemetry["spans_lost"], telemetry["spans_late"]) == (5, 1, 0)
+    assert telemetry["hot_path_us_per_batch"] == 3.0 * 5 / 2
+    assert info["summary"]["accuracy"] == {"score": {"value": 0.75, "ci95": None}}
+    assert info["summary"]["throughput"]["wall_items_per_s"] == 1.0
+    assert ended.run.batches["batch"].to_list() == [0, 1]
+    assert ended.run.batches["accuracy.score"].to_list() == [0.5, 0.5]
+    assert ended.run.batches["reader.host_ms"].to_list() == [10.0, 10.0]
+    assert ended.run.spans.height == 5
+    assert ended.run.samples["id"].to_list() == ["0.0", "1.0"]
+    assert unfinished(tmp_path) == []
+
+
+def test_closing_without_a_batch(tmp_path):
+    ended = run_recorder(tmp_path, frame(opened(), close(emitted=0, status="failed", error="data: empty")))
+    assert ended.ok
+    assert (ended.run.status, ended.run.info["error"]) == ("failed", "data: empty")
+    assert ended.run.summary["batches"] == {}
+    assert ended.run.summary["telemetry"]["hot_path_us_per_batch"] is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
+
+
+def test_a_workload_that_never_opened_leaves_nothing(tmp_path):
+    ended = run_recorder(tmp_path)
+    assert (ended.ok, ended.result, list(tmp_path.iterdir())) == (True, None, [])
+
+
+def test_a_workload_that_dies_without_a_word_leaves_an_interrupted_run(tmp_path):
+    ended = run_recorder(tmp_path, frame(opened()), frame(*whole_batch(0), span(1, "reader")))
+    assert ended.ok
+    assert (ended.run.status, ended.run.info["error"]) == ("interrupted", "the workload ended without a word")
+    assert ended.run.batches.select("batch", "status").rows() == [(0, "scored"), (1, "incomplete")]
+    assert ended.run.summary["telemetry"]["spans_lost"] is None
+    assert ended.run.summary["throughput"]["items_per_s"] == pytest.approx(100.0)  # by the rows: 1 item in 10 ms
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4, 5, 100, -1])
+def test_half_a_frame_at_the_end_costs_nothing_before_it(tmp_path, cut):
+    ended = run_recorder(tmp_path, frame(opened()), frame(*whole_batch(0)), frame(*whole_batch(1))[:cut])
+    assert ended.ok
+    assert ended.run.status == "interrupted"
+    assert ended.run.batches.rows(named=True)[0]["status"] == "scored"
+    assert ended.run.batches["batch"].to_list() == [0]
+
+
+def test_bytes_that_are_no_frame_end_the_run_with_everything_before_them(tmp_path):
+    garbage = struct.pack("<I", 8) + b"no frame"
+    ended = run_recorder(tmp_path, frame(opened()), frame(*whole_batch(0)), garbage, frame(*whole_batch(1)))
+    assert not ended.ok
+    assert ended.result is None
+    (said,) = ended.said
+    assert said.startswith("The recorder gives up: the workload sent what cannot be read")
+    assert (ended.run.status, ended.run.info["error"]) == ("failed", said.removeprefix("The recorder gives up: "))
+    assert ended.run.batches["batch"].to_list() == [0]
+
+
+def test_an_item_that_makes_no_sense_costs_only_itself(tmp_path, capsys):
+    bad = [("span", "too", "short"), (), ("settle", 1), ("info", "{"), span(9, opened="many")]
+    ended = run_recorder(tmp_path, frame(opened()), frame(*bad, *whole_batch(0), close(emitted=4)))
+    assert ended.ok
+    assert ended.run.status == "complete"
+    assert ended.run.summary["telemetry"]["items_refused"] >= 4
+    assert 0 in ended.run.batches.filter(status="scored")["batch"]
+    assert capsys.readouterr().err.count("refused") == 1
+
+
+def test_spans_that_end_after_the_closing_are_kept_and_are_no_loss(tmp_path):
+    late = span(0, "thread")
+    ended = run_recorder(tmp_path, frame(opened(), *whole_batch(0)), frame(close(emitted=2)), frame(late))
+    telemetry = ended.run.summary["telemetry"]
+    assert (telemetry["spans_lost"], telemetry["spans_recorded"], telemetry["spans_late"]) == (0, 3, 1)
+    assert ended.run.spans["name"].to_list() == ["reader", "batch", "thread"]
+
+
+def test_an_own_loop_is_settled_by_its_roots_and_scored_by_its_attributes(tmp_path):
+    roots = [span(n, opened=1, attributes={"batch.size": 2, "mlotel.accuracy.recall": n / 2}) for n in range(3)]
+    ended = run_recorder(tmp_path, frame(opened(settle_roots=True, mode="loop")), frame(*roots, close(emitted=3)))
+    assert ended.run.batches.select("batch", "size", "status").rows() == [(n, 2, "scored") for n in range(3)]
+    assert ended.run.summary["accuracy"] == {"recall": {"value": 0.5, "ci95": None}}
+
+
+@pytest.mark.parametrize(("tracker", "reason"), [({"mode": "loud"}, "tracker.mode=loud"), ({"volume": 11}, "volume")])
+def test_an_opening_that_cannot_be_followed_is_said(tmp_path, tracker, reason):
+    ended = run_recorder(tmp_path, frame(opened(tracker=OPENING["tracker"] | tracker)))
+    assert not ended.ok
+    assert reason in ended.said[0]
+
+
+def test_a_full_disk_is_said_and_what_was_written_stays_readable(tmp_path, monkeypatch):
+    """A limit on file sizes stands in for the disk: run.json fits, a part of incompressible scores does not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    draw = random.Random(0)
+    many = [settle(n, opened=0, accuracy={"score": draw.random()}) for n in range(1, 2000)]
+    read_end, write_end = os.pipe()
+    os.write(write_end, frame(opened(part_s=0.0), *whole_batch(0)))
+    answers = Heard()
+    taken = 0
+
+    def read_then_fill(read_fd: int, *, tick_s: float):
+        nonlocal taken
+        yield from read_frames(read_fd, tick_s=tick_s)  # ends: the pipe is closed
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        taken += 1
+        yield many
+
+    os.close(write_end)
+    monkeypatch.setattr("mlotel_cli.recorder.process.read_frames", read_then_fill)
+    try:
+        ok = record(read_end, tmp_path, answers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (ok, taken) == (False, 1)
+    (said,) = answers.said
+    assert "The recorder gives up: " in said
+    assert "batches.parquet cannot be written" in said
+    assert "File too large" in said
+    run = read_run(tmp_path)
+    assert run.status == "failed"
+    assert run.batches["batch"].to_list() == [0]
+    assert unfinished(tmp_path) == []
+
+
+def test_frames_are_put_together_from_any_pieces():
+    read_end, write_end = os.pipe()
+    sent = [[("a", n, "x" * n)] for n in range(30)]
+    data = b"".join(frame(*items) for items in sent)
+    frames = read_frames(read_end, tick_s=0.0)
+    assert next(frames) is None
+    got = []
+    for start in range(0, len(data), 7):
+        os.write(write_end, data[start : start + 7])
+        while (items := next(frames)) is not None:
+            got.append(items)
+    os.close(write_end)
+    assert got == sent
+    assert list(frames) == []
+    os.close(read_end)
+
+
+# -- the real process ---------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """`python -m mlotel_cli.recorder` with both pipes in the test's hand."""
+
+    def __init__(self, folder: Path, *modules: str) -> None:
+        read_end, self.pipe = os.pipe()
+        self.answers, write_end = os.pipe()
+        self.folder = folder
+        command = [sys.executable, "-P", "-m", "mlotel_cli.recorder", str(read_end), str(write_end), str(folder)]
+        with (folder / "recorder.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, *modules],
+                pass_fds=(read_end, write_end),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
+            )
+        os.close(read_end)
+        os.close(write_end)
+
+    def send(self, *items: tuple) -> None:
+        os.write(self.pipe, frame(*items))
+
+    def finish(self, *, timeout_s: float = 60) -> list[dict]:
+        """Close the pipe; what it answered."""
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1
+        with os.fdopen(self.answers) as answers:
+            lines = [json.loads(line) for line in answers]
+        self.process.wait(timeout_s)
+        return lines
+
+    def wait_for(self, condition, *, timeout_s: float = 60) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, (self.folder / "recorder.log").read_text()
+            time.sleep(0.01)
+
+    @property
+    def status(self) -> str | None:
+        return read_run(self.folder).status if (self.folder / "run.json").exists() else None
+
+
+def test_rows_are_readable_while_the_run_goes_on_and_signals_do_not_end_it(tmp_path):
+    recorder = Recorder(tmp_path, "polars")
+    recorder.send(opened(part_s=0.05), *whole_batch(0))
+    recorder.wait_for(lambda: recorder.status and read_run(tmp_path).batches.height == 1)
+    assert recorder.status == "running"
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(recorder.process.pid, signum)
+    recorder.send(*whole_batch(1))
+    recorder.wait_for(lambda: read_run(tmp_path).batches.height == 2)
+    assert recorder.status == "running"
+    recorder.send(close(emitted=4))
+    (answer,) = recorder.finish()
+    assert answer["result"]["status"] == recorder.status == "complete"
+    assert recorder.process.returncode == 0
+    assert os.listdir(tmp_path / "batches.parquet") == ["part-000001-000002.parquet"]
+
+
+def test_a_recorder_killed_leaves_what_it_had_written(tmp_path):
+    recorder = Recorder(tmp_path, "polars")
+    recorder.send(opened(part_s=0.05), *whole_batch(0))
+    recorder.wait_for(lambda: recorder.status and read_run(tmp_path).batches.height == 1)
+    recorder.process.kill()
+    recorder.finish()
+    assert recorder.status == "interrupted"
+    assert read_run(tmp_path).batches["batch"].to_list() == [0]
+
+
+def test_it_ends_on_the_last_word_although_somebody_else_holds_the_pipe_open(tmp_path):
+    recorder = Recorder(tmp_path)
+    recorder.send(opened(), *whole_batch(0), close(emitted=2))
+    held, recorder.pipe = recorder.pipe, -1
+    (answer,) = recorder.finish()
+    os.close(held)
+    assert answer["result"]["status"] == "complete"
+
+
+def test_a_workload_that_is_gone_needs_no_answer(tmp_path):
+    recorder = Recorder(tmp_path)
+    recorder.send(opened(), *whole_batch(0))
+    os.close(recorder.pipe)
+    os.close(recorder.answers)
+    assert recorder.process.wait(60) == 0
+    assert recorder.status == "interrupted"
+
+
+def test_a_killed_workload_leaves_a_finished_offline_wandb_run(tmp_path):
+    recorder = Recorder(tmp_path, "polars", "wandb")
+    tracker = OPENING["tracker"] | {"mode": "offline", "system_metrics": False}
+    recorder.send(opened(tracker=tracker), *whole_batch(0), *whole_batch(1))
+    said = recorder.finish()
+    assert any("recording offline" in line.get("say", "") for line in said)
+    assert recorder.status == "interrupted"
+    file = read_wandb_file(find_wandb_file(tmp_path))
+    assert (file.exit_code, file.torn) == (1, False)
+    assert [row["batch"] for row in file.history if "latency/batch_ms" in row] == [0, 1]
+    assert file.config["seed"] == 1
+    assert file.config["mlotel.run.id"] == "abc"
+    assert file.summary["batches"] == {"scored": 2}
+    assert read_run(tmp_path).info["wandb"]["rows_logged"] == 2

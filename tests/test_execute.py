@@ -1,0 +1,199 @@
+"""The sequential executor: spans, parents, order, blame for errors, waiting for the source, thread state."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mlotel_cli import execute
+from mlotel_cli.execute import Finished, Inference, Numbered, SequentialExecutor
+from mlotel_cli.records import BATCH_INDEX, BATCH_SIZE, Batch
+from mlotel_cli.telemetry import api
+from tests.support.spans import STEP_NS, recording
+
+
+def numbered(*data: Any, size: int = 2) -> Iterator[Numbered]:
+    return iter([Numbered(i, 0, Batch(i, ["a", "b"], value, None, size)) for i, value in enumerate(data)])
+
+
+def run(stages: Any, batches: Iterable[Numbered]) -> list[Finished]:
+    return list(SequentialExecutor(stages).run(iter(batches)))
+
+
+STAGES: dict[str, Callable[[Any], Any]] = {"add": lambda x: x + 1, "double": lambda x: x * 2}
+
+
+def test_stages_run_in_order_and_outputs_pass_through() -> None:
+    finished = run(STAGES, numbered(1, 5))
+    assert [(one.output, one.error, one.stage) for one in finished] == [(4, None, ""), (12, None, "")]
+    assert [one.numbered.index for one in finished] == [0, 1]
+
+
+def test_spans_parents_times_and_attributes_are_exact() -> None:
+    with recording() as recorded:
+        (finished,) = run(STAGES, numbered(1))
+    assert recorded.names() == ["add", "double", "batch"]  # in the order in which they end
+    add, double, root = recorded.spans
+    assert [(s.name, s.start_ns // STEP_NS, s.end_ns // STEP_NS) for s in recorded.spans] == [
+        ("add", 2, 3),
+        ("double", 4, 5),
+        ("batch", 1, 6),
+    ]
+    assert (root.parent_id, add.parent_id, double.parent_id) == (0, root.span_id, root.span_id)
+    assert (root.span_id, root.trace_id) == (1, 1)
+    assert root.attributes == {BATCH_INDEX: 0, BATCH_SIZE: 2}
+    assert [span.batch for span in recorded.spans] == [0, 0, 0]
+    assert {span.scope for span in recorded.spans} == {"mlotel"}
+    assert finished.root.get_span_context().span_id == root.span_id
+    assert finished.root.count_opened() == 3  # type: ignore[attr-defined]
+
+
+def test_every_batch_is_a_trace_of_its_own_even_inside_a_span_of_the_caller() -> None:
+    with recording() as recorded, api.span("outside"):
+        run(STAGES, numbered(1, 2))
+    roots = [span for span in recorded.spans if span.name == "batch"]
+    assert [root.parent_id for root in roots] == [0, 0]
+    assert len({root.trace_id for root in roots}) == 2
+
+
+def test_a_callable_opens_its_own_spans_below_the_root() -> None:
+    def pipeline(value: int) -> int:
+        with api.span("mine"), api.span("inner"):
+            return value + 1
+
+    with recording() as recorded:
+        (finished,) = run(pipeline, numbered(1))
+    assert finished.output == 2
+    assert recorded.tree() == [("batch", None), ("mine", "batch"), ("inner", "mine")]
+
+
+def test_an_error_is_the_batchs_and_names_its_stage() -> None:
+    def breaks(value: int) -> int:
+        if value == 2:
+            raise ZeroDivisionError("told to")
+        return value
+
+    never: list[int] = []
+    with recording() as recorded:
+        finished = run({"add": lambda x: x + 1, "breaks": breaks, "after": never.append}, numbered(0, 1, 2))
+    assert [one.stage for one in finished] == ["", "breaks", ""]
+    assert finished[1].output is None
+    assert isinstance(finished[1].error, ZeroDivisionError)
+    assert never == [1, 3]
+    failed = [span for span in recorded.spans if span.batch == 1]
+    assert [(span.name, span.status, span.status_message) for span in failed] == [
+        ("add", "UNSET", ""),
+        ("breaks", "ERROR", "ZeroDivisionError: told to"),
+        ("batch", "ERROR", "ZeroDivisionError: told to"),
+    ]
+    assert failed[1].events[0][2]["exception.type"] == "ZeroDivisionError"
+
+
+def test_an_error_of_a_callable_has_no_stage_to_name() -> None:
+    def pipeline(value: int) -> int:
+        raise ValueError(value)
+
+    (finished,) = run(pipeline, numbered(1))
+    assert (finished.stage, repr(finished.error)) == ("", "ValueError(1)")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_what_is_no_exception_ends_the_run(stop: type[BaseException]) -> None:
+    def stage(value: int) -> None:
+        raise stop
+
+    with recording() as recorded, pytest.raises(stop):
+        run({"stage": stage}, numbered(1))
+    assert recorded.names() == ["stage", "batch"]  # both ended
+
+
+def test_a_batch_without_items_runs_no_stage_and_opens_no_span() -> None:
+    ran: list[Any] = []
+    with recording() as recorded:
+        (finished,) = run({"stage": ran.append}, numbered(None, size=0))
+    assert (ran, recorded.spans, finished.output, finished.error) == ([], [], None, None)
+    assert not finished.root.is_recording()
+
+
+def test_waiting_for_the_source_is_measured_apart_from_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0]
+    monkeypatch.setattr(execute.time, "perf_counter_ns", lambda: clock[0])
+
+    def source() -> Iterator[Numbered]:
+        for one in numbered("a", "b"):
+            clock[0] += 700
+            yield one
+
+    def stage(value: str) -> str:
+        clock[0] += 50
+        return value
+
+    finished: list[Finished] = []
+    for one in SequentialExecutor({"stage": stage}).run(source()):
+        clock[0] += 10_000  # scoring is nobody's wait
+        finished.append(one)
+    assert [one.wait_ns for one in finished] == [700, 700]
+    assert [one.start_ns for one in finished] == [700, 700 + 50 + 10_000 + 700]
+
+
+def test_one_batch_is_taken_at_a_time() -> None:
+    taken: list[int] = []
+
+    def source() -> Iterator[Numbered]:
+        for one in numbered(1, 2, 3):
+            taken.append(one.index)
+            yield one
+
+    running = SequentialExecutor(STAGES).run(source())
+    next(running)
+    assert taken == [0]
+
+
+def test_an_error_of_the_source_is_the_callers() -> None:
+    def source() -> Iterator[Numbered]:
+        yield from numbered(1)
+        raise OSError("gone")
+
+    running = SequentialExecutor(STAGES).run(source())
+    assert next(running).output == 4
+    with pytest.raises(OSError, match="gone"):
+        next(running)
+
+
+def test_a_synchronising_backend_waits_at_every_spans_end_before_it_is_stamped() -> None:
+    waited: list[str] = []
+    with recording(synchronize=lambda: waited.append("device")) as recorded:
+        run(STAGES, numbered(1))
+    assert waited == ["device"] * 3
+    assert len(recorded.spans) == 3
+
+
+def test_inference_mode_is_entered_on_the_thread_that_asks() -> None:
+    seen: dict[str, bool] = {}
+
+    def stage_thread() -> None:
+        seen["before"] = torch.is_inference_mode_enabled()
+        with inference():
+            seen["inside"] = torch.is_inference_mode_enabled()
+            assert not (torch.ones(1, requires_grad=True) * 2).requires_grad
+        seen["after"] = torch.is_inference_mode_enabled()
+
+    inference = Inference("cpu")
+    with inference():
+        assert torch.is_inference_mode_enabled()
+        thread = threading.Thread(target=stage_thread)
+        thread.start()
+        thread.join()
+    assert seen == {"before": False, "inside": True, "after": False}
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_autocast_is_what_was_asked_for() -> None:
+    a = torch.ones(2, 2)
+    with Inference("cpu", autocast="bfloat16")():
+        assert (a @ a).dtype == torch.bfloat16
+    with Inference("cpu")():
+        assert (a @ a).dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
