@@ -15,7 +15,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import nvtx
-from nvtx.nvtx import libnvtx_start_range  # the public start_range would keep every payload for ever
+from nvtx.nvtx import (  # the public start_range would keep every payload for ever
+    libnvtx_start_range,  # pyright: ignore[reportUnknownVariableType]
+)
 from opentelemetry import trace
 from opentelemetry.context.context import Context
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, NonRecordingSpan, SpanKind
@@ -56,12 +58,12 @@ class Range(nvtx.annotate, NonRecordingSpan):
 
     def __init__(self, name: str, *, category: str, payload: int | None = None) -> None:
         """Register name and category with NVTX."""
-        nvtx.annotate.__init__(
-            self, message=name, color=colour_of(name), domain=DOMAIN, category=category, payload=payload
-        )
+        initialise: Any = nvtx.annotate.__init__  # pyright: ignore[reportUnknownMemberType]
+        initialise(self, message=name, color=colour_of(name), domain=DOMAIN, category=category, payload=payload)
         NonRecordingSpan.__init__(self, INVALID_SPAN_CONTEXT)
         # Newer versions of nvtx have no attributes while no tool listens.
         self.event: Any = getattr(self, "attributes", None)
+        self.nvtx_domain: Any = getattr(self, "domain", None)
 
 
 class NamedRange(Range):
@@ -130,13 +132,13 @@ class StartedRange(NonRecordingSpan):
         with lock:
             if batch is not None:
                 range_.event.payload = batch
-            self._id = libnvtx_start_range(range_.event, range_.domain.handle)
+            self._id = libnvtx_start_range(range_.event, range_.nvtx_domain.handle)
 
     def end(self, end_time: int | None = None) -> None:
         """End it; again is harmless."""
         started, self._id = self._id, None
         if started is not None:
-            nvtx.end_range(started)
+            _end_range(started)
 
 
 class Nvtx:
@@ -260,13 +262,19 @@ class capture:  # noqa: N801 - used as a function
 
     def __enter__(self) -> None:
         """Begin."""
-        self._id: Any = nvtx.start_range(CAPTURE, domain=DOMAIN)
+        start_range: Any = nvtx.start_range  # pyright: ignore[reportUnknownMemberType]
+        self._id: Any = start_range(CAPTURE, domain=DOMAIN)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
         """End, on whatever thread."""
-        nvtx.end_range(self._id)
+        _end_range(self._id)
+
+
+def _end_range(started: Any) -> None:
+    end_range: Any = nvtx.end_range  # pyright: ignore[reportUnknownMemberType]
+    end_range(started)
 
 
 _BATCHED = (BatchRange, StartedRange)
