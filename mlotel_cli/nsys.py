@@ -102,9 +102,9 @@ def why_no_report(nsys: Path, *, report: Path, said: str) -> MlotelError:
 def no_ranges(nsys: Path) -> MlotelError:
     """The workload opened ranges and nsys saw none of them."""
     return MlotelError(
-        f"nsys {version(nsys)} recorded no range of nvtx {version_of('nvtx')}: this pair does not work together "
-        "(nvtx 0.2.12 and later are not seen by nsys before 2024). Use: pip install 'nvtx<0.2.12', or a newer nsys, "
-        f"{_OTHERWISE}"
+        f"nsys {version(nsys)} recorded no range of nvtx {version_of('nvtx')}: the pair does not work together (nvtx "
+        "0.2.12 and later are not seen by nsys before 2024), or profiler.args left them out. "
+        f"Use: pip install 'nvtx<0.2.12', or a newer nsys, {_OTHERWISE}"
     )
 
 

@@ -36,7 +36,7 @@ def read_timeline(path: Path) -> Timeline:
 
 
 def _add(timeline: Timeline, event: dict[str, Any]) -> None:
-    category, name = event.get("cat"), str(event["name"])
+    category, name = str(event.get("cat")), str(event["name"])
     is_range = category == "user_annotation" and name.startswith(_PREFIX)
     if not is_range and category not in _CALLS and category not in _ACTIVITIES:
         return

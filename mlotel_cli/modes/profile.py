@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,7 +172,7 @@ class Profile:
         self._spec.write_text(json.dumps(asdict(spec), default=str), encoding="utf-8")
 
     @contextlib.contextmanager
-    def _started(self, command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
+    def _started(self, command: list[str]) -> Generator["subprocess.Popen[bytes]"]:
         """The process, in a session of its own: a Ctrl-C in the terminal reaches it through here, once."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         try:

@@ -18,8 +18,11 @@ def stage_rows(stages: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     columns += ["device_ms", "kernels", "kernel_ms", "idle_ms", "copy_ms", "syncs", "verdict"]
     rows: list[list[Any]] = []
     for name, stage in stages["stages"].items():
-        host, queue, device = stage["host_ms"], stage["queue_ms"], stage["device"] or {}
-        figures = [device.get(key) for key in ("device_ms", "kernels", "kernel_ms", "idle_ms", "copy_ms", "syncs")]
+        host, queue = stage["host_ms"], stage["queue_ms"]
+        device: Mapping[str, Any] = stage["device"] or {}
+        figures: list[Any] = [
+            device.get(key) for key in ("device_ms", "kernels", "kernel_ms", "idle_ms", "copy_ms", "syncs")
+        ]
         rows.append([name, host["p50"], host["p95"], queue["p50"] if queue else None, *figures, stage["verdict"]])
     return columns, rows
 

@@ -30,6 +30,7 @@ from mlotel_cli.telemetry.current import CURRENT
 from mlotel_cli.telemetry.decorate import decorate
 from mlotel_cli.telemetry.faults import Faults
 
+_nvtx: Any = nvtx  # it has no types
 DOMAIN = "mlotel"
 CAPTURE = "mlotel capture"
 """Name of the range between whose ends nsys records, for `--nvtx-capture=mlotel capture@mlotel`."""
@@ -58,8 +59,9 @@ class Range(nvtx.annotate, NonRecordingSpan):
 
     def __init__(self, name: str, *, category: str, payload: int | None = None) -> None:
         """Register name and category with NVTX."""
-        initialise: Any = nvtx.annotate.__init__  # pyright: ignore[reportUnknownMemberType]
-        initialise(self, message=name, color=colour_of(name), domain=DOMAIN, category=category, payload=payload)
+        _nvtx.annotate.__init__(
+            self, message=name, color=colour_of(name), domain=DOMAIN, category=category, payload=payload
+        )
         NonRecordingSpan.__init__(self, INVALID_SPAN_CONTEXT)
         # Newer versions of nvtx have no attributes while no tool listens.
         self.event: Any = getattr(self, "attributes", None)
@@ -138,7 +140,7 @@ class StartedRange(NonRecordingSpan):
         """End it; again is harmless."""
         started, self._id = self._id, None
         if started is not None:
-            _end_range(started)
+            _nvtx.end_range(started)
 
 
 class Nvtx:
@@ -262,19 +264,13 @@ class capture:  # noqa: N801 - used as a function
 
     def __enter__(self) -> None:
         """Begin."""
-        start_range: Any = nvtx.start_range  # pyright: ignore[reportUnknownMemberType]
-        self._id: Any = start_range(CAPTURE, domain=DOMAIN)
+        self._id: Any = _nvtx.start_range(CAPTURE, domain=DOMAIN)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
         """End, on whatever thread."""
-        _end_range(self._id)
-
-
-def _end_range(started: Any) -> None:
-    end_range: Any = nvtx.end_range  # pyright: ignore[reportUnknownMemberType]
-    end_range(started)
+        _nvtx.end_range(self._id)
 
 
 _BATCHED = (BatchRange, StartedRange)
