@@ -125,7 +125,7 @@ def describe(values: ArrayLike, *, seed: int = 0, intervals: bool = True) -> dic
     None is what cannot be said from so few effective values. `ci95` holds [low, high] for mean and each percentile.
 
     A percentile is None when its own effective sample size (`effective_sample_size(values, q=...)`) is below
-    `MIN_EFFECTIVE_N`; p50 is always given. `effective_n` is that of the ranks, rounded down. Intervals are 95 % and by
+    `MIN_EFFECTIVE_N`, or when one before it is None; p50 is always given. `effective_n` is that of the ranks, rounded down. Intervals are 95 % and by
     `block_bootstrap`; all are None with `intervals=False`, fewer than six effective values or an empty series.
 
     Raises:
@@ -147,9 +147,10 @@ def describe(values: ArrayLike, *, seed: int = 0, intervals: bool = True) -> dic
     shown = ["mean"]
     for name, point in zip(_PERCENTILES, points, strict=True):
         needed = MIN_EFFECTIVE_N.get(name, 1)
-        if n >= needed and geyer_size(below(x, point)) >= needed:
-            description[name] = point
-            shown.append(name)
+        if n < needed or geyer_size(below(x, point)) < needed:
+            break  # what is too little for this one is too little for those further out
+        description[name] = point
+        shown.append(name)
     description.update(effective_n=effective_n, mean=float(x.mean()), max=float(x.max()))
     if intervals and effective_n >= MIN_EFFECTIVE_N_INTERVAL:
         bounds = block_bootstrap(x, shown, seed=seed)

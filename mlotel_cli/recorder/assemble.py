@@ -112,8 +112,8 @@ class _Open:
 class _Indexes:
     """A set of batch indexes in little memory: a bit each, in blocks; the oldest blocks are forgotten.
 
-    So a month's spans can be told from a new batch's, for 1.5 MB, while indexes are dense; at worst, with gaps above a
-    thousand, the last 10,000 are remembered.
+    Ten million batches take 2 MB while their indexes are dense; at worst, with gaps above a thousand, the last 10,000
+    are remembered.
     """
 
     def __init__(self) -> None:

@@ -34,6 +34,7 @@ _TRACES_REMEMBERED = 10_000
 _HELD_SPANS = 10_000
 """Spans of one running trace that wait for its number; a root that never ends must not fill the memory."""
 _CLOSE_TIMEOUT_S = 100.0
+_TRACKER_MODES = ("auto", "online", "offline", "disabled")
 
 
 class LoopRun:
@@ -50,7 +51,8 @@ class LoopRun:
         if (self.directory / "run.json").exists():
             raise UsageError(f"directory={self.directory}: it holds a run already; give another one")
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._link = RecorderLink(self.directory, say=_say, on_death=lambda error: _say(str(error)))
+        imports = ("polars",) if tracker.get("mode") == "disabled" else ("polars", "wandb")
+        self._link = RecorderLink(self.directory, imports=imports, say=_say, on_death=lambda error: _say(str(error)))
         self._closed = False
         self._owner = os.getpid()
         run_id = uuid.uuid4().hex[:16]
@@ -112,7 +114,13 @@ def _new_directory() -> Path:
 
 
 def tracker_settings(*, project: str, entity: str | None, group: str | None, mode: str) -> dict[str, Any]:
-    """The recorder's TrackerSettings that a program can choose."""
+    """The recorder's TrackerSettings that a program can choose.
+
+    Raises:
+        UsageError: when `mode` is none of W&B's.
+    """
+    if mode not in _TRACKER_MODES:
+        raise UsageError(f"mode={mode!r}: allowed are {', '.join(_TRACKER_MODES)}")
     return {"mode": mode, "project": project, "entity": entity, "group": group}
 
 
@@ -169,7 +177,7 @@ class MlotelSpanProcessor(SpanProcessor):
             settle_s: how long a batch whose root has ended waits for children that have not.
 
         Raises:
-            UsageError: when `directory` holds a run already.
+            UsageError: when `directory` holds a run already, or `mode` is none of these.
             RecorderError: when the recorder cannot be started.
         """
         tracker = tracker_settings(project=project, entity=entity, group=group, mode=mode)

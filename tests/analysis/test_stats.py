@@ -258,3 +258,15 @@ def test_the_module_needs_numpy_only(module):
     foreign = {name.split(".")[0] for name in imported} - {"collections", "dataclasses", "functools", "math"}
     assert foreign <= {"numpy", "statistics", "typing", "mlotel_cli"}
     assert all(name.startswith("mlotel_cli.analysis.") for name in imported if name.startswith("mlotel_cli"))
+
+
+def test_a_withheld_percentile_withholds_those_further_out() -> None:
+    # A slow wave: the share above p90 comes in long bursts, the share above p99 is single spikes.
+    values = np.sin(np.arange(2_000) * 2 * np.pi / 1_000)
+    values[::97] += 10.0
+
+    description = describe(values)
+
+    assert stats.effective_sample_size(values, q=0.99) >= stats.MIN_EFFECTIVE_N["p99"]
+    assert description["p90"] is None
+    assert description["p95"] is description["p99"] is None

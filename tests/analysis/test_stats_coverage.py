@@ -104,6 +104,11 @@ def test_intervals_hold_what_they_promise(process, n):
         assert 0.92 <= coverage <= 0.98, f"{name} covered {coverage:.1%}"
 
 
+def test_mean_and_median_hold_from_fifty_effective_values():
+    for name, coverage in coverages(normal(0.9), 1_000, names=("mean", "p50")).items():
+        assert 0.92 <= coverage <= 0.98, f"{name} covered {coverage:.1%}"
+
+
 def test_percentiles_hold_without_a_finite_variance():
     found = coverages(pareto(1.5), 1_000, names=tuple(SHARES))
     for name, coverage in found.items():

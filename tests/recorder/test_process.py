@@ -242,6 +242,22 @@ def test_a_full_disk_is_said_and_what_was_written_stays_readable(tmp_path, monke
     assert unfinished(tmp_path) == []
 
 
+def test_parts_that_could_not_be_merged_are_noted_and_fail_nothing(tmp_path, monkeypatch):
+    class NoRoom:
+        def sink_parquet(self, path: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlotel_cli.recorder.parquet.scan_parts", lambda parts: NoRoom())
+    told = ("info", json.dumps({"notes": ["said"]}))
+    first, second = frame(opened(part_s=0.0), told, *whole_batch(0)), frame(*whole_batch(1), close(emitted=4))
+    ended = run_recorder(tmp_path, first, second)
+    assert ended.ok
+    assert (ended.run.status, ended.run.batches["batch"].to_list()) == ("complete", [0, 1])
+    notes = ended.run.info["notes"]
+    assert notes[0] == "said"
+    assert notes[1] == "batches.parquet: its 2 parts were not merged: [Errno 28] No space left on device"
+
+
 def test_frames_are_put_together_from_any_pieces():
     read_end, write_end = os.pipe()
     sent = [[("a", n, "x" * n)] for n in range(30)]
