@@ -127,6 +127,7 @@ def test_exit_code_and_message_of_other_errors() -> None:
     assert (exit_code(OSError("x")), message(OSError("x"))) == (1, "OSError: x")
 
 
+@pytest.mark.timeout(5)  # before an endless chain has filled the memory
 def test_readable_ends_on_a_circle_of_causes() -> None:
     from hydra.errors import HydraException
 

@@ -1,0 +1,1 @@
+"""Licence-plate reading on rendered traffic video: three small torch models evaluated by mlotel."""

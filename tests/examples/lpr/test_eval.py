@@ -1,0 +1,55 @@
+"""The example as a user runs it: `mlotel eval -cd examples/lpr/conf`."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lpr.datasets import DATA_SETS
+
+from mlotel_cli import read_run
+from tests.support.cli import mlotel
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "lpr"
+STAGES = ["vehicle_detector", "plate_detector", "plate_reader"]
+
+
+def evaluate(tmp_path: Path, *overrides: str):
+    ended = mlotel(
+        "eval", "-cd", str(EXAMPLE / "conf"), f"run.dir={tmp_path / 'run'}", "tracker.mode=disabled", "device=cpu",
+        "eval.warmup_batches=0", *overrides,
+    )  # fmt: skip
+    return ended, tmp_path / "run"
+
+
+def test_one_row_a_batch_with_accuracy_and_latency(tmp_path: Path, clip: Path) -> None:
+    ended, run_dir = evaluate(
+        tmp_path,
+        "data=video",
+        f"data.path={clip}",
+        f"data.annotations={clip.with_suffix('.json')}",
+        "data.batch_size=2",
+    )
+    assert ended.code == 0, ended.err
+    run = read_run(run_dir)
+    batches = run.batches
+    assert batches["size"].to_list() == [2, 2, 1]
+    assert all((batches[f"{stage}.host_ms"] > 0).all() for stage in STAGES)
+    assert (batches["data.num_vehicles"] >= batches["data.num_plates"]).all()
+    assert batches["data.num_vehicles"].sum() > 0
+    assert set(run.summary["accuracy"]) == {"vehicle_ap50", "plate_ap50", "plate_exact_match", "character_error_rate"}
+
+
+@pytest.mark.parametrize("name", ["validation", "night", "crowded"])
+def test_each_committed_data_set_is_read(tmp_path: Path, name: str) -> None:
+    ended, run_dir = evaluate(tmp_path, f"data={name}", "eval.max_batches=1", "data.batch_size=2")
+    assert ended.code == 0, ended.err
+    assert read_run(run_dir).batches["size"].to_list() == [2]
+    labels = json.loads((EXAMPLE / "data" / f"{name}.json").read_text())
+    assert len(labels["images"]) == sum(spec.num_frames for spec in DATA_SETS[name].clips())
+
+
+def test_a_missing_video_is_one_clear_line(tmp_path: Path) -> None:
+    ended, _ = evaluate(tmp_path, "data=video", "data.path=nowhere.mp4", "data.annotations=nowhere.json")
+    assert ended.code in (1, 2)
+    assert "nowhere.mp4" in ended.err
+    assert "Traceback" not in ended.err
