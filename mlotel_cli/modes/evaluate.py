@@ -22,6 +22,7 @@ from mlotel_cli.pipeline import Stage, outputs, stages_of
 from mlotel_cli.records import Batch
 from mlotel_cli.sources import Batches
 from mlotel_cli.telemetry import api
+from mlotel_cli.telemetry.device import CudaEvents, DeviceTimer
 from mlotel_cli.telemetry.handoff import Opening
 from mlotel_cli.telemetry.off import OFF
 from mlotel_cli.tensors import find_nan
@@ -262,13 +263,16 @@ def open_run(session: Session, cfg: "DictConfig", job: Job, *, mode: str, backen
         part_s=cfg.telemetry.part_s,
         max_names=cfg.telemetry.max_names,
     )
-    synchronize = _synchronizer(cfg.device) if backend == "otel" else None
+    measured = backend == "otel" and cfg.device.startswith("cuda")
+    by_events = measured and str(cfg.telemetry.device_time) == "events"
+    synchronize = _synchronizer(cfg.device) if measured and not by_events else None
     session.open(
         opening,
         backend=backend,
         strict=cfg.telemetry.strict,
         flush_ms=cfg.telemetry.flush_ms,
         synchronize=synchronize,
+        device=DeviceTimer(CudaEvents(cfg.device)) if by_events else None,
     )
     session.tell({"environment": machine, "device": cfg.device, "synchronized": synchronize is not None})
 

@@ -22,6 +22,7 @@ from mlotel_cli.errors import Interrupted
 from mlotel_cli.records import Sample, Status
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.clock import CLOCK
+from mlotel_cli.telemetry.device import DeviceTimer
 from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.handoff import Opening, RecorderLink
 from mlotel_cli.telemetry.off import OFF
@@ -140,7 +141,14 @@ class Session:
         return self
 
     def open(
-        self, opening: Opening, *, backend: str, strict: bool, flush_ms: int, synchronize: Callable[[], None] | None
+        self,
+        opening: Opening,
+        *,
+        backend: str,
+        strict: bool,
+        flush_ms: int,
+        synchronize: Callable[[], None] | None,
+        device: DeviceTimer | None = None,
     ) -> None:
         """Begin the run; spans stay off until `record`.
 
@@ -150,6 +158,7 @@ class Session:
             strict: raise telemetry faults.
             flush_ms: how often stamps are handed over.
             synchronize: waits for the device at the end of every span; None where there is none to wait for.
+            device: measures the device without waiting for it.
         """
         self._faults = Faults(strict=strict)
         self._finish_s = float(opening.tracker.get("finish_timeout_s", 0.0))
@@ -158,6 +167,7 @@ class Session:
                 self._link.emit,
                 faults=self._faults,
                 synchronize=synchronize,
+                device=device,
                 resource_attributes=opening.identity,
             )
             self._backend = self._recording
@@ -248,6 +258,9 @@ class Session:
             closing.status = "interrupted"
         elif error is not None:
             closing.status, closing.error = "failed", str(error) or type(error).__name__
+        device = self._recording.device if self._recording is not None else None
+        if device is not None:
+            closing.telemetry.update(device_abandoned=device.abandoned, device_captured=device.captured)
         closing.telemetry.update(source_paused_s=self._link.paused_s, faults=self._faults.counts())
         try:
             self.info = self._link.close(asdict(closing), timeout_s=self._finish_s + _CLOSING_GRACE_S)

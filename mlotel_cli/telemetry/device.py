@@ -3,7 +3,8 @@
 The workload's threads record events and nothing else. The hand-over thread asks, without waiting, whether a span's last
 event has passed, and only then the span goes to the recorder. Events go back to a pool once they have passed. Times of
 the device are put on the host's clock through an anchor: an event on an idle stream of its own, taken anew every few
-seconds, because CUDA gives times between events as 32-bit milliseconds. Nothing is recorded while a CUDA graph is captured.
+seconds, because CUDA gives times between events as 32-bit milliseconds. Nothing is recorded while a CUDA graph is
+captured.
 """
 
 import time

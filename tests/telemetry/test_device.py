@@ -1,10 +1,16 @@
-"""The logic of device times on a simulated device: streams that work through what they are given, on a clock of ours."""
+"""The logic of device times on a simulated device: streams that work through what they are given, on our own clock."""
 
+import marshal
+from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
+from mlotel_cli.telemetry.clock import Clock
 from mlotel_cli.telemetry.device import ANCHOR_EVERY_NS, DeviceTimer, Mark
+from mlotel_cli.telemetry.handoff import RecorderLink
+from mlotel_cli.telemetry.tracer import Provider, Recording
 
 
 @dataclass
@@ -182,3 +188,71 @@ def test_the_anchor_is_the_tightest_and_is_renewed(device: SimulatedDevice, time
 def test_a_device_that_is_stuck_gives_no_anchor(device: SimulatedDevice, timer: DeviceTimer):
     device.stuck = True
     assert not timer.anchor()
+
+
+def test_a_recorded_span_carries_its_device_time_and_ends_with_it(device: SimulatedDevice, timer: DeviceTimer):
+    spans: list[Any] = []
+    recording = Recording(spans.append, clock=Clock(device.now, epoch_offset_ns=1_000_000), device=timer)
+    tracer = Provider(recording).get_tracer("test")
+
+    with tracer.start_as_current_span("stage"):
+        device.work(700)
+        device.time_ns += 10
+    (span,) = spans
+    assert not span.is_resolved()
+    device.time_ns = 800
+
+    assert span.is_resolved()
+    packed = span.pack()
+    assert (packed[10], packed[11], packed[12]) == (1_000_000, 1_000_700, 700)
+
+
+def test_the_host_may_be_the_later_one(device: SimulatedDevice, timer: DeviceTimer):
+    spans: list[Any] = []
+    recording = Recording(spans.append, clock=Clock(device.now, epoch_offset_ns=0), device=timer)
+
+    with Provider(recording).get_tracer("test").start_as_current_span("stage"):
+        device.work(5)
+        device.time_ns = 90
+
+    (span,) = spans
+    assert span.is_resolved()
+    assert span.pack()[11:13] == (90, 90)  # the second event is recorded at 90, on an idle stream
+
+
+class Slow:
+    """A device timer whose marks are resolved when the test says so."""
+
+    def __init__(self) -> None:
+        self.released = False
+
+    def begin(self) -> Mark:
+        return Mark(None)
+
+    def finish(self, mark: Mark) -> None:
+        pass
+
+    def resolve(self, mark: Mark) -> bool:
+        return self.released
+
+
+def test_the_hand_over_waits_for_device_times_and_so_does_the_end(monkeypatch: pytest.MonkeyPatch):
+    link = object.__new__(RecorderLink)
+    link._queue, link._waiting, link.emitted = deque(), [], 0
+    written: list[Any] = []
+    monkeypatch.setattr(link, "_write", lambda data: written.extend(marshal.loads(bytes(data[4:]))), raising=False)
+    slow = Slow()
+    recording = Recording(link._queue.append, device=slow)  # type: ignore[arg-type]
+    with Provider(recording).get_tracer("test").start_as_current_span("stage"):
+        pass
+    link._queue.append(("settle", 0))
+    link._queue.append(("close", "{}"))
+
+    link._drain()
+    link._drain()
+    assert [item[0] for item in written] == ["settle"]
+    slow.released = True
+    link._drain()
+
+    assert [item[0] for item in written] == ["settle", "span", "close"]
+    assert written[-1] == ("close", "{}", 1)
