@@ -11,9 +11,11 @@ import pytest
 
 from mlotel_cli import cli
 from mlotel_cli.completion import complete_override
+from mlotel_cli.paths import builtin_conf
 from tests.support.cli import write_conf
 
 ROOT = Path(cli.__file__).parents[1]
+CONF = builtin_conf()
 
 
 def complete(incomplete: str, *overrides: str, config_dir: Path | None = None) -> list[str]:
@@ -22,17 +24,9 @@ def complete(incomplete: str, *overrides: str, config_dir: Path | None = None) -
 
 
 def test_groups() -> None:
-    assert complete("") == [
-        "data=",
-        "executor=",
-        "experiment=",
-        "hydra/hydra_logging=",
-        "hydra/job_logging=",
-        "metrics=",
-        "pipeline=",
-        "telemetry=",
-        "tracker=",
-    ]
+    groups = {f"{path.relative_to(CONF).as_posix()}=" for path in CONF.rglob("*") if any(path.glob("*.yaml"))}
+    assert complete("") == sorted(groups)
+    assert {"pipeline=", "telemetry=", "hydra/job_logging="} <= groups
     assert complete("t", "seed=3") == ["telemetry=", "tracker="]
 
 

@@ -24,7 +24,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMode:
         (
             "eval.repeat=1",
             "eval.repeat: unknown key; did you mean 'repeats'? "
-            "(eval has warmup_batches, max_batches, repeats, on_error)",
+            "(eval has warmup_batches, max_batches, repeats, on_error",
         ),
         ("sed=1", "sed: unknown key; did you mean 'seed'? (allowed at the top: "),
         (

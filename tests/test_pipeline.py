@@ -201,18 +201,25 @@ def test_a_hook_of_the_users_that_raises_first_leaves_no_span_open() -> None:
 
 
 def test_threads_do_not_mix() -> None:
-    meeting = threading.Barrier(2, timeout=10)
+    inside = {"a": threading.Event(), "b": threading.Event()}
+    a_is_out = threading.Event()
 
     class Meets(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            meeting.wait()
+        def forward(self, x: str) -> str:
+            inside[x].set()
+            assert inside["b"].wait(10)
+            assert x == "a" or a_is_out.wait(10)  # first in, first out: no stack of both would do
             return x
 
     pipeline = ModulePipeline(nn.Sequential(Meets()), ["0"])
 
     def work(name: str) -> None:
+        if name == "b":
+            assert inside["a"].wait(10)
         with api.span(name):
-            pipeline(X)
+            pipeline(name)
+            with api.span(f"after {name}"):
+                a_is_out.set()
 
     with recording() as recorded:
         threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
@@ -220,7 +227,14 @@ def test_threads_do_not_mix() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    assert sorted(recorded.tree()) == [("0", "a"), ("0", "b"), ("a", None), ("b", None)]
+    assert sorted(recorded.tree(), key=str) == [
+        ("0", "a"),
+        ("0", "b"),
+        ("a", None),
+        ("after a", "a"),
+        ("after b", "b"),
+        ("b", None),
+    ]
 
 
 def test_spans_off_cost_no_span() -> None:
@@ -248,11 +262,14 @@ def test_module_and_data_move_to_the_device() -> None:
 
 
 def test_outputs_of_a_module_are_its_named_submodules_in_the_order_in_which_they_finish() -> None:
-    pipeline = ModulePipeline(Net(), ["head", "backbone.1", "backbone"])
+    net = Net()
+    pipeline = ModulePipeline(net, ["head", "backbone.1", "backbone"])
+    hooks = len(net.head._forward_hooks)
     assert [name for name, _ in outputs(pipeline, X)] == ["backbone.1", "backbone", "head", "head"]
     with recording() as recorded:
         pipeline(X)
-    assert recorded.names() == ["backbone.1", "backbone", "head", "head"]  # its hooks are gone, the spans' are not
+    assert recorded.names() == ["backbone.1", "backbone", "head", "head"]
+    assert len(net.head._forward_hooks) == hooks == 1  # its own are gone, the spans' are not
 
 
 # -- torch.compile ---------------------------------------------------------------------------------------------------

@@ -325,7 +325,12 @@ def test_a_generator_that_another_thread_closes_gets_no_more_children(telemetry:
     with telemetry.span("batch"):
         generator = holding(telemetry, "source")
         next(generator)
-        on_a_thread(generator.close)
+
+        def close() -> str | None:
+            generator.close()
+            return current_name()
+
+        assert on_a_thread(close) is None
         with telemetry.span("next"):
             pass
     assert telemetry.parents() == {"source": "batch", "next": "batch", "batch": None}
@@ -413,6 +418,24 @@ def test_an_async_generator_that_runs_to_its_end(telemetry: Telemetry) -> None:
     assert telemetry.parents() == {"source": "batch", "batch": None}
 
 
+def test_an_async_generator_that_another_task_closes(telemetry: Telemetry) -> None:
+    async def main() -> None:
+        with telemetry.span("batch"):
+            generator: Any = open_agen(telemetry, "source")
+            await anext(generator)
+
+            async def close() -> str | None:
+                await generator.aclose()
+                return current_name()
+
+            assert await asyncio.create_task(close()) == "batch"
+            with telemetry.span("next"):
+                pass
+
+    asyncio.run(main())
+    assert telemetry.parents() == {"source": "batch", "next": "batch", "batch": None}
+
+
 def test_an_async_generator_that_is_left_early_gets_no_more_children(telemetry: Telemetry) -> None:
     """Its end runs in a task of its own, so the consumer's context still holds it."""
 
@@ -490,6 +513,10 @@ def test_a_remote_parent(telemetry: Telemetry) -> None:
     state = TraceState([("vendor", "x")])
     remote = SpanContext(0xAB, 0xCD, is_remote=True, trace_flags=TraceFlags(0), trace_state=state)
     context = trace.set_span_in_context(NonRecordingSpan(remote))
+    with telemetry.span("served", context=context), telemetry.span("parse") as parse:
+        pass
+    assert parse.parent == telemetry.named("served").get_span_context()
+    telemetry = Telemetry()
     with (
         telemetry.span("served", context=context) as served,
         telemetry.span("batch", attributes={"batch.index": 1}) as batch,

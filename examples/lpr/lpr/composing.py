@@ -206,7 +206,7 @@ class _Tile:
             ]
             moved = np.zeros_like(stack)
             for shift in shifts:
-                moved += np.roll(stack, shift, axis=(0, 1))
+                _add_shifted(moved, stack, shift)
             stack = moved / len(shifts)
         return stack[..., :3], stack[..., 3], stack[..., 4]
 
@@ -216,6 +216,16 @@ class _Tile:
         y1, x1 = min(self._y0 + self._height, HEIGHT), min(self._x0 + self._width, WIDTH)
         inner = (slice(y0 - self._y0, y1 - self._y0), slice(x0 - self._x0, x1 - self._x0))
         return slice(y0, y1), slice(x0, x1), inner
+
+
+def _add_shifted(total: NDArray[np.float32], image: NDArray[np.float32], shift: tuple[int, int]) -> None:
+    """Add `image` moved by rows and columns; what would come in from outside is nothing."""
+
+    def spans(by: int) -> tuple[slice, slice]:
+        return slice(max(by, 0), min(by, 0) or None), slice(max(-by, 0), min(-by, 0) or None)
+
+    (to_rows, from_rows), (to_columns, from_columns) = spans(shift[0]), spans(shift[1])
+    total[to_rows, to_columns] += image[from_rows, from_columns]
 
 
 def _paste_quad(image: Image.Image, texture: Image.Image, corners: Points) -> None:

@@ -62,8 +62,8 @@ CONDITIONS: dict[str, Condition] = {
     ),
     # Darker, noisier and longer exposed than anything in training: the shifted set `night`.
     "deep_night": Condition(
-        gain=(0.09, 0.16), tint=(0.88, 0.96, 1.10), ambient=(0.7, 0.9), lights=(0.9, 1.0), noise=(8.0, 13.0),
-        blur_px=(0.4, 0.9), exposure_s=(0.006, 0.011), glare=(0.8, 1.3), plate_light=(0.1, 0.3),
+        gain=(0.10, 0.17), tint=(0.88, 0.96, 1.10), ambient=(0.7, 0.9), lights=(0.9, 1.0), noise=(7.0, 11.0),
+        blur_px=(0.2, 0.8), exposure_s=(0.004, 0.008), glare=(0.8, 1.3), plate_light=(0.15, 0.4),
     ),
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lpr.composing import Truth
 from lpr.plates import ALPHABET
+from lpr.prefetch import Prefetched
 
 Frame = NDArray[np.uint8]
 CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
@@ -227,19 +228,35 @@ class LabelledFrames:
     """Batches of frames with their ground truth; each `iter()` starts at the first frame."""
 
     def __init__(
-        self, frames: _FrameSource, labels: Sequence[tuple[str, FrameTargets]], *, batch_size: int, origin: Path
+        self,
+        frames: _FrameSource,
+        labels: Sequence[tuple[str, FrameTargets]],
+        *,
+        batch_size: int,
+        decode_ahead: int,
+        origin: Path,
     ) -> None:
         """Use `VideoFrames` or `ImageFrames` instead."""
         if batch_size < 1:
             raise UsageError(f"data.batch_size must be at least 1, got {batch_size}")
+        if decode_ahead < 0:
+            raise UsageError(f"data.decode_ahead must be at least 0, got {decode_ahead}")
         self._frames, self._labels, self._batch_size, self._origin = frames, labels, batch_size, origin
+        self._decode_ahead = decode_ahead
 
     def __len__(self) -> int:
         """Number of batches."""
         return -(-len(self._labels) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Decode and yield batches; data is a uint8 tensor (B, 3, H, W)."""
+        """Yield batches, decoded ahead on a thread; data is a uint8 tensor (B, 3, H, W), channels last in memory."""
+        if not self._decode_ahead:
+            yield from self._decoded()
+            return
+        with Prefetched(self._decoded, ahead=self._decode_ahead) as batches:
+            yield from batches
+
+    def _decoded(self) -> Iterator[Batch]:
         frames = list[Frame]()
         start = 0
         for number, frame in enumerate(self._frames):
@@ -279,20 +296,27 @@ class LabelledFrames:
 class VideoFrames(LabelledFrames):
     """A video file with COCO annotations, one image per frame in order."""
 
-    def __init__(self, path: str, annotations: str, *, batch_size: int = 16) -> None:
+    def __init__(self, path: str, annotations: str, *, batch_size: int = 16, decode_ahead: int = 2) -> None:
         """Check both files.
 
         Args:
             path: the video; a relative path is looked up here, then in the example's folder.
             annotations: the COCO JSON file.
             batch_size: frames per batch; the last batch may be smaller.
+            decode_ahead: batches to decode early, on a thread; 0 decodes when asked.
 
         Raises:
             DataError: when a file is missing or cannot be read as what it should be.
         """
         video = resolve(path)
         frames = _VideoFile(video)
-        super().__init__(frames, read_annotations(resolve(annotations)), batch_size=batch_size, origin=video)
+        super().__init__(
+            frames,
+            read_annotations(resolve(annotations)),
+            batch_size=batch_size,
+            decode_ahead=decode_ahead,
+            origin=video,
+        )
 
 
 class _VideoFile:
@@ -335,7 +359,7 @@ class _VideoFile:
 class ImageFrames(LabelledFrames):
     """A folder of images of one size with COCO annotations; `file_name` of each image lies in the folder."""
 
-    def __init__(self, path: str, annotations: str, *, batch_size: int = 16) -> None:
+    def __init__(self, path: str, annotations: str, *, batch_size: int = 16, decode_ahead: int = 2) -> None:
         """Check the folder and the annotations.
 
         Raises:
@@ -353,9 +377,8 @@ class ImageFrames(LabelledFrames):
         sizes = {targets.size for _, targets in labels}
         if len(sizes) > 1:
             raise DataError(f"{folder}: all images must have one size, found {sorted(sizes)}")
-        super().__init__(
-            _ImageFolder(folder, [name for name, _ in labels]), labels, batch_size=batch_size, origin=folder
-        )
+        frames = _ImageFolder(folder, [name for name, _ in labels])
+        super().__init__(frames, labels, batch_size=batch_size, decode_ahead=decode_ahead, origin=folder)
 
 
 class _ImageFolder:

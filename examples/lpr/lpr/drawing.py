@@ -168,9 +168,10 @@ def draw_vehicle(
     faces = _faces(painter)
     tail_view = painter.direction > 0
     _draw_running_gear(painter)
-    for side in (-1.0, 1.0):
+    for side in sorted((-1.0, 1.0), key=lambda side: side * float(painter.eye[1])):
+        _draw_side(painter, side)
         if side * painter.eye[1] > painter.size[1] / 2:
-            _draw_side(painter, side)
+            _draw_wheels(painter, side)
     ordered = list(reversed(faces)) if tail_view else faces
     lamps = list[Lamp]()
     for face in ordered:
@@ -215,6 +216,7 @@ def _width_at(profile: Sequence[tuple[float, float, float, str]], z: float) -> f
 
 
 def _draw_side(painter: _Painter, side: float) -> None:
+    """One side; of the far one only the leaning windows are seen from above, the rest is painted over later."""
     length, width, height = painter.size
     profile = painter.body.profile
     normal = np.array([0.0, side, 0.0])
@@ -233,6 +235,11 @@ def _draw_side(painter: _Painter, side: float) -> None:
             [[x * length, side * (_width_at(profile, z) + 0.005) * width / 2, z * height] for x, z in window]
         )
         painter.add(points, glass)
+
+
+def _draw_wheels(painter: _Painter, side: float) -> None:
+    length, width, _ = painter.size
+    normal = np.array([0.0, side, 0.0])
     radius = 0.335 * painter.vehicle.scale if length < 6 else 0.48
     angles = np.linspace(0, 2 * np.pi, 15)[:-1]
     for x in (0.17, 0.81):

@@ -266,6 +266,43 @@ class CharacterErrorRate(_ReadingMetric):
         return [None if rate is None else 1.0 - rate for rate in super().sample_scores(output, targets)]
 
 
+class InCondition(Generic[Part]):
+    """Another metric on the frames of one condition alone, such as `night`."""
+
+    def __init__(self, metric: _FrameMetric[Part], condition: str) -> None:
+        """Take the metric to ask and the condition as the annotations name it."""
+        self._metric = metric
+        self._condition = condition
+
+    def update(self, output: Output, targets: Sequence[FrameTargets]) -> float | None:
+        """Add the batch's frames of the condition; returns their score, None when there are none."""
+        chosen = [(o, t) for o, t in zip(output, targets, strict=True) if t.condition == self._condition]
+        return self._metric.update([o for o, _ in chosen], [t for _, t in chosen]) if chosen else None
+
+    def compute(self) -> float:
+        """The score over all frames of the condition.
+
+        Raises:
+            ValueError: when there was none, or nothing on it can be scored.
+        """
+        try:
+            return self._metric.compute()
+        except ValueError as error:
+            raise ValueError(f"condition {self._condition!r}: {error}") from error
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._metric.reset()
+
+    def state(self) -> list[Part]:
+        """What another one can merge; picklable."""
+        return self._metric.state()
+
+    def merge(self, state: list[Part]) -> None:
+        """Add another one's state."""
+        self._metric.merge(state)
+
+
 def edits(a: str, b: str) -> int:
     """Levenshtein distance."""
     row = list(range(len(b) + 1))

@@ -150,7 +150,9 @@ def _cut_corners(stroke: Stroke, times: int) -> Stroke:
         if len(points) < 3:
             break
         head, tail = points[:-1], points[1:]
-        cut = np.stack([0.78 * head + 0.22 * tail, 0.22 * head + 0.78 * tail], axis=1).reshape(-1, 2)
+        length = np.linalg.norm(tail - head, axis=1, keepdims=True)
+        share = np.minimum(0.22, 0.7 / np.maximum(length, 1e-9))
+        cut = np.stack([head + share * (tail - head), tail - share * (tail - head)], axis=1).reshape(-1, 2)
         points = np.concatenate([cut, cut[:1]]) if closed else np.concatenate([points[:1], cut[1:-1], points[-1:]])
     return tuple((float(x), float(y)) for x, y in points)
 

@@ -68,7 +68,8 @@ def show(data: VideoFrames, pipeline: LicencePlatePipeline, *, folder: Path, sti
                 output = stage(output)
             for frame, readings, targets in zip(batch.data, output, batch.targets, strict=True):
                 image = draw_frame(frame.permute(1, 2, 0).numpy(), readings, targets)
-                stream.width, stream.height = image.size
+                if number == 0:
+                    stream.width, stream.height = image.size
                 container.mux(stream.encode(av.VideoFrame.from_image(image)))
                 if number == still:
                     image.save(folder / "shown.png")

@@ -115,7 +115,7 @@ def _cut(frames_BCHW: torch.Tensor, targets: Sequence[FrameTargets]) -> Training
     )
     readings = crop(frames_BCHW, legible_areas, torch.from_numpy(frame_K[legible_K]), size=READER_PX)
     return TrainingData(
-        frames_N3HW=_bytes(shrink(frames_BCHW)),
+        frames_N3HW=shrink(frames_BCHW).numpy(),
         vehicles=[t.vehicles_N4 * scale for t in targets],
         ignore=[t.ignore_N for t in targets],
         crops_M3HW=_bytes(crops),

@@ -83,3 +83,15 @@ def test_motion_smears_a_vehicle_along_its_way() -> None:
     still.put(one, drawing, texture, motion=(0.0, 0.0))
     smeared.put(one, drawing, texture, motion=(0.0, 6.0))
     assert np.abs(np.diff(smeared.canvas, axis=0)).mean() < 0.8 * np.abs(np.diff(still.canvas, axis=0)).mean()
+
+
+def test_a_smeared_vehicle_that_leaves_the_frame_does_not_come_back_on_the_other_side() -> None:
+    rng = np.random.default_rng(0)
+    stage = Stage(np.full((HEIGHT, WIDTH, 3), 100, np.float32), draw_weather(CONDITIONS["day"], rng))
+    one = vehicle(1)
+    drawing = draw_vehicle(one, CAMERA, y=8.5, sun=np.array([0.0, 0.0, 1.0]), ambient=0.5, lights_on=0.0)
+    stage.put(one, drawing, plate_texture(one.text, one.plate, rng=rng), motion=(0.0, 6.0))
+    (truth,) = stage.truths()
+    assert truth.box[3] == HEIGHT
+    above = stage.canvas[: int(truth.box[1]) - 5]
+    assert (above[..., 0] <= above[..., 1] + 1).all()  # no red of the vehicle

@@ -39,6 +39,21 @@ def test_one_row_a_batch_with_accuracy_and_latency(tmp_path: Path, clip: Path) -
     assert set(run.summary["accuracy"]) == {"vehicle_ap50", "plate_ap50", "plate_exact_match", "character_error_rate"}
 
 
+def test_figures_by_condition(tmp_path: Path, clip: Path) -> None:
+    labels = json.loads(clip.with_suffix(".json").read_text())
+    for image, condition in zip(labels["images"], ["day", "dusk", "rain", "night", "day"], strict=True):
+        image["condition"] = condition
+    annotations = tmp_path / "labels.json"
+    annotations.write_text(json.dumps(labels))
+    ended, run_dir = evaluate(
+        tmp_path, "data=video", f"data.path={clip}", f"data.annotations={annotations}", "metrics=by_condition"
+    )
+    assert ended.code == 0, ended.err
+    accuracy = read_run(run_dir).summary["accuracy"]
+    assert len(accuracy) == 16
+    assert accuracy["rain_vehicle_ap50"]["value"] > 0.5
+
+
 @pytest.mark.parametrize("name", ["validation", "night", "crowded"])
 def test_each_committed_data_set_is_read(tmp_path: Path, name: str) -> None:
     ended, run_dir = evaluate(tmp_path, f"data={name}", "eval.max_batches=1", "data.batch_size=2")

@@ -6,6 +6,7 @@ from lpr.data import FrameTargets
 from lpr.metrics import (
     CharacterErrorRate,
     Detections,
+    InCondition,
     PlateAP50,
     PlateExactMatch,
     VehicleAP50,
@@ -140,7 +141,7 @@ def _plain_ap(parts: list[Detections]) -> float:
     precision = hits / np.arange(1, len(hits) + 1)
     recall = hits / sum(len(p.true_M4) for p in parts)
     precision = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.mean([precision[recall >= r - 1e-12].max(initial=0.0) for r in np.linspace(0, 1, 101)]))
+    return float(np.mean([precision[recall >= r].max(initial=0.0) for r in np.linspace(0, 1, 101)]))
 
 
 @pytest.mark.parametrize("kind", [VehicleAP50, PlateAP50, PlateExactMatch, CharacterErrorRate])
@@ -168,6 +169,21 @@ def test_nothing_to_score_is_none_and_cannot_be_computed() -> None:
 def test_another_number_of_results_than_frames_is_an_error() -> None:
     with pytest.raises(ValueError, match="2 results for 1 frames"):
         VehicleAP50().update([[], []], [targets()])
+
+
+def test_a_condition_is_scored_by_its_own_frames_alone() -> None:
+    day, night = targets(A, texts=("AB1",)), targets(A, texts=("AB1",))
+    night.condition = "night"
+    output = [[reading(A, "AB1")], [reading(A, "XX1")]]
+    by_day, by_night = InCondition(PlateExactMatch(), "day"), InCondition(PlateExactMatch(), "night")
+    assert by_day.update(output, [day, night]) == 1.0
+    assert by_night.update(output, [day, night]) == 0.0
+    assert by_night.update(output[:1], [day]) is None
+    by_day.merge(by_night.state())
+    assert by_day.compute() == 0.5
+    by_day.reset()
+    with pytest.raises(ValueError, match="'day'"):
+        by_day.compute()
 
 
 def test_match_takes_each_box_once_best_first() -> None:

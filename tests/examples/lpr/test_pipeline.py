@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lpr.boxes import iou
 from lpr.data import VideoFrames
 from lpr.metrics import VehicleAP50
 from lpr.models import VEHICLE_INPUT
@@ -58,7 +59,9 @@ def test_a_frame_of_another_size_gives_boxes_in_its_own_pixels(pipeline: Licence
     large = torch.nn.functional.interpolate(batch.data.float(), scale_factor=1.5).to(torch.uint8)
     scene: Scene = pipeline.stages["vehicle_detector"](large)
     original: Scene = pipeline.stages["vehicle_detector"](batch.data)
-    assert torch.allclose(scene.vehicles_K4[0], original.vehicles_K4[0] * 1.5, atol=15)
+    overlap = iou(scene.vehicles_K4 / 1.5, original.vehicles_K4)[:, original.vehicle_score_K > 0.5]
+    same = (scene.frame_K[:, None] == original.frame_K[None])[:, original.vehicle_score_K > 0.5]
+    assert (overlap * same).max(dim=0).values.min() > 0.8
 
 
 def test_the_frames_of_a_batch_do_not_touch_each_other(pipeline: LicencePlatePipeline, clip: Path) -> None:
@@ -83,7 +86,8 @@ def test_stages_run_on_threads_of_their_own(pipeline: LicencePlatePipeline, clip
 
 def test_shrink_averages_and_from_crop_inverts() -> None:
     frames = torch.arange(432 * 768, dtype=torch.int64).remainder(251).to(torch.uint8).reshape(1, 1, 432, 768)
-    assert shrink(frames)[0, 0, 3, 5] == frames[0, 0, 6:8, 10:12].float().mean()
+    mean = frames[0, 0, 6:8, 10:12].float().mean()
+    assert abs(float(shrink(frames)[0, 0, 3, 5]) - float(mean)) <= 1.0
     assert shrink(torch.zeros(1, 3, 500, 333, dtype=torch.uint8)).shape[-2:] == VEHICLE_INPUT
     area = torch.tensor([[100.0, 50.0, 228.0, 114.0]])
     assert from_crop(torch.tensor([[64.0, 64.0, 128.0, 128.0]]), area)[0].tolist() == [164.0, 82.0, 228.0, 114.0]

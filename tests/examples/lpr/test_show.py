@@ -34,6 +34,7 @@ def test_boxes_and_readings_are_drawn_in_their_colours(clip: Path) -> None:
 
 def test_a_video_and_a_still_are_written(clip: Path, tmp_path: Path) -> None:
     main(["--video", str(clip), "--folder", str(tmp_path), "--limit", "3", "--still", "1"])
-    assert Image.open(tmp_path / "shown.png").size == (768, 432)
+    with Image.open(tmp_path / "shown.png") as still:
+        assert still.size == (768, 432)
     with av.open(str(tmp_path / "shown.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 3
