@@ -53,6 +53,13 @@ class ExecutorKind(StrEnum):
     sequential = "sequential"
 
 
+class Autocast(StrEnum):
+    """What torch.autocast casts to."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class TrackerMode(StrEnum):
     """Where W&B rows go; auto is online with a key, else offline."""
 
@@ -84,6 +91,8 @@ class EvalSettings:
     """Passes over the data set."""
     on_error: OnError = OnError.fail
     """fail ends the run at the first batch that fails; skip counts it and goes on."""
+    control: bool = False
+    """Interleave stretches with telemetry off, and report what telemetry costs with its interval."""
 
 
 @dataclass(slots=True)
@@ -92,6 +101,8 @@ class ExecutorConfig:
 
     kind: ExecutorKind = ExecutorKind.sequential
     """sequential: one batch after the other in one thread."""
+    autocast: Autocast | None = None
+    """dtype that torch casts to where that is safe, in every thread that runs a stage; null does not cast."""
 
 
 @dataclass(slots=True)
@@ -138,7 +149,10 @@ class TrackerConfig:
 
 @dataclass(slots=True)
 class EvalConfig:
-    """Everything `mlotel eval` can be told. Pipeline, data and metrics are open: they hold `_target_` and arguments."""
+    """Everything `mlotel eval` can be told.
+
+    Pipeline, data, metrics and optimize are open: they hold `_target_` and arguments.
+    """
 
     seed: int = _bounded(0, low=0, high=2**32 - 1)
     """Seeds Python, numpy and torch."""
@@ -150,6 +164,7 @@ class EvalConfig:
     data: dict[str, Any] = field(default_factory=dict[str, Any])
     metrics: dict[str, Any] = field(default_factory=dict[str, Any])
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    optimize: dict[str, Any] = field(default_factory=dict[str, Any])
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
@@ -224,7 +239,7 @@ def check(cfg: DictConfig) -> None:
     """
     _check_readable(cfg)
     _check_typed(cfg, prefix="")
-    for key in ("pipeline", "data"):
+    for key in ("pipeline", "data", "optimize"):
         _check_target(cfg[key], key)
     for name, metric in cfg.metrics.items():
         _check_target(metric, f"metrics.{name}")

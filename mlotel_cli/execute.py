@@ -35,6 +35,7 @@ class Finished:
         root: the batch's root span.
         start_ns: when it was picked up, `perf_counter_ns`.
         wait_ns: how long the source took to deliver it.
+        busy_ns: from pick-up until it was through, whether spans were recorded or not.
     """
 
     numbered: Numbered
@@ -44,6 +45,7 @@ class Finished:
     root: trace.Span
     start_ns: int
     wait_ns: int
+    busy_ns: int = 0
 
 
 class Inference:
@@ -111,4 +113,5 @@ class SequentialExecutor:
                         value = stage(value)
         except Exception as raised:
             value, error = None, raised
-        return Finished(numbered, value, error, name if error else "", root, start_ns, wait_ns)
+        busy_ns = time.perf_counter_ns() - start_ns
+        return Finished(numbered, value, error, name if error else "", root, start_ns, wait_ns, busy_ns)

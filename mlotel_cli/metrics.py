@@ -1,6 +1,7 @@
 """What scores a batch: the Metric contract, the adapter for torchmetrics, and the checks around both."""
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
@@ -13,6 +14,8 @@ _SMALL_CHARS = 500
 """Predictions and targets up to this length of JSON text are kept with their sample."""
 _SMALL_BYTES = 8 * _SMALL_CHARS
 """A tensor above this is not even turned into text."""
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -156,6 +159,26 @@ class Scorer:
             if not math.isfinite(value):
                 reasons[name] = f"it computed {value}"
         return values, reasons
+
+    def intervals(self) -> dict[str, list[float]]:
+        """95 % intervals, [low, high], of the metrics that have `ci95()`; absent where it fails or returns None.
+
+        Others get theirs from their batches' scores, if their value is the mean of those (`analysis.summary`).
+        """
+        found: dict[str, list[float]] = {}
+        for name, metric in self._metrics.items():
+            try:
+                interval = getattr(metric, "ci95", _no_interval)()
+            except Exception as error:  # an interval that cannot be had must not cost the value
+                logger.warning("metric %s has no interval: %s: %s", name, type(error).__name__, error)
+                continue
+            if interval is not None and all(map(math.isfinite, interval)):
+                found[name] = [float(bound) for bound in interval]
+        return found
+
+
+def _no_interval() -> None:
+    return None
 
 
 def _finite(score: float) -> float:

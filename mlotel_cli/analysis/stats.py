@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mlotel_cli.analysis.autocorrelation import (
+    Floats,
     below,
     block_length,
     effective_sample_size,
@@ -60,6 +61,7 @@ __all__ = [
 ]
 
 _PERCENTILES = ("p50", "p90", "p95", "p99")
+_TREND_BLOCKS = 200
 _NORMAL = NormalDist()
 
 
@@ -125,8 +127,9 @@ def describe(values: ArrayLike, *, seed: int = 0, intervals: bool = True) -> dic
     None is what cannot be said from so few effective values. `ci95` holds [low, high] for mean and each percentile.
 
     A percentile is None when its own effective sample size (`effective_sample_size(values, q=...)`) is below
-    `MIN_EFFECTIVE_N`, or when one before it is None; p50 is always given. `effective_n` is that of the ranks, rounded down. Intervals are 95 % and by
-    `block_bootstrap`; all are None with `intervals=False`, fewer than six effective values or an empty series.
+    `MIN_EFFECTIVE_N`, or when one before it is None; p50 is always given. `effective_n` is that of the ranks, rounded
+    down. Intervals are 95 % and by `block_bootstrap`; all are None with `intervals=False`, fewer than six effective
+    values or an empty series.
 
     Raises:
         ValueError: a NaN or infinite value.
@@ -171,18 +174,16 @@ def trend(values: ArrayLike, *, alpha: float = 0.01) -> Trend:
     """
     x = finite_series(values, minimum=1)
     n = x.size
-    position = np.arange(n) - (n - 1) / 2
-    residual = x - x.mean()
-    residual = residual - position * (position @ residual) / max(position @ position, 1.0)
-    length = math.ceil(max(BLOCK_FACTOR * max(block_length(residual), block_length(ranks(residual))), n / 200))
+    coarse = math.ceil(n / _TREND_BLOCKS)
+    residual = x - _theil_sen(_block_medians(x, coarse)) / coarse * np.arange(n)  # robust: a cold start tilts no line
+    length = math.ceil(max(BLOCK_FACTOR * max(block_length(residual), block_length(ranks(residual))), coarse))
     num_blocks = n // length
     if num_blocks < 2:
         return Trend(0.0, 0.0, None, False)
-    # Equal blocks; what is left over at the start is the warmest part of a cold start, and least missed.
-    blocks = np.median(x[n - num_blocks * length :].reshape(num_blocks, length), axis=1)
+    blocks = _block_medians(x, length)
     first, second = np.triu_indices(num_blocks, 1)
     rise = blocks[second] - blocks[first]
-    block_slope = float(np.median(rise / (second - first)))
+    block_slope = _theil_sen(blocks)
     slope = block_slope / length
     if num_blocks < 6:
         return Trend(slope, slope * n, None, False)
@@ -238,6 +239,18 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Dif
         ratio_half = t * float(np.std(x - ratio * y, ddof=1)) / abs(mean_b)
         ratio_ci = (ratio - ratio_half, ratio + ratio_half)
     return Difference(x.size, difference, (difference - half, difference + half), ratio, ratio_ci)
+
+
+def _block_medians(x: Floats, length: int) -> Floats:
+    """Medians of equal blocks; what is left over at the start is the warmest part of a cold start, and least missed."""
+    num_blocks = x.size // length
+    return np.median(x[x.size - num_blocks * length :].reshape(num_blocks, length), axis=1)
+
+
+def _theil_sen(y: Floats) -> float:
+    """Median slope over all pairs, per item; 0 for fewer than two."""
+    first, second = np.triu_indices(y.size, 1)
+    return float(np.median((y[second] - y[first]) / (second - first))) if y.size > 1 else 0.0
 
 
 def _kendall_sum(counts: Ints) -> int:

@@ -1,13 +1,16 @@
 """A run's rows in, its summary out: what run.json, the closing table and W&B's summary show. Pure."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mlotel_cli.analysis.stats import describe
+from mlotel_cli.analysis.stats import cold_start, describe, grouped_bootstrap, segment_groups, trend
 
 if TYPE_CHECKING:
     import polars as pl
 
+_WORTH_SAYING = 0.02
+"""A drift below this share of the mean is no news, however significant."""
 COUNTED = ("scored", "done")
 """Statuses whose latencies count; a batch that failed or never ended has no latency to speak of."""
 
@@ -25,8 +28,8 @@ def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any], *, mean_score
             value is their mean over the items.
 
     Returns:
-        accuracy, latency_ms, throughput, data, batches (count by status), warmup, telemetry, budget. Latencies in
-        milliseconds, throughput in items per second.
+        accuracy, latency_ms, throughput, data, batches (count by status), warmup, telemetry, budget, notes. Latencies
+        in milliseconds, throughput in items per second.
     """
     import polars as pl
 
@@ -40,12 +43,17 @@ def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any], *, mean_score
         "warmup": closing.get("warmup"),
         "telemetry": dict(closing.get("telemetry") or {}),
         "budget": {"passed": None},
+        "notes": [],
     }
     if mean_scores and batches.height:
         values |= _mean_scores(batches.filter(pl.col("status").is_in(COUNTED)))
-    summary["accuracy"] = {name: {"value": value, "ci95": None} for name, value in values.items()}
+    accuracy: dict[str, dict[str, Any]] = {name: {"value": value, "ci95": None} for name, value in values.items()}
+    summary["accuracy"] = accuracy
     if not batches.height:
         return summary
+    known: Mapping[str, list[float]] = closing.get("accuracy_ci95") or {}
+    for name, score in accuracy.items():
+        score["ci95"] = known.get(name) or _segment_interval(batches, name, score["value"])
     summary["batches"] = dict(batches.group_by("status").len().sort("status").iter_rows())
     counted = batches.filter(pl.col("status").is_in(COUNTED)).sort("batch")
     summary["latency_ms"] = {"batch": _describe(counted, "latency_ms"), "stages": _stages(counted)}
@@ -55,7 +63,47 @@ def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any], *, mean_score
     for column in counted.columns:
         if column.startswith("data.") and not _is_of_stage(counted, column):
             summary["data"][column.removeprefix("data.")] = _describe(counted, column)
+    summary["notes"] = _notes(counted)
     return summary
+
+
+def _segment_interval(batches: "pl.DataFrame", name: str, value: float | None) -> list[float] | None:
+    """Interval of a metric whose value is the mean of its batches' scores, by resampling consecutive segments.
+
+    None for any other metric: only it knows what its independent units are. Later passes repeat the first one's items
+    and add nothing independent, so only the first counts.
+    """
+    import polars as pl
+
+    column = f"accuracy.{name}"
+    if value is None or column not in batches.columns:
+        return None
+    first = batches.filter((pl.col("repeat") == 0) & pl.col(column).is_finite() & (pl.col("size") > 0)).sort("batch")
+    scores, sizes = first[column].to_numpy(), first["size"].to_numpy().astype(float)
+    if not first.height or not math.isclose(float(scores @ sizes) / sizes.sum(), value, rel_tol=1e-6, abs_tol=1e-9):
+        return None
+    interval = grouped_bootstrap(scores * sizes, segment_groups(scores), denominators=sizes)
+    return None if interval is None else list(interval)
+
+
+def _notes(counted: "pl.DataFrame") -> list[str]:
+    """What a reader of the mean should know: a cold start, a drift within the run. One sentence each."""
+    latency = counted["latency_ms"].drop_nulls().to_numpy()
+    notes: list[str] = []
+    if not latency.size:
+        return notes
+    cold = cold_start(latency)
+    if cold is not None and cold.significant and cold.num_cold:
+        batches = "batch was" if cold.num_cold == 1 else f"{cold.num_cold} batches were"
+        notes.append(
+            f"cold start: the first {batches} slower than the rest "
+            f"({cold.first:.2f} ms against a median of {cold.rest_p50:.2f} ms); more warm-up would leave that out"
+        )
+    drift = trend(latency)
+    if drift.significant and abs(drift.change) >= _WORTH_SAYING * float(latency.mean()):
+        share = drift.change / float(latency.mean())
+        notes.append(f"drift: the latency of a batch changed by {drift.change:+.2f} ms ({share:+.0%}) over the run")
+    return notes
 
 
 def _describe(frame: "pl.DataFrame", column: str) -> dict[str, Any]:

@@ -132,10 +132,11 @@ def _table(title: str, first: str, *rest: str) -> Table:
 def _print_accuracy(console: Console, summary: Mapping[str, Any]) -> None:
     if not summary["accuracy"]:
         return
-    table = _table("accuracy", "metric", "value")
+    table = _table("accuracy", "metric", "value", "95 % interval")
     for name, score in summary["accuracy"].items():
-        value = score["value"]
-        table.add_row(Text(name), "not computed" if value is None else f"{value:.4f}")
+        value, interval = score["value"], score["ci95"]
+        shown = "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+        table.add_row(Text(name), "not computed" if value is None else f"{value:.4f}", shown)
     console.print(table)
 
 
@@ -188,7 +189,10 @@ def _closing_lines(info: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
     if info.get("synchronized"):
         yield "CUDA: every span waited for the device at its end, so spans do not overlap device work"
     yield from _telemetry_lines(summary["telemetry"])
+    yield from summary.get("notes") or ()
     yield from info.get("notes") or ()
+    for change in info.get("optimize") or ():
+        yield f"optimize: {change['stage']}: {change['before']} -> {change['after']}"
     yield from _wandb_lines(info.get("wandb") or {}, run_dir)
     yield f"run: {run_dir}"
 
@@ -199,6 +203,13 @@ def _telemetry_lines(telemetry: Mapping[str, Any]) -> Iterator[str]:
     if telemetry.get("source_paused_s"):
         paused_s = telemetry["source_paused_s"]
         yield f"telemetry: the source was paused for {paused_s:.2f} s because the recorder was behind"
+    control = telemetry.get("control")
+    if control:
+        low, high = control["ratio_ci95"] or (float("nan"), float("nan"))
+        yield (
+            f"telemetry: a batch took {control['ratio'] - 1:+.1%} with it ({low - 1:+.1%} to {high - 1:+.1%}, "
+            f"{control['pairs']} pairs of stretches of {control['batches_a_stretch']} batches)"
+        )
     faults: Mapping[str, int] = telemetry.get("faults") or {}
     for kind, count in faults.items():
         yield f"telemetry: {count} faults of kind {kind}, see the log"

@@ -5,17 +5,18 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from mlotel_cli import config
+from mlotel_cli import config, optimize
 from mlotel_cli.config import Job
 from mlotel_cli.errors import DataError, StageError, UsageError
 from mlotel_cli.execute import Finished, Inference, Numbered, SequentialExecutor
 from mlotel_cli.hardware import environment
 from mlotel_cli.metrics import Scorer
+from mlotel_cli.modes.control import Control, stretch_length
 from mlotel_cli.modes.display import Progress, print_results, sayer
 from mlotel_cli.modes.session import Session, Settling, identify, new_run_id
 from mlotel_cli.pipeline import Stage, outputs, stages_of
@@ -38,6 +39,7 @@ class Parts:
     stages: Mapping[str, Stage] | Stage
     data: Batches
     scorer: Scorer
+    pipeline: Any = None
 
 
 def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
@@ -60,8 +62,10 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
         with session:
             seed_everything(cfg.seed)
             parts = build(cfg)
-            open_run(session, cfg, job, mode="eval", backend=str(cfg.telemetry.backend))
-            with Inference(cfg.device)():
+            with Inference(cfg.device, autocast=autocast_of(cfg))():
+                changes = apply_option(cfg, parts)
+                open_run(session, cfg, job, mode="eval", backend=str(cfg.telemetry.backend))
+                session.tell({"optimize": [asdict(change) for change in changes]})
                 Evaluation(cfg, session, parts, console).run()
     finally:
         if parts is not None:
@@ -85,6 +89,7 @@ class Evaluation:
         self._num_batches = 0
         self._head: list[Batch] = []
         self._rest: Iterator[Batch] | None = None
+        self._control: Control | None = None
 
     def run(self) -> None:
         """Warm up, then run, score and settle every batch."""
@@ -93,17 +98,23 @@ class Evaluation:
             self._warm_up()
             seed_everything(self._cfg.seed)  # so that no result depends on how many batches warmed up
             session.record()
+            if self._cfg.eval.control:
+                self._control = Control(api.PROVIDER.backend, stretch_length(self._count_batches()))
             progress.start()
             start = time.perf_counter()
             try:
                 for finished in self._executor.run(self._numbered()):
                     self._num_batches += 1
+                    if self._control is not None:
+                        self._control.after(finished.busy_ns)
                     progress.advance(finished.numbered.batch.size, self._settle(finished))
                     session.link.wait_for_room()
             finally:
                 session.closing.wall_s = time.perf_counter() - start
                 session.closing.scoring_s = self._scoring_ns / 1e9
                 reasons = self._compute()
+                if self._control is not None:
+                    session.closing.telemetry["control"] = self._control.result()
         if not self._num_batches:
             raise DataError("data: the data set is empty: it yielded no batch")
         if reasons:
@@ -113,7 +124,9 @@ class Evaluation:
         """The metrics over the run, and why some could not be computed; also after a failure, for what there is."""
         if not self._num_batches:
             return []
-        self._session.closing.accuracy, reasons = self._parts.scorer.compute()
+        closing = self._session.closing
+        closing.accuracy, reasons = self._parts.scorer.compute()
+        closing.accuracy_ci95 = self._parts.scorer.intervals()
         notes = [f"metric {name} could not be computed: {why}" for name, why in reasons.items()]
         if notes:
             self._session.tell({"notes": notes})
@@ -201,6 +214,8 @@ class Evaluation:
         for repeat in range(self._cfg.eval.repeats):
             batches = iter(self._parts.data) if self._rest is None else itertools.chain(self._head, self._rest)
             for batch in itertools.islice(batches, self._cfg.eval.max_batches):
+                if self._control is not None:
+                    self._control.before()
                 yield Numbered(next(index), repeat, batch)
 
     def _count_batches(self) -> int | None:
@@ -243,7 +258,37 @@ def build(cfg: "DictConfig") -> Parts:
             f"eval.repeats={cfg.eval.repeats}: the data, a {type(data).__name__}, can be iterated once only; "
             "give a data set that starts anew"
         )
-    return Parts(stages_of(pipeline), batches, Scorer(metrics))
+    return Parts(stages_of(pipeline), batches, Scorer(metrics), pipeline)
+
+
+def autocast_of(cfg: "DictConfig") -> str | None:
+    """The dtype that stages run under, as text; None without."""
+    return None if cfg.executor.autocast is None else str(cfg.executor.autocast)
+
+
+def apply_option(cfg: "DictConfig", parts: Parts) -> list[optimize.Change]:
+    """Apply the configured option to the pipeline; its example inputs come from the first batch."""
+    from omegaconf import open_dict
+
+    node = cfg.optimize.copy()
+    with open_dict(node):
+        stages = node.pop("stages", None)
+        node["_partial_"] = True
+    option = config.instantiate(node, "optimize")
+    if option.func is optimize.none:
+        return []
+    if parts.data.is_one_shot:
+        raise UsageError("optimize: example inputs come from a first batch; give data that can be iterated again")
+    first = next(iter(parts.data), None)
+    if first is None:
+        raise DataError("data: the data set is empty: it yielded no batch")
+    return optimize.apply(
+        option,
+        name=str(node["_target_"]).rpartition(".")[2],
+        pipeline=parts.pipeline,
+        stages=None if stages is None else list(stages),
+        run_first_batch=lambda: list(SequentialExecutor(parts.stages).run(iter([Numbered(0, 0, first)]))),
+    )
 
 
 def open_run(session: Session, cfg: "DictConfig", job: Job, *, mode: str, backend: str) -> None:

@@ -172,15 +172,16 @@ def _evaluate(spec: Spec, results: ResultFile) -> None:
     from rich.console import Console
 
     from mlotel_cli.execute import Inference
-    from mlotel_cli.modes.evaluate import Evaluation, build, seed_everything
+    from mlotel_cli.modes.evaluate import Evaluation, apply_option, autocast_of, build, seed_everything
 
     cfg = OmegaConf.create(spec.config)
-    cfg.eval.max_batches, cfg.eval.repeats = spec.batches, 1
+    cfg.eval.max_batches, cfg.eval.repeats, cfg.eval.control = spec.batches, 1, False
     api.install()
     seed_everything(cfg.seed)
     parts = build(cfg)
     try:
-        with Inference(cfg.device)():
+        with Inference(cfg.device, autocast=autocast_of(cfg))():
+            results.tell({"optimize": [asdict(change) for change in apply_option(cfg, parts)]})
             Evaluation(cfg, results, parts, Console(quiet=True)).run()
     finally:
         parts.data.close()

@@ -41,6 +41,7 @@ class Closing:
         status: complete | failed | interrupted.
         error: why it failed.
         accuracy: every metric over the run, None where it cannot be computed.
+        accuracy_ci95: [low, high] of the metrics that know their own interval.
         wall_s: from the first batch to the last, scoring included.
         scoring_s: the part of it that scoring took.
         warmup: batches, first_batch_ms, total_s.
@@ -50,6 +51,7 @@ class Closing:
     status: str = "complete"
     error: str = ""
     accuracy: dict[str, float | None] = field(default_factory=dict[str, float | None])
+    accuracy_ci95: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     wall_s: float | None = None
     scoring_s: float | None = None
     warmup: dict[str, Any] | None = None

@@ -132,15 +132,14 @@ def _say(text: str) -> None:
 class _Batch:
     """What the running spans of one batch share; `index` is known when the root carries it, or when the root ends.
 
-    `holds_batches`: spans below the root are batches themselves, so it is none. `held`: ended spans, with their
-    threads, that wait for the index.
+    `is_row`: False where nobody can know which row. `held`: ended spans, with their threads, that wait for the index.
     """
 
     root_id: int
     index: int | None = None
     opened: int = 0
     is_running: bool = True
-    holds_batches: bool = False
+    is_row: bool = True
     held: list[tuple[ReadableSpan, str]] = field(default_factory=list[tuple[ReadableSpan, str]])
 
 
@@ -197,8 +196,6 @@ class MlotelSpanProcessor(SpanProcessor):
         with self._lock:
             batch = None if parent is None or parent.is_remote else self._find(parent)
             if type(given) is int:
-                if batch is not None:
-                    batch.holds_batches = True
                 batch = self._begin(context, self._number(given))
             elif batch is None:
                 batch = self._begin(context, None)
@@ -240,7 +237,7 @@ class MlotelSpanProcessor(SpanProcessor):
         if running is not None or parent.trace_id not in self._of_trace:
             return running
         # The parent has ended. Where its trace has one batch that is it; where it has more, nobody can know.
-        return self._of_trace[parent.trace_id] or _Batch(0, is_running=False, holds_batches=True)
+        return self._of_trace[parent.trace_id] or _Batch(0, is_running=False, is_row=False)
 
     def _begin(self, context: SpanContext, index: int | None) -> _Batch:
         batch = _Batch(context.span_id, index)
@@ -260,7 +257,7 @@ class MlotelSpanProcessor(SpanProcessor):
         return given + self._shift
 
     def _hand_over(self, batch: _Batch) -> None:
-        if batch.index is None and not batch.holds_batches and self._shift is None:
+        if batch.index is None and batch.is_row and self._shift is None:
             batch.index = self._next_index
             self._next_index += 1
         for span, thread in batch.held:

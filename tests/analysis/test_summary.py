@@ -1,6 +1,7 @@
 """Rows that can be added up by hand, and the summary of them."""
 
 import math
+import random
 
 import pytest
 
@@ -175,3 +176,66 @@ class TestOwnLoop:
 
     def test_an_evaluation_does_not_average_scores(self, table):
         assert summarise(table(row(0, accuracy={"ap50": 0.5})), {})["accuracy"] == {}
+
+
+def scored(num_batches):
+    """Batches of 1 to 3 items, one in four wrong, and their mean score an item."""
+    draw = random.Random(0)
+    records = [
+        row(n, size=draw.randint(1, 3), accuracy={"score": float(draw.random() < 0.75)}) for n in range(num_batches)
+    ]
+    right = sum(record.size * record.accuracy["score"] for record in records)
+    return records, right / sum(record.size for record in records)
+
+
+def test_a_mean_metric_gets_its_interval_from_segments(table):
+    records, value = scored(400)
+    summary = summarise(table(*records), {"accuracy": {"score": value}})
+
+    low, high = summary["accuracy"]["score"]["ci95"]
+    assert low < value < high
+    binomial = 1.96 * math.sqrt(value * (1 - value) / 400)  # batches are independent here; sizes vary a little
+    assert (high - low) / 2 == pytest.approx(binomial, rel=0.3)
+
+
+def test_a_metric_that_is_no_mean_has_no_interval_of_segments(table):
+    records, _ = scored(120)
+    summary = summarise(table(*records), {"accuracy": {"score": 0.5}})
+    assert summary["accuracy"]["score"] == {"value": 0.5, "ci95": None}
+
+
+def test_a_metric_that_knows_its_interval_keeps_it(table):
+    records, value = scored(120)
+    closing = {"accuracy": {"score": value}, "accuracy_ci95": {"score": [0.1, 0.9]}}
+    assert summarise(table(*records), closing)["accuracy"]["score"]["ci95"] == [0.1, 0.9]
+
+
+def test_a_second_pass_narrows_no_interval(table):
+    once, value = scored(120)
+    closing = {"accuracy": {"score": value}}
+    alone = summarise(table(*once), closing)["accuracy"]["score"]["ci95"]
+    again = [row(120 + n, size=each.size, accuracy=each.accuracy) for n, each in enumerate(once)]
+    for each in again:
+        each.repeat = 1
+
+    both = summarise(table(*once, *again), closing)
+
+    assert both["batches"] == {"scored": 240}
+    assert both["accuracy"]["score"]["ci95"] == alone
+
+
+def test_a_cold_start_and_a_drift_are_said(table):
+    draw = random.Random(0)
+    rising = [row(n, 10.0 + 0.05 * n + draw.random()) for n in range(200)]
+    rising[0].latency_ms = 90.0
+
+    notes = summarise(table(*rising), {})["notes"]
+
+    assert [note.partition(":")[0] for note in notes] == ["cold start", "drift"]
+    assert "90.00 ms against a median of" in notes[0]
+    assert "by +10." in notes[1] or "by +9." in notes[1]  # 0.05 ms a batch over 200 batches
+
+
+def test_a_steady_run_has_nothing_to_say(table):
+    draw = random.Random(0)
+    assert summarise(table(*(row(n, 10.0 + draw.random()) for n in range(200))), {})["notes"] == []

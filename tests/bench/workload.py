@@ -1,7 +1,7 @@
 """One measured stretch of a CPU-bound pipeline, in a process of its own.
 
 `python -m tests.bench.workload KIND MATMULS SECONDS`, KIND being bare | off | on | hand. Prints one JSON line.
-bare: the stages in a loop; off: mlotel's executor, telemetry off; on: telemetry on, every batch settled, W&B offline; hand:
+bare: the stages in a loop; off: telemetry off; on: telemetry on, every batch settled, W&B offline; hand:
 time.perf_counter, nvtx, an OpenTelemetry SDK span and a wandb.log around every stage, written by hand.
 """
 

@@ -234,9 +234,10 @@ def test_what_is_worth_a_line_gets_one_and_only_then(changed: dict[str, Any], li
 
 
 def test_a_metric_that_could_not_be_computed_is_listed() -> None:
-    lines = printed(info(summary={"accuracy": {"map": {"value": None}, "f[1]": {"value": 1.0}}}))
+    accuracy = {"map": {"value": None, "ci95": None}, "f[1]": {"value": 1.0, "ci95": [0.9, 1.0]}}
+    lines = printed(info(summary={"accuracy": accuracy}))
     assert cells(lines, "map") == ["not", "computed"]
-    assert cells(lines, "f[1]") == ["1.0000"]
+    assert cells(lines, "f[1]") == ["1.0000", "0.9000", "to", "1.0000"]
 
 
 def test_a_run_without_rows_or_metrics_prints_no_empty_table() -> None:

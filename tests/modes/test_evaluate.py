@@ -61,6 +61,7 @@ class Noting:
 
 def settings(**changed: Any) -> Any:
     given = {"warmup_batches": 0, "max_batches": None, "repeats": 1, "on_error": "fail"} | changed
+    given.setdefault("control", False)
     return SimpleNamespace(seed=given.pop("seed", 0), device="cpu", eval=SimpleNamespace(**given))
 
 
@@ -343,6 +344,10 @@ def test_naming_the_stage_of_nan_records_nothing() -> None:
     assert "stage divide" in message
     assert spans.names() == ["divide", "pass_on", "batch"] * 2
     assert pipeline.calls == 2  # found at divide: it did not run on
+    with recording() as spans:  # hooks open spans of their own
+        message, _ = fails(StageError, Numbers(), nan_module(), session=Noting().recorded_by(spans))
+    assert "stage 1" in message
+    assert spans.names() == ["0", "1", "2", "batch"]
 
 
 def test_a_stage_that_cannot_run_twice_leaves_the_plain_message() -> None:

@@ -21,6 +21,8 @@ def test_the_context_var_of_opentelemetry_is_found() -> None:
 
 def test_a_runtime_context_of_another_kind_is_reached_through_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
     class Another:
+        _current_context = Context({"what": "no ContextVar"})
+
         def get_current(self) -> Context:
             return Context({"from": "another"})
 

@@ -304,6 +304,12 @@ def test_a_forked_child_does_not_hold_the_pipe(link: RecorderLink, played: Playe
         os.fstat(played.to_recorder)
 
 
+def test_a_recorder_that_was_never_opened_is_not_waited_for(link: RecorderLink, played: PlayedRecorder) -> None:
+    link.abandon()
+    assert played.killed
+    assert not link._listener.is_alive()
+
+
 def test_a_recorder_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))

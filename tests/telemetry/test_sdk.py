@@ -161,6 +161,16 @@ def test_a_late_child_of_a_trace_with_several_batches_belongs_to_none(program: P
     assert program.run.rows()[-1] == ("late", None, None)
 
 
+def test_a_late_child_of_a_trace_with_several_roots_here_belongs_to_none(program: Program) -> None:
+    remote = SpanContext(0xAB, 0xCD, is_remote=True, trace_flags=TraceFlags(1))
+    for _ in range(2):
+        with program.span("serve", context=trace.set_span_in_context(NonRecordingSpan(remote))) as serve:
+            pass
+    with program.span("late", context=trace.set_span_in_context(serve)):
+        pass
+    assert program.run.rows() == [("serve", 0, 1), ("serve", 1, 1), ("late", None, None)]
+
+
 def test_a_child_that_ends_after_its_root(program: Program) -> None:
     with program.span("root"):
         child = program.tracer.start_span("child")

@@ -1,0 +1,204 @@
+"""The trade-off knobs: what may be done to a stage's module between loading and measuring.
+
+An option is any callable `(module, example_inputs) -> module`; these are the built-in ones. Which module a stage runs
+is the pipeline's to say: `pipeline.modules[stage]`, looked up at every call, or the stage itself when it is a module.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from mlotel_cli.errors import UsageError
+
+Optimize = Callable[[Any, tuple[Any, ...]], Any]
+
+
+@dataclass(slots=True)
+class Change:
+    """What an option did to one stage; `run.json` lists these.
+
+    Attributes:
+        stage: name of the stage.
+        before: what the module was: its class, parameter dtypes and layer counts.
+        after: what it is now.
+    """
+
+    stage: str
+    before: str
+    after: str
+
+
+def none(module: Any, example_inputs: tuple[Any, ...]) -> Any:
+    """Leave the module as it is."""
+    return module
+
+
+def bf16(module: Any, example_inputs: tuple[Any, ...]) -> Any:
+    """Run under autocast to bfloat16; floating-point outputs come back as float32."""
+    return _autocast(module, "bfloat16")
+
+
+def fp16(module: Any, example_inputs: tuple[Any, ...]) -> Any:
+    """Run under autocast to float16; floating-point outputs come back as float32. CUDA only.
+
+    Raises:
+        UsageError: when the module is not on a CUDA device.
+    """
+    if any(parameter.device.type != "cuda" for parameter in module.parameters()):
+        raise UsageError("optimize=fp16: a CPU computes in float16 more slowly than in float32; use optimize=bf16")
+    return _autocast(module, "float16")
+
+
+def compile(
+    module: Any, example_inputs: tuple[Any, ...], *, mode: str | None = None, dynamic: bool | None = None
+) -> Any:
+    """`torch.compile`, run once on the example inputs so that no measured batch pays for the first compilation.
+
+    Args:
+        module: the module.
+        example_inputs: what the stage was called with on the first batch.
+        mode: default | reduce-overhead | max-autotune, as torch.compile takes it.
+        dynamic: True compiles for any size at once; None lets torch find out which sizes vary.
+    """
+    import torch
+
+    compiled: Any = cast("Any", torch).compile(module, mode=mode, dynamic=dynamic)
+    with torch.inference_mode():
+        compiled(*example_inputs)
+    return compiled
+
+
+def int8_dynamic(module: Any, example_inputs: tuple[Any, ...]) -> Any:
+    """Dynamic int8 quantisation of the Linear layers (torch.ao); convolutions stay as they are. CPU only."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao announces its successor at every call
+        holder = torch.nn.Sequential(module)  # only what lies inside the given module is replaced
+        quantization = cast("Any", torch.ao.quantization)
+        return quantization.quantize_dynamic(holder, {torch.nn.Linear}, dtype=torch.qint8)[0]
+
+
+def apply(
+    optimize: Optimize,
+    *,
+    name: str,
+    pipeline: Any,
+    stages: Sequence[str] | None,
+    run_first_batch: Callable[[], object],
+) -> list[Change]:
+    """Apply an option to the modules of a pipeline, in place.
+
+    Args:
+        optimize: the option.
+        name: what the configuration calls it, for messages.
+        pipeline: the pipeline; its modules are replaced.
+        stages: the stages to change; None takes every stage that has a module.
+        run_first_batch: runs the pipeline once; the inputs of the modules are taken from it.
+
+    Returns:
+        What was changed.
+
+    Raises:
+        UsageError: for an unknown stage, a pipeline without modules, or an option that changes nothing.
+    """
+    slots = _slots(pipeline)
+    chosen = list(slots if stages is None else stages)
+    unknown = [stage for stage in chosen if stage not in slots]
+    if unknown or not chosen:
+        raise UsageError(
+            f"optimize={name}: {', '.join(unknown) or 'the pipeline'} has no module to change. A pipeline offers "
+            f"them as `modules: dict[str, nn.Module]` or as stages that are modules; here: {', '.join(slots) or 'none'}"
+        )
+    inputs = _capture_inputs({stage: slots[stage][stage] for stage in chosen}, run_first_batch)
+    changes: list[Change] = []
+    for stage in chosen:
+        before = describe(slots[stage][stage])
+        optimized = optimize(slots[stage][stage], inputs.get(stage, ()))
+        after = describe(optimized)
+        if after != before:
+            slots[stage][stage] = optimized
+            changes.append(Change(stage, before, after))
+    if not changes:
+        raise UsageError(
+            f"optimize={name} changes nothing in {', '.join(chosen)}: "
+            "it would measure the same thing under another name"
+        )
+    return changes
+
+
+def describe(module: Any) -> str:
+    """A module in one line: class, parameter dtypes, and how many layers of each kind do the work."""
+    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()})
+    layers: dict[str, int] = {}
+    for layer in module.modules():
+        kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
+        if not list(layer.children()):
+            layers[kind.removeprefix("torch.")] = layers.get(kind.removeprefix("torch."), 0) + 1
+    counted = ", ".join(f"{count} {kind}" for kind, count in sorted(layers.items()))
+    wrapper = getattr(module, "mlotel_option", None) or type(module).__name__
+    return f"{wrapper} ({'/'.join(dtypes) or 'no parameters'}; {counted})"
+
+
+def _autocast(module: Any, dtype: str) -> Any:
+    """The module under autocast; unchanged when it has no floating-point parameter to cast."""
+    import torch
+
+    if not any(parameter.is_floating_point() for parameter in module.parameters()):
+        return module
+    device_type = next(module.parameters()).device.type
+
+    class Autocast(torch.nn.Module):
+        mlotel_option = f"autocast {dtype}"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs: Any) -> Any:
+            with torch.autocast(device_type, dtype=getattr(torch, dtype)):
+                return _to_float32(self.module(*inputs))
+
+    return Autocast().eval()
+
+
+def _to_float32(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _to_float32(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, tuple | list):
+        items = [_to_float32(item) for item in cast("Sequence[Any]", value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    is_floating_point = getattr(value, "is_floating_point", None)
+    return value.float() if callable(is_floating_point) and is_floating_point() else value
+
+
+def _slots(pipeline: Any) -> dict[str, MutableMapping[str, Any]]:
+    """By stage, the mapping that holds its module, so that it can be replaced there."""
+    import torch
+
+    modules: Any = getattr(pipeline, "modules", None)
+    holder: Any = modules if isinstance(modules, MutableMapping) else getattr(pipeline, "stages", None)
+    if not isinstance(holder, MutableMapping):
+        return {}
+    found = cast("MutableMapping[str, Any]", holder)
+    return {name: found for name, module in found.items() if isinstance(module, torch.nn.Module)}
+
+
+def _capture_inputs(modules: Mapping[str, Any], run: Callable[[], object]) -> dict[str, tuple[Any, ...]]:
+    """What each module is called with first while `run` runs."""
+    inputs: dict[str, tuple[Any, ...]] = {}
+
+    def catch(stage: str) -> Callable[[Any, tuple[Any, ...]], None]:
+        def note(_module: Any, given: tuple[Any, ...]) -> None:
+            inputs.setdefault(stage, given)
+
+        return note
+
+    handles = [module.register_forward_pre_hook(catch(stage)) for stage, module in modules.items()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inputs
