@@ -232,7 +232,7 @@ class RecorderLink:
                 return False
             return True
         try:
-            ready: bool = item.is_resolved()  # type: ignore[union-attr]
+            ready = bool(item.is_resolved())  # type: ignore[union-attr]
         except Exception as error:  # the device is broken: its time is lost, the span is not
             logger.warning("a span's device time is lost: %r", error)
             return True
