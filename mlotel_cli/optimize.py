@@ -177,11 +177,8 @@ def _slots(pipeline: Any) -> dict[str, MutableMapping[str, Any]]:
     """By stage, the mapping that holds its module, so that it can be replaced there."""
     import torch
 
-    modules: Any = getattr(pipeline, "modules", None)
-    holder: Any = modules if isinstance(modules, MutableMapping) else getattr(pipeline, "stages", None)
-    if not isinstance(holder, MutableMapping):
-        return {}
-    found = cast("MutableMapping[str, Any]", holder)
+    holders: list[Any] = [getattr(pipeline, name, None) for name in ("modules", "stages")]
+    found = next((cast("MutableMapping[str, Any]", each) for each in holders if isinstance(each, MutableMapping)), {})
     return {name: found for name, module in found.items() if isinstance(module, torch.nn.Module)}
 
 

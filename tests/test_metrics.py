@@ -199,20 +199,21 @@ def test_parts_merged_equal_one_process(name: str) -> None:
     assert parts[0].compute() != pytest.approx(parts[1].compute(), rel=1e-5)
 
 
+class MeanState(torchmetrics.Metric):
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("mean", torch.tensor(0.0), dist_reduce_fx="mean")
+
+    def update(self, output: torch.Tensor, targets: Any) -> None:
+        self.mean = output.mean()
+
+    def compute(self) -> torch.Tensor:
+        return self.mean
+
+
 def test_means_are_weighed_by_their_number_of_updates() -> None:
-    class MeanState(torchmetrics.Metric):
-        full_state_update = False
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.add_state("mean", torch.tensor(0.0), dist_reduce_fx="mean")
-
-        def update(self, output: Any, targets: Any) -> None:
-            self.mean = output.mean()
-
-        def compute(self) -> Any:
-            return self.mean
-
     one, three = TorchMetric(MeanState()), TorchMetric(MeanState())
     one.update(torch.tensor([1.0]), None)
     for _ in range(3):
@@ -231,6 +232,13 @@ def test_merging_nothing_changes_nothing() -> None:
     assert metric.compute() == before
 
 
+def test_merging_nothing_into_nothing_is_nothing() -> None:
+    metric = TorchMetric(MeanState())
+    metric.merge(TorchMetric(MeanState()).state())
+    metric.update(torch.tensor([5.0]), None)
+    assert metric.compute() == 5.0
+
+
 def test_a_metric_without_reductions_is_refused_and_left_whole() -> None:
     one, two = TorchMetric(PearsonCorrCoef()), TorchMetric(PearsonCorrCoef())
     one.update(*numbers(0, 8))
@@ -242,11 +250,12 @@ def test_a_metric_without_reductions_is_refused_and_left_whole() -> None:
 
 
 def test_a_state_is_a_copy() -> None:
-    metric = TorchMetric(torchmetrics.AUROC("multiclass", num_classes=3))
+    auroc = torchmetrics.AUROC("multiclass", num_classes=3)
+    metric = TorchMetric(auroc)
     metric.update(*classes(0, 6))
     state = metric.state()
     lengths = [len(part) for part in state["states"].values()]
-    metric.update(*classes(1, 6))
+    auroc.update(*classes(1, 6))  # appends to its lists
     assert [len(part) for part in state["states"].values()] == lengths
     assert state["num_updates"] == 1
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from mlotel_cli.modes.display import print_results, sayer
 from mlotel_cli.modes.session import Session, identify, new_run_id
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.handoff import Opening
-from mlotel_cli.telemetry.sdk import tracker_settings
-
-_TRACKER_MODES = ("auto", "online", "offline", "disabled")
+from mlotel_cli.telemetry.sdk import new_directory, tracker_settings
 
 
 @contextmanager
@@ -59,20 +56,19 @@ def start_run(
             has an OpenTelemetry provider of its own.
         RecorderError: when the recorder cannot be started, or died.
     """
-    if mode not in _TRACKER_MODES:
-        raise UsageError(f"mode={mode!r}: allowed: {', '.join(_TRACKER_MODES)}")
-    folder = Path(directory) if directory else Path("outputs", "loop", _now())
-    if (folder / "run.json").exists():
-        raise UsageError(f"directory={folder}: it holds a run already; give another one")
+    tracker = tracker_settings(project=project, entity=entity, group=group, mode=mode)
+    if directory and Path(directory, "run.json").exists():
+        raise UsageError(f"directory={directory}: it holds a run already; give another one")
     if not api.install():
         raise UsageError(
             "start_run: this program has an OpenTelemetry provider of its own; "
             "add one line instead: provider.add_span_processor(mlotel_cli.MlotelSpanProcessor())"
         )
     try:
+        folder = Path(directory) if directory else new_directory()
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"directory={folder}: cannot be written: {error}") from error
+        raise UsageError(f"directory={directory or 'outputs/loop'}: cannot be written: {error}") from error
     say = sayer(Console(stderr=True))
     imports = ("polars",) if mode == "disabled" else ("polars", "wandb")
     session = Session(folder, say=say, imports=imports)
@@ -84,7 +80,7 @@ def start_run(
         started_ns=time.time_ns(),
         config=given,
         identity=identify(given, run_id=run_id, name=name, git=machine["git"]),
-        tracker=tracker_settings(project=project, entity=entity, group=group, mode=mode),
+        tracker=tracker,
         settle_roots=True,
     )
     try:
@@ -93,14 +89,12 @@ def start_run(
             session.tell({"environment": machine})
             session.record()
             started = time.perf_counter()
+            api.call_before_batches(session.link.wait_for_room)
             try:
                 yield folder
             finally:
+                api.call_before_batches(None)
                 session.closing.wall_s = time.perf_counter() - started
     finally:
         if session.info is not None:
             print_results(session.info, folder)
-
-
-def _now() -> str:
-    return f"{datetime.now().astimezone():%Y-%m-%d_%H-%M-%S}"

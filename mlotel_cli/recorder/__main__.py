@@ -2,10 +2,9 @@
 
 import signal
 
-# Before the slow imports below: a service manager signals every process of a service, but the workload says when a run
-# is over.
-for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-    signal.signal(getattr(signal, name), signal.SIG_IGN)
+# The workload says when a run is over; a service manager signals every process of a service. Blocked and not ignored,
+# and before any import starts a thread: polars puts a handler of its own for SIGINT, which ends a write that is going on.
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 from mlotel_cli.recorder.process import main  # noqa: E402
 

@@ -1,7 +1,7 @@
 """The recorder's main loop: read frames, assemble, feed the sinks; when the pipe closes, finish everything.
 
 It ends when the workload says so, and just as well when the workload is killed: then the run is `interrupted`. Signals
-of a terminal or a service manager are ignored here, because the workload decides when a run is over.
+of a terminal or a service manager are blocked (in `__main__`), because the workload decides when a run is over.
 """
 
 import contextlib

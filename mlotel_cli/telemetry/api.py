@@ -7,7 +7,7 @@ own SDK provider.
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, cast
 
@@ -40,6 +40,7 @@ _own_tracer: trace.Tracer = PROVIDER.get_tracer(SCOPE)
 _tracer: trace.Tracer = trace.get_tracer(SCOPE)  # the program's own provider, until `install` says otherwise
 _off_spans: dict[str, OffSpan] = {}
 _faults = Faults()
+_before_batch: Callable[[], None] | None = None
 
 
 def install() -> bool:
@@ -106,7 +107,15 @@ def batch(index: int, *, size: int = 1) -> Any:
         index: number of the batch in the run; joins its spans, its row and its W&B step. Every index once.
         size: number of items in it; throughput counts them.
     """
+    if _before_batch is not None:
+        _before_batch()
     return _tracer.start_as_current_span(BATCH_SPAN, attributes={BATCH_INDEX: index, BATCH_SIZE: size})
+
+
+def call_before_batches(callback: Callable[[], None] | None) -> None:
+    """Have `batch` call this first: a run holds its loop back while the recorder is behind. None ends that."""
+    global _before_batch
+    _before_batch = callback
 
 
 def record(name: str, value: float, *, unit: str | None = None) -> None:

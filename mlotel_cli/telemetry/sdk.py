@@ -47,7 +47,7 @@ class LoopRun:
             UsageError: when `directory` holds a run already.
             RecorderError: when the recorder cannot be started.
         """
-        self.directory = _new_directory() if directory is None else directory
+        self.directory = new_directory() if directory is None else directory
         if (self.directory / "run.json").exists():
             raise UsageError(f"directory={self.directory}: it holds a run already; give another one")
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ class LoopRun:
             _say(str(error))
 
 
-def _new_directory() -> Path:
+def new_directory() -> Path:
     """outputs/loop/<date>_<time>, made here and now: two runs may begin in the same second."""
     first = Path("outputs", "loop", f"{datetime.now().astimezone():%Y-%m-%d_%H-%M-%S}")
     first.parent.mkdir(parents=True, exist_ok=True)

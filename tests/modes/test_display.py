@@ -234,10 +234,10 @@ def test_what_is_worth_a_line_gets_one_and_only_then(changed: dict[str, Any], li
 
 
 def test_a_metric_that_could_not_be_computed_is_listed() -> None:
-    accuracy = {"map": {"value": None, "ci95": None}, "f[1]": {"value": 1.0, "ci95": [0.9, 1.0]}}
+    accuracy = {"map": {"value": None, "ci95": None}, "ap[small]": {"value": 1.0, "ci95": [0.9, 1.0]}}
     lines = printed(info(summary={"accuracy": accuracy}))
     assert cells(lines, "map") == ["not", "computed"]
-    assert cells(lines, "f[1]") == ["1.0000", "0.9000", "to", "1.0000"]
+    assert cells(lines, "ap[small]") == ["1.0000", "0.9000", "to", "1.0000"]
 
 
 def test_a_run_without_rows_or_metrics_prints_no_empty_table() -> None:
@@ -254,7 +254,7 @@ def test_a_run_without_rows_or_metrics_prints_no_empty_table() -> None:
 @pytest.mark.parametrize("width", [70, 80, 120])
 def test_long_names_fold_and_figures_stay_whole(width: int) -> None:
     content = info()
-    name = "model.backbone.stages[3].blocks.attention.projection_of_the_value"
+    name = "model.backbone.stages[three].blocks.attention.projection_of_the_value"
     content["summary"]["latency_ms"]["stages"] = {name: content["summary"]["latency_ms"]["stages"]["detector"]}
     lines = printed(content, width=width)
     table = lines[lines.index("latency, ms a batch") : -3]

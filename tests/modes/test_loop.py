@@ -96,7 +96,7 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 def test_a_mode_that_is_none_is_refused(tmp_path: Path) -> None:
     with (
-        pytest.raises(UsageError, match=r"^mode='on': allowed: auto, online, offline, disabled$"),
+        pytest.raises(UsageError, match=r"^mode='on': allowed are auto, online, offline, disabled$"),
         mlotel_cli.start_run(directory=tmp_path / "run", mode="on"),
     ):
         pytest.fail("it must not start")
@@ -126,3 +126,32 @@ def test_the_default_directory_is_dated(tmp_path: Path, monkeypatch: pytest.Monk
         pass
     assert folder.parent == Path("outputs/loop")
     assert read_run(folder).status == "complete"
+
+
+def test_a_loop_is_held_back_while_the_recorder_is_behind(tmp_path, monkeypatch) -> None:
+    from mlotel_cli.telemetry.handoff import RecorderLink
+
+    calls = []
+    monkeypatch.setattr(RecorderLink, "wait_for_room", lambda _link: calls.append(1))
+
+    with mlotel_cli.start_run(directory=tmp_path / "run", mode="disabled"):
+        for index in range(3):
+            with mlotel_cli.batch(index):
+                pass
+
+    assert len(calls) == 3
+    with mlotel_cli.batch(3):
+        pass
+    assert len(calls) == 3
+
+
+def test_two_runs_of_the_same_second_have_a_directory_each(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    folders = []
+    for _ in range(2):
+        with mlotel_cli.start_run(mode="disabled") as folder:
+            folders.append(folder)
+
+    assert folders[0] != folders[1]
+    assert all((folder / "run.json").exists() for folder in folders)

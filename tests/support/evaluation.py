@@ -48,7 +48,7 @@ def evaluate(folder: Path, *overrides: str, **parts: str) -> Ended:
     return mlotel("eval", "-cd", str(conf(folder, **parts)), *flags, f"run.dir={folder / 'run'}", *rest)
 
 
-def command(*words: str, cwd: Path, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
+def command(*words: str, cwd: Path, timeout: float = 110) -> "subprocess.CompletedProcess[str]":
     """`mlotel ...` as a real process, offline and on one thread."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
