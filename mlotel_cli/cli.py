@@ -29,6 +29,13 @@ mlotel eval -cd my_project/conf data=night
 mlotel eval -m pipeline.time_scale=0.1,0.2
 mlotel eval --cfg job
 """
+_PROFILE_EXAMPLES = """[bold]Examples[/]
+
+mlotel profile
+mlotel profile -cd my_project/conf profile.batches=200
+mlotel profile profiler=torch
+mlotel compare outputs/eval/RUN outputs/profile/RUN
+"""
 
 
 class ConfigKind(StrEnum):
@@ -130,6 +137,37 @@ def evaluate(
 
     flags = HydraFlags(multirun, cfg, package, resolve, info, config_dir, config_name, debug)
     raise typer.Exit(launch("eval", flags, overrides or []))
+
+
+@app.command(cls=HydraCommand, epilog=_PROFILE_EXAMPLES)
+def profile(
+    overrides: Overrides = None,
+    multirun: Multirun = False,
+    cfg: Cfg = None,
+    package: Package = None,
+    resolve: Resolve = False,
+    info: Info = None,
+    config_dir: ConfigDir = None,
+    config_name: ConfigName = None,
+    debug: Debug = False,
+) -> None:
+    """Record the same spans under Nsight Systems, with the device's work attributed to them."""
+    from mlotel_cli.launch import HydraFlags, launch
+
+    flags = HydraFlags(multirun, cfg, package, resolve, info, config_dir, config_name, debug)
+    raise typer.Exit(launch("profile", flags, overrides or []))
+
+
+@app.command()
+def compare(
+    eval_run: Annotated[Path, typer.Argument(help="Run directory of the evaluation.", show_default=False)],
+    profile_run: Annotated[Path, typer.Argument(help="Run directory of the profile.", show_default=False)],
+    debug: Debug = False,
+) -> None:
+    """Show what each stage took in both runs, and where the profiler disturbed it."""
+    from mlotel_cli.modes.compare import main
+
+    raise typer.Exit(main(eval_run, profile_run, debug=debug))
 
 
 @app.command()

@@ -7,12 +7,17 @@ from typing import Any
 from mlotel_cli.paths import builtin_conf
 
 
+ONLY = {"profiler": "profile"}
+"""Groups that only one command knows."""
+
+
 def complete_override(ctx: Any, incomplete: str) -> list[str]:
     """Return what may follow `incomplete`: `group=` names, or the options of a group once its name is there."""
     folders = [builtin_conf()]
     if config_dir := ctx.params.get("config_dir"):
         folders.insert(0, Path(config_dir))
-    options = _options(folders)
+    command = getattr(getattr(ctx, "command", None), "name", None)
+    options = {group: names for group, names in _options(folders).items() if ONLY.get(group, command) == command}
     before = [word for word in ctx.params.get("overrides") or () if word != "="]
     # bash splits words at `=`: `pipeline=du` arrives as pipeline, =, du, and `pipeline=` as pipeline alone.
     if before and before[-1] in options:

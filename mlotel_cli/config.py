@@ -36,7 +36,15 @@ class Backend(StrEnum):
     """What a span becomes."""
 
     otel = "otel"
+    nvtx = "nvtx"
     off = "off"
+
+
+class DeviceTime(StrEnum):
+    """How the end of a span is found on CUDA."""
+
+    synchronize = "synchronize"
+    events = "events"
 
 
 class ExecutorKind(StrEnum):
@@ -102,7 +110,9 @@ class TelemetryConfig:
     """`telemetry`: measuring and handing over."""
 
     backend: Backend = Backend.otel
-    """off is a control run: spans cost next to nothing and are not measured."""
+    """nvtx: spans are ranges for nsys, rows have no latencies; off is a control run: spans cost next to nothing."""
+    device_time: DeviceTime = DeviceTime.synchronize
+    """On CUDA. synchronize: every span waits for the device at its end; events: measured without waiting."""
     flush_ms: int = _bounded(50, low=5, high=1000)
     """Milliseconds between two hand-overs to the recorder."""
     settle_s: float = _bounded(5.0, low=0.1, high=3600)
@@ -157,6 +167,49 @@ class EvalConfig:
     optimize: dict[str, Any] = field(default_factory=dict[str, Any])
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+class ProfilerKind(StrEnum):
+    """Who records the ranges and the device's work."""
+
+    nsys = "nsys"
+    torch = "torch"
+
+
+@dataclass(slots=True)
+class ProfilerConfig:
+    """`profiler`: who records, and how."""
+
+    kind: ProfilerKind = ProfilerKind.nsys
+    """nsys: Nsight Systems; torch: torch.profiler, in the process itself."""
+    command: str = "nsys"
+    """The program, or its path."""
+    trace: str | None = None
+    """What nsys traces; null: cuda,nvtx with a CUDA device, else nvtx."""
+    cuda_graph_trace: str = "node"
+    """node gives every kernel of a CUDA graph; graph, only the graph as a whole, disturbs less."""
+    args: list[str] = field(default_factory=list[str])
+    """More arguments of `nsys profile`."""
+    timeout_s: float = _bounded(120.0, low=1, high=86_400)
+    """Seconds that the profiler may take to write its report after the last batch."""
+
+
+@dataclass(slots=True)
+class ProfileSettings:
+    """`profile`: how much is recorded."""
+
+    batches: int = _bounded(100, low=1)
+    """Batches recorded, after `eval.warmup_batches`; eval.max_batches and eval.repeats do not apply."""
+    top_kernels: int = _bounded(5, low=0)
+    """Kernels listed by name per stage, those that took longest."""
+
+
+@dataclass(slots=True)
+class ProfileConfig(EvalConfig):
+    """Everything `mlotel profile` can be told: what an evaluation can, and who profiles it."""
+
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
+    profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
 
 
 @dataclass(slots=True)

@@ -5,11 +5,9 @@ Every check looks or tries, none needs the network, and none fails the command.
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 import shutil
 import sqlite3
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlotel_cli.hardware import cpu_model, environment_variables, memory_bytes, usable_cores, version_of
+from mlotel_cli.nsys import importer_fix, output
 
 State = Literal["ok", "absent", "problem"]
 """absent: optional and not there; problem: something mlotel wants does not work."""
@@ -25,7 +24,6 @@ State = Literal["ok", "absent", "problem"]
 EXTRAS = {"video": "av", "detection": "faster-coco-eval"}
 PROBE_NAME = "mlotel-probe"
 PROBE_RANGES = 3
-PROBE_TIMEOUT_S = 60
 _PROBE = f"""
 import nvtx
 for _ in range({PROBE_RANGES}):
@@ -143,13 +141,13 @@ def find_nsys() -> Finding:
     if nsys is None:
         fix = "install Nsight Systems (Debian non-free: nsight-systems); only `mlotel profile` needs it"
         return Finding("nsys", "not found on PATH", "absent", fix)
-    version = _output([nsys, "--version"]).strip().rpartition(" ")[2]
+    version = output([nsys, "--version"]).strip().rpartition(" ")[2]
     found = f"{version} ({nsys})"
     with tempfile.TemporaryDirectory(prefix="mlotel-") as folder:
         report = Path(folder, "probe")
-        said = _output([nsys, *_probe_arguments(report), sys.executable, "-c", _PROBE])
+        said = output([nsys, *_probe_arguments(report), sys.executable, "-c", _PROBE])
         if not report.with_suffix(".sqlite").exists():
-            return Finding("nsys", f"{found}, writes no readable report", "problem", _importer_fix(Path(nsys), said))
+            return Finding("nsys", f"{found}, writes no readable report", "problem", importer_fix(Path(nsys), said))
         ranges = count_ranges(report.with_suffix(".sqlite"), PROBE_NAME)
     if ranges < PROBE_RANGES:
         lost = f"{found}, records {ranges} of {PROBE_RANGES} ranges of nvtx {version_of('nvtx')}"
@@ -173,24 +171,6 @@ def _probe_arguments(report: Path) -> list[str]:
     ]
 
 
-def _importer_fix(nsys: Path, said: str) -> str:
-    """Say why nsys could not turn its raw file into a report; `said` is its own output."""
-    target = nsys.resolve().parent
-    host = target.parent / target.name.replace("target", "host")
-    if not host.exists():
-        installed = sorted(nsys.absolute().parents[1].glob(f"lib/nsight-systems/{host.name}"))
-        source = installed[0] if installed else f"PATH/TO/{host.name}"
-        return f"its importer is not beside it: ln -s {source} {host}"
-    if missing := _missing_libraries(host / "QdstrmImporter"):
-        return f"its importer lacks {', '.join(missing)}: install them (Debian: libssh-4)"
-    return said.strip().rpartition("\n")[2] or "reinstall Nsight Systems"
-
-
-def _missing_libraries(binary: Path) -> list[str]:
-    listing = _output(["ldd", str(binary)])
-    return sorted({line.split()[0] for line in listing.splitlines() if line.endswith("not found")})
-
-
 def count_ranges(database: Path, name: str) -> int:
     """Count the push/pop ranges called `name` in an SQLite file that nsys exported."""
     query = """
@@ -202,18 +182,6 @@ def count_ranges(database: Path, name: str) -> int:
             return int(connection.execute(query, (name,)).fetchone()[0])
         except sqlite3.OperationalError:  # nsys leaves out the table of a kind of event that never happened
             return 0
-
-
-def _output(command: list[str]) -> str:
-    """Run a command; return what it printed, or why it did not run."""
-    environment = {**os.environ, "LC_ALL": "C"}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False, env=environment
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return done.stdout + done.stderr
 
 
 def find_extra(extra: str, distribution: str) -> Finding:

@@ -25,7 +25,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from mlotel_cli.config import EvalConfig, Job, check, resolve_device
+from mlotel_cli.config import EvalConfig, Job, ProfileConfig, check, resolve_device
 from mlotel_cli.config_errors import CONFIG_EXCEPTIONS, did_you_mean, exit_code, listed, message
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.hardware import environment_variables
@@ -83,7 +83,13 @@ def _evaluate(cfg: DictConfig, job: Job) -> Any:
     return evaluate.run(cfg, job)
 
 
-MODES = {"eval": Mode("eval", EvalConfig, _evaluate)}
+def _profile(cfg: DictConfig, job: Job) -> Any:
+    from mlotel_cli.modes import profile
+
+    return profile.run(cfg, job)
+
+
+MODES = {"eval": Mode("eval", EvalConfig, _evaluate), "profile": Mode("profile", ProfileConfig, _profile)}
 
 
 class BuiltinConf(SearchPathPlugin):

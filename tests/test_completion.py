@@ -77,3 +77,11 @@ def test_real_bash(tmp_path: Path, line: list[str], expected: list[str]) -> None
     """
     done = subprocess.run([bash, "--norc", "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.stdout.split() == expected, done.stderr
+
+
+def test_the_groups_of_one_command() -> None:
+    context = SimpleNamespace(params={}, command=SimpleNamespace(name="profile"))
+    assert complete_override(context, "profiler=") == ["profiler=nsys", "profiler=torch"]
+    assert "pipeline=dummy" in complete_override(context, "pipeline=")
+    context.command.name = "eval"
+    assert complete_override(context, "profiler=") == []

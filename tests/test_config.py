@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlotel_cli import launch
-from mlotel_cli.config import EvalConfig, check, instantiate, plain, resolve_device
+from mlotel_cli.config import EvalConfig, ProfileConfig, check, instantiate, plain, resolve_device
 from mlotel_cli.errors import DataError, MlotelError, UsageError
 from mlotel_cli.paths import builtin_conf
 
@@ -22,9 +22,9 @@ OPTIONS = sorted(
 )
 
 
-def composed(*overrides: str) -> DictConfig:
+def composed(*overrides: str, mode: str = "eval") -> DictConfig:
     """Compose the built-in configuration as a single run does."""
-    root = launch.register(launch.MODES["eval"], "eval")
+    root = launch.register(launch.MODES[mode], mode)
     with initialize_config_dir(str(CONF), version_base=launch.VERSION_BASE):
         cfg = compose(root, [*overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
@@ -67,18 +67,27 @@ def test_defaults_pass_the_check() -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes(option: str) -> None:
     module = ("pipeline.module={_target_: x}", "pipeline.modules=[a]") if option == "pipeline=module" else ()
-    check(composed(option, *module))
+    check(composed(option, *module, mode="profile" if option.startswith("profiler=") else "eval"))
 
 
 def test_options_of_all_groups_are_seen() -> None:
     groups = {option.partition("=")[0] for option in OPTIONS}
     assert groups >= {"pipeline", "data", "metrics", "executor", "experiment", "optimize", "telemetry", "tracker"}
+    assert "profiler" in groups
 
 
 def test_files_and_schema_agree_on_defaults() -> None:
     from_files, from_schema = composed(), OmegaConf.structured(EvalConfig)
     for key in ("seed", "device", "eval", "executor", "telemetry", "tracker", "run.name"):
         assert OmegaConf.select(from_files, key) == OmegaConf.select(from_schema, key), key
+
+
+def test_a_profile_starts_from_the_evaluation() -> None:
+    evaluation, profile = composed(), composed(mode="profile")
+    for key in ("eval", "pipeline", "data", "metrics", "telemetry", "tracker"):
+        assert profile[key] == evaluation[key], key
+    schema = OmegaConf.structured(ProfileConfig)
+    assert (profile.profile, profile.profiler) == (schema.profile, schema.profiler)
 
 
 def test_files_name_every_key_of_the_schema() -> None:

@@ -75,7 +75,7 @@ def test_override(fake: FakeMode, tmp_path: Path, override: str, expected: str) 
         ({"eval.yaml": "eval: {repeats: many}"}, ["eval.repeats=many: must be a whole number (in eval.yaml)"]),
         (
             {"telemetry/default.yaml": "backend: off"},
-            ["telemetry.backend=False: allowed: otel, off", "YAML reads a bare off as false: quote it"],
+            ["telemetry.backend=False: allowed: otel, nvtx, off", "YAML reads a bare off as false: quote it"],
         ),
         (
             {"pipeline/dummy.yaml": "_target_: x\n  bad: [1"},

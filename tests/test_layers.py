@@ -15,7 +15,7 @@ PACKAGE = Path(mlotel_cli.__file__).parent
 LAYERS = (
     {"errors", "records", "paths", "tensors"},
     {"config_errors", "hardware"},
-    {"config", "telemetry", "analysis"},
+    {"config", "telemetry", "analysis", "nsys"},
     {"recorder", "pipeline", "sources", "metrics", "optimize", "dummy"},
     {"execute"},
     {"modes"},

@@ -18,11 +18,12 @@ from mlotel_cli.hardware import environment
 from mlotel_cli.metrics import Scorer
 from mlotel_cli.modes.control import Control, stretch_length
 from mlotel_cli.modes.display import Progress, print_results, sayer
-from mlotel_cli.modes.session import Session, identify, new_run_id
+from mlotel_cli.modes.session import Session, Settling, identify, new_run_id
 from mlotel_cli.pipeline import Stage, outputs, stages_of
 from mlotel_cli.records import Batch
 from mlotel_cli.sources import Batches
 from mlotel_cli.telemetry import api
+from mlotel_cli.telemetry.device import CudaEvents, DeviceTimer
 from mlotel_cli.telemetry.handoff import Opening
 from mlotel_cli.telemetry.off import OFF
 from mlotel_cli.tensors import find_nan
@@ -59,11 +60,11 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
     parts: Parts | None = None
     try:
         with session:
-            _seed(cfg.seed)
-            parts = _build(cfg)
-            with Inference(cfg.device, autocast=_autocast(cfg))():
-                changes = _optimize(cfg, parts)
-                _open(session, cfg, job)
+            seed_everything(cfg.seed)
+            parts = build(cfg)
+            with Inference(cfg.device, autocast=autocast_of(cfg))():
+                changes = apply_option(cfg, parts)
+                open_run(session, cfg, job, mode="eval", backend=str(cfg.telemetry.backend))
                 session.tell({"optimize": [asdict(change) for change in changes]})
                 Evaluation(cfg, session, parts, console).run()
     finally:
@@ -77,7 +78,7 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
 class Evaluation:
     """One pass or several over the data; the state of the loop."""
 
-    def __init__(self, cfg: "DictConfig", session: Session, parts: Parts, console: Console) -> None:
+    def __init__(self, cfg: "DictConfig", session: Settling, parts: Parts, console: Console) -> None:
         """Prepare; `run` does the work."""
         self._cfg = cfg
         self._session = session
@@ -95,7 +96,7 @@ class Evaluation:
         session = self._session
         with Progress(self._console, self._count_batches()) as progress:
             self._warm_up()
-            _seed(self._cfg.seed)  # so that no result depends on how many batches warmed up
+            seed_everything(self._cfg.seed)  # so that no result depends on how many batches warmed up
             session.record()
             if self._cfg.eval.control:
                 self._control = Control(api.PROVIDER.backend, stretch_length(self._count_batches()))
@@ -239,7 +240,12 @@ def _check(finished: Finished) -> None:
         raise StageError(f"batch {index}: {where} raised {type(error).__name__}: {error}{notes}") from error
 
 
-def _build(cfg: "DictConfig") -> Parts:
+def build(cfg: "DictConfig") -> Parts:
+    """Build pipeline, data and metrics.
+
+    Raises:
+        UsageError: when the configuration does not describe them.
+    """
     pipeline = config.instantiate(cfg.pipeline, "pipeline")
     data = config.instantiate(cfg.data, "data")
     metrics = {str(name): config.instantiate(node, f"metrics.{name}") for name, node in cfg.metrics.items()}
@@ -255,11 +261,12 @@ def _build(cfg: "DictConfig") -> Parts:
     return Parts(stages_of(pipeline), batches, Scorer(metrics), pipeline)
 
 
-def _autocast(cfg: "DictConfig") -> str | None:
+def autocast_of(cfg: "DictConfig") -> str | None:
+    """The dtype that stages run under, as text; None without."""
     return None if cfg.executor.autocast is None else str(cfg.executor.autocast)
 
 
-def _optimize(cfg: "DictConfig", parts: Parts) -> list[optimize.Change]:
+def apply_option(cfg: "DictConfig", parts: Parts) -> list[optimize.Change]:
     """Apply the configured option to the pipeline; its example inputs come from the first batch."""
     from omegaconf import open_dict
 
@@ -284,11 +291,12 @@ def _optimize(cfg: "DictConfig", parts: Parts) -> list[optimize.Change]:
     )
 
 
-def _open(session: Session, cfg: "DictConfig", job: Job) -> None:
+def open_run(session: Session, cfg: "DictConfig", job: Job, *, mode: str, backend: str) -> None:
+    """Open the session of a run as `cfg` describes it; imports torch, for the environment."""
     plain, machine, run_id = config.plain(cfg), environment(with_torch=True), new_run_id()
     tracker = {**plain["tracker"], "group": plain["tracker"]["group"] or job.sweep}
     opening = Opening(
-        mode="eval",
+        mode=mode,
         name=cfg.run.name,
         run_id=run_id,
         started_ns=time.time_ns(),
@@ -300,13 +308,16 @@ def _open(session: Session, cfg: "DictConfig", job: Job) -> None:
         part_s=cfg.telemetry.part_s,
         max_names=cfg.telemetry.max_names,
     )
-    synchronize = _synchronizer(cfg.device)
+    measured = backend == "otel" and cfg.device.startswith("cuda")
+    by_events = measured and str(cfg.telemetry.device_time) == "events"
+    synchronize = _synchronizer(cfg.device) if measured and not by_events else None
     session.open(
         opening,
-        backend=str(cfg.telemetry.backend),
+        backend=backend,
         strict=cfg.telemetry.strict,
         flush_ms=cfg.telemetry.flush_ms,
         synchronize=synchronize,
+        device=DeviceTimer(CudaEvents(cfg.device)) if by_events else None,
     )
     session.tell({"environment": machine, "device": cfg.device, "synchronized": synchronize is not None})
 
@@ -320,7 +331,8 @@ def _synchronizer(device: str) -> Callable[[], None] | None:
     return lambda: torch.cuda.synchronize(device)
 
 
-def _seed(seed: int) -> None:
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
     import numpy as np
     import torch
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from opentelemetry import trace
 
@@ -22,10 +22,11 @@ from mlotel_cli.errors import Interrupted
 from mlotel_cli.records import Sample, Status
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.clock import CLOCK
+from mlotel_cli.telemetry.device import DeviceTimer
 from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.handoff import Opening, RecorderLink
 from mlotel_cli.telemetry.off import OFF
-from mlotel_cli.telemetry.tracer import Recording, Span
+from mlotel_cli.telemetry.tracer import Backend, Recording, Span
 
 _CALIBRATION_SPANS = 500
 _CLOSING_GRACE_S = 60.0
@@ -57,6 +58,52 @@ class Closing:
     telemetry: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
+class Room(Protocol):
+    """What tells the loop to wait."""
+
+    def wait_for_room(self) -> None:
+        """Between batches: wait while the other side is far behind."""
+        ...
+
+
+class Settling(Protocol):
+    """What a loop over batches needs of its run; `Session`, and the far end of one under a profiler."""
+
+    closing: Closing
+
+    @property
+    def link(self) -> Room:
+        """Asked between batches."""
+        ...
+
+    def record(self) -> None:
+        """Warm-up is over."""
+        ...
+
+    def tell(self, info: Mapping[str, Any]) -> None:
+        """Add to run.json."""
+        ...
+
+    def settle(
+        self,
+        batch: int,
+        *,
+        status: Status,
+        size: int,
+        source_batch: int,
+        repeat: int,
+        root: trace.Span,
+        start_ns: int,
+        wait_ns: int,
+        source_time_ns: int | None = None,
+        accuracy: Mapping[str, float] | None = None,
+        samples: list[Sample] | None = None,
+        error: str = "",
+    ) -> None:
+        """A batch is done."""
+        ...
+
+
 class Session:
     """Opens a run and closes it. Enter it before user code is imported: the provider must be there first.
 
@@ -72,6 +119,7 @@ class Session:
         self.info: Mapping[str, Any] | None = None
         self._faults = Faults()
         self._recording: Recording | None = None
+        self._backend: Backend | None = None
         self._opened = False
         self._finish_s = 0.0
         self._previous: dict[int, Any] = {}
@@ -95,16 +143,24 @@ class Session:
         return self
 
     def open(
-        self, opening: Opening, *, backend: str, strict: bool, flush_ms: int, synchronize: Callable[[], None] | None
+        self,
+        opening: Opening,
+        *,
+        backend: str,
+        strict: bool,
+        flush_ms: int,
+        synchronize: Callable[[], None] | None,
+        device: DeviceTimer | None = None,
     ) -> None:
         """Begin the run; spans stay off until `record`.
 
         Args:
             opening: what the recorder must know.
-            backend: otel | off.
+            backend: otel | nvtx | off.
             strict: raise telemetry faults.
             flush_ms: how often stamps are handed over.
             synchronize: waits for the device at the end of every span; None where there is none to wait for.
+            device: measures the device without waiting for it.
         """
         self._faults = Faults(strict=strict)
         self._finish_s = float(opening.tracker.get("finish_timeout_s", 0.0))
@@ -113,20 +169,31 @@ class Session:
                 self._link.emit,
                 faults=self._faults,
                 synchronize=synchronize,
+                device=device,
                 resource_attributes=opening.identity,
             )
+            self._backend = self._recording
+        elif backend == "nvtx":
+            from mlotel_cli.telemetry.nvtx import Nvtx
+
+            self._backend = Nvtx(faults=self._faults, max_names=opening.max_names)
         self._link.open(opening, flush_ms=flush_ms)
         self._opened = True
 
     def record(self) -> None:
-        """From now on spans are recorded, if the run's backend records at all."""
+        """From now on spans are recorded, or become ranges, as the run's backend has it."""
         if self._recording is not None:
             self.closing.telemetry["span_cost_us"] = measure_span_cost(self._recording)
-            api.use(self._recording)
+        if self._backend is not None:
+            api.use(self._backend)
 
     def tell(self, info: Mapping[str, Any]) -> None:
         """Add to run.json; its `config` goes to the tracker's config."""
         self._link.send("info", json.dumps(info, default=str))
+
+    def attach(self, attachment: Mapping[str, Any]) -> None:
+        """Give the tracker a table and files to keep with the run; see `recorder.wandb_run.Run.attach`."""
+        self._link.send("attach", json.dumps(attachment, default=str))
 
     def settle(
         self,
@@ -143,8 +210,12 @@ class Session:
         accuracy: Mapping[str, float] | None = None,
         samples: list[Sample] | None = None,
         error: str = "",
+        opened: int | None = None,
     ) -> None:
-        """Say that the mode is done with a batch. `start_ns` and `source_time_ns` are `perf_counter_ns` readings."""
+        """Say that the mode is done with a batch. `start_ns` and `source_time_ns` are `perf_counter_ns` readings.
+
+        `opened` is the number of spans opened in it, for a batch whose spans were not recorded here.
+        """
         offset = CLOCK.epoch_offset_ns
         self._link.send(
             "settle",
@@ -153,7 +224,7 @@ class Session:
             repeat,
             int(size),
             status,
-            root.count_opened() if isinstance(root, Span) else 0,
+            _count_opened(root) if opened is None else opened,
             start_ns + offset,
             wait_ns / 1e6,
             None if source_time_ns is None else source_time_ns + offset,
@@ -189,6 +260,9 @@ class Session:
             closing.status = "interrupted"
         elif error is not None:
             closing.status, closing.error = "failed", str(error) or type(error).__name__
+        device = self._recording.device if self._recording is not None else None
+        if device is not None:
+            closing.telemetry.update(device_abandoned=device.abandoned, device_captured=device.captured)
         closing.telemetry.update(source_paused_s=self._link.paused_s, faults=self._faults.counts())
         try:
             self.info = self._link.close(asdict(closing), timeout_s=self._finish_s + _CLOSING_GRACE_S)
@@ -210,6 +284,10 @@ class Session:
 
 def _floats(scores: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: None if score is None else float(score) for name, score in scores.items()}
+
+
+def _count_opened(root: trace.Span) -> int:
+    return root.count_opened() if isinstance(root, Span) else 0
 
 
 def _leave(signum: int, _frame: FrameType | None) -> None:

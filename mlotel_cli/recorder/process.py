@@ -101,6 +101,8 @@ class Recorder:
             self._assembler.settle(_settled(item), now=now)
         elif kind == "info":
             self._take_info(json.loads(item[1]))
+        elif kind == "attach":
+            self._tracker.attach(json.loads(item[1]))
         elif kind == "close":
             self._closing = json.loads(item[1])
             self._lost = item[2] - self._spans  # here and not at the end: spans may end after the run

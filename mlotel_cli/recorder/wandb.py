@@ -45,6 +45,9 @@ class NullTracker:
     def update_config(self, config: Mapping[str, Any]) -> None:
         """Do nothing."""
 
+    def attach(self, attachment: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
     def write(self, record: BatchRecord) -> None:
         """Do nothing."""
 
@@ -84,6 +87,7 @@ class WandbSink:
         self._changed = threading.Condition()
         self._queue: deque[BatchRecord] = deque()
         self._config: dict[str, Any] = {}
+        self._attachments: list[Mapping[str, Any]] = []
         self._ending: tuple[Mapping[str, Any], int] | None = None
         self._stalled = False
         self._failed = False
@@ -102,6 +106,10 @@ class WandbSink:
         with self._changed:
             self._config.update(_plain(config))
             self._changed.notify_all()
+
+    def attach(self, attachment: Mapping[str, Any]) -> None:
+        """Log a table, a chart and files with the run's end; see `wandb_run.Run.attach`."""
+        self._attachments.append(attachment)
 
     def write(self, record: BatchRecord) -> None:
         """Queue one batch. Blocks while the queue is full, at most `write_timeout_s`; then it is dropped and counted.
@@ -228,6 +236,9 @@ class WandbSink:
         run = self._run
         if run is None:
             return
+        for attachment in self._attachments:
+            if problem := run.attach(attachment):
+                self._say(f"W&B: {problem}")
         problem = run.finish(summary, table=self._worst.table(), exit_code=exit_code)
         if problem is not None:
             self._error = problem

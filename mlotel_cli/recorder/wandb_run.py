@@ -80,6 +80,18 @@ class Run(Protocol):
         """Add to the run's config."""
         ...
 
+    def attach(self, attachment: Mapping[str, Any]) -> str | None:
+        """Log what a profile has beside its rows.
+
+        Args:
+            attachment: `name`; `columns` and `rows` of a table; `chart`, its columns of labels and values, and a
+                title; `files`, paths of an artifact.
+
+        Returns:
+            What went wrong, in words.
+        """
+        ...
+
     def finish(self, summary: Mapping[str, Any], *, table: tuple[list[Any], list[Any]], exit_code: int) -> str | None:
         """Write summary and table and end the run. Returns what went wrong without ending it, in words."""
         ...
@@ -181,6 +193,33 @@ class WandbRun:
         self.kill()
         _teardown()
         return first_line(error) if status is None else f"wandb-core ended with status {status}"
+
+    def attach(self, attachment: Mapping[str, Any]) -> str | None:
+        """Log a table with a bar chart of it, and an artifact of files; bounded like the table of the worst samples."""
+        import wandb
+
+        problems: list[str] = []
+        name, files = str(attachment["name"]), [Path(path) for path in attachment["files"]]
+
+        def log() -> None:
+            try:
+                table = wandb.Table(columns=list(attachment["columns"]), data=list(attachment["rows"]))
+                label, value, title = attachment["chart"]
+                self._run.log({name: table, f"{name}_chart": wandb.plot.bar(table, label, value, title=title)})
+                artifact = wandb.Artifact(f"{name}-{self.id}", type="profile")
+                for path in files:
+                    artifact.add_file(str(path))
+                if files:
+                    self._run.log_artifact(artifact)
+            except Exception as error:  # neither is worth the run
+                problems.append(first_line(error))
+
+        thread = threading.Thread(target=log, name="mlotel-wandb-attach", daemon=True)
+        thread.start()
+        thread.join(timeout=self._settings.finish_timeout_s / 2)
+        if thread.is_alive():
+            problems.append("the server did not answer")
+        return f"{name} was not logged ({'; '.join(problems)}); it is in {self._settings.dir}" if problems else None
 
     def _log_table(self, columns: list[Any], rows: list[Any]) -> list[str]:
         """Log the worst samples. Online, wandb asks the server first, without a time limit: so it has one here."""

@@ -179,7 +179,7 @@ def _number(call: str, name: object, value: object) -> float | None:
 def _takes_values(current: trace.Span, call: str, name: str) -> bool:
     """Whether a value can go with the current span; outside a running batch there is no row for it."""
     if not current.is_recording():
-        if PROVIDER.backend is not OFF:
+        if isinstance(PROVIDER.backend, Recording):  # ranges keep no values, and nothing neither
             _fault(f"{call}({name!r}, ...) outside any running span belongs to no batch; it is left out")
         return False
     if isinstance(current, Span) and current.batch is None:

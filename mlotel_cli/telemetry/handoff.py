@@ -98,6 +98,7 @@ class RecorderLink:
         self.paused_s = 0.0
         self.emitted = 0
         self._queue: deque[Span | tuple[Any, ...]] = deque()
+        self._waiting: list[Span] = []
         self.emit = self._queue.append
         self._wake = threading.Event()
         self._closing = False
@@ -200,7 +201,7 @@ class RecorderLink:
                 closing = self._closing
                 self._wake.clear()
                 self._drain()
-                if closing and not self._queue:
+                if closing and not self._queue and not self._waiting:
                     break
                 if self._process.poll() is not None:
                     raise BrokenPipeError
@@ -212,12 +213,32 @@ class RecorderLink:
             self._discard()
 
     def _drain(self) -> None:
-        queue, pending = self._queue, len(self._queue)
+        queue = self._queue
+        queue.extendleft(reversed(self._waiting))
+        self._waiting.clear()
+        pending = len(queue)
         while pending:
             items = [queue.popleft() for _ in range(min(pending, _CHUNK))]
             pending -= len(items)
+            items = [item for item in items if self._is_ready(item)]
             payload = self._dump([packed for item in items if (packed := self._pack(item)) is not None])
             self._write(struct.pack("<I", len(payload)) + payload)
+
+    def _is_ready(self, item: Span | tuple[Any, ...]) -> bool:
+        """False, and kept for later, for a span whose device time is not known yet, and for the end until it is."""
+        if type(item) is tuple:
+            if item[0] == "close" and self._waiting:
+                self._queue.append(item)
+                return False
+            return True
+        try:
+            ready = bool(item.is_resolved())  # type: ignore[union-attr]
+        except Exception as error:  # the device is broken: its time is lost, the span is not
+            logger.warning("a span's device time is lost: %r", error)
+            return True
+        if not ready:
+            self._waiting.append(item)  # type: ignore[arg-type]
+        return ready
 
     def _pack(self, item: Span | tuple[Any, ...]) -> tuple[Any, ...] | None:
         if type(item) is tuple:

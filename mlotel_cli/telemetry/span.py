@@ -39,6 +39,7 @@ class Span(Carrying):
         "_context",
         "_end_on_exit",
         "_kind",
+        "_mark",
         "_parent_id",
         "_span_id",
         "_start",
@@ -108,6 +109,8 @@ class Span(Carrying):
             self._thread = _thread.name = text(threading.current_thread().name)
         given = self._start_time
         self._start: int = stamping.now() if given is None else self._to_clock(given, "start_time")
+        device = stamping.device
+        self._mark = None if device is None else device.begin()
         if stamping.processors:
             stamping.notify_started(self, context)
 
@@ -139,6 +142,8 @@ class Span(Carrying):
         try:
             if stamping.synchronize is not None:
                 stamping.synchronize()
+            if self._mark is not None and stamping.device is not None:
+                stamping.device.finish(self._mark)
         except Exception as error:  # the device reports a stage's error here
             self._take_exception(error, escaped=True)
             raise
@@ -204,10 +209,18 @@ class Span(Carrying):
         """Spans opened so far in this trace or batch, this one included. Off the hot path."""
         return self._trace.count_opened()
 
+    def is_resolved(self) -> bool:
+        """Whether it may be packed: its device time is known, or not to be had. On the hand-over thread."""
+        device = self._stamping.device
+        return self._mark is None or device is None or device.resolve(self._mark)
+
     def pack(self) -> tuple[Any, ...]:
         """The ended span as plain objects, in the order of `recorder.assemble.unpack`."""
         local, offset, links = self._trace, self._stamping.epoch_offset_ns, self._links
         end = self._start if self._end is None else self._end
+        mark = self._mark
+        if mark is not None and mark.end_ns is not None:
+            end = max(end, mark.end_ns)
         return (
             "span",
             local.trace_id,
@@ -221,7 +234,7 @@ class Span(Carrying):
             self._thread,
             self._start + offset,
             end + offset,
-            None,
+            None if mark is None else mark.device_ns,
             self._status.name,
             self._description,
             self._attributes,

@@ -13,6 +13,7 @@ from opentelemetry.context.context import Context
 from opentelemetry.trace import Span, SpanContext, TraceState
 
 from mlotel_cli.telemetry.clock import CLOCK, Clock
+from mlotel_cli.telemetry.device import DeviceTimer
 from mlotel_cli.telemetry.faults import Faults
 
 
@@ -78,12 +79,14 @@ class Stamping:
         epoch_offset_ns: what to add to it for ns since the epoch.
         emit: takes an ended span; called on the thread that ends it.
         synchronize: called before a span's end is stamped, to wait for the device; None on a CPU.
+        device: measures the device without waiting for it, instead; None on a CPU.
         faults: where wrong use is counted.
         resource_attributes: identity of the run, for exported spans.
         processors: SDK span processors that the program added.
     """
 
     __slots__ = (
+        "device",
         "emit",
         "epoch_offset_ns",
         "faults",
@@ -103,6 +106,7 @@ class Stamping:
         first_id: int | None = None,
         faults: Faults | None = None,
         synchronize: Callable[[], None] | None = None,
+        device: DeviceTimer | None = None,
         resource_attributes: Mapping[str, Any] | None = None,
     ) -> None:
         """`first_id` makes ids predictable: span ids count up from it, and so do trace ids."""
@@ -116,6 +120,7 @@ class Stamping:
         )
         self.faults = faults or Faults()
         self.synchronize = synchronize
+        self.device = device
         self.resource_attributes = resource_attributes or {}
         self.processors: tuple[Processor, ...] = ()
 

@@ -46,6 +46,9 @@ def print_spans(costs: dict[str, float]) -> None:
     for kind, cost in costs.items():
         table.add_row(kind, f"{cost:.2f}", f"{cost / sdk:.3f}")
     CONSOLE.print(table)
+    for kind in ("mlotel nvtx, tracer", "mlotel nvtx, span() alias"):
+        CONSOLE.print(f"{kind}: {costs[kind] / costs[spans.NVTX]:.2f} x {spans.NVTX}")
+    CONSOLE.print(f"mlotel nvtx: memory grows by {spans.grown_kib()} KiB over 1,000,000 ranges")
 
 
 def measure_throughput(rate: int, *, rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:

@@ -1,5 +1,6 @@
-"""Cost of one span: ours and the OpenTelemetry SDK's, in turn, in one process."""
+"""Cost of one span: ours, the OpenTelemetry SDK's and NVTX's, in turn, in one process."""
 
+import resource
 import statistics
 import time
 from collections import deque
@@ -8,6 +9,7 @@ from typing import Any
 
 ROUNDS = 15
 SPANS = 4_000
+NVTX = "nvtx.annotate, bare"
 
 
 def measure() -> dict[str, float]:
@@ -16,11 +18,16 @@ def measure() -> dict[str, float]:
 
     early = trace.get_tracer("early")  # a ProxyTracer, as module-level tracers are
 
+    import nvtx
+
+    from mlotel_cli.records import BATCH_INDEX
     from mlotel_cli.telemetry import api
+    from mlotel_cli.telemetry.nvtx import Nvtx
     from mlotel_cli.telemetry.off import OFF
     from mlotel_cli.telemetry.tracer import Recording
 
     api.install()
+    ranges = Nvtx()
     late = trace.get_tracer("late")
     sdk, shutdown = _sdk_tracer()
     recording = Recording(deque(maxlen=1_000).append)
@@ -32,6 +39,9 @@ def measure() -> dict[str, float]:
         "mlotel, early proxy tracer": (recording, lambda: early.start_as_current_span("stage")),
         "mlotel off, span() alias": (OFF, lambda: api.span("stage")),
         "mlotel off, tracer": (OFF, lambda: late.start_as_current_span("stage")),
+        NVTX: (OFF, lambda: nvtx.annotate("stage")),
+        "mlotel nvtx, tracer": (ranges, lambda: late.start_as_current_span("stage")),
+        "mlotel nvtx, span() alias": (ranges, lambda: api.span("stage")),
         "OpenTelemetry SDK + BatchSpanProcessor": (OFF, lambda: sdk.start_as_current_span("stage")),
         "same, two attributes": (OFF, lambda: sdk.start_as_current_span("stage", attributes=attributes)),
     }
@@ -41,12 +51,41 @@ def measure() -> dict[str, float]:
             for kind, (backend, open_span) in kinds.items():
                 api.use(backend)
                 root = sdk if "SDK" in kind or kind.startswith("same") else late
-                with root.start_as_current_span("root"):
+                with root.start_as_current_span("root", attributes={BATCH_INDEX: 0}):
                     costs[kind].append(_cost_us(open_span))
     finally:
         api.use(OFF)
         shutdown()
     return {kind: statistics.median(each) for kind, each in costs.items()}
+
+
+def grown_kib(num_ranges: int = 1_000_000) -> int:
+    """How much the process's memory grows over so many ranges in batches of four, KiB; after a first tenth."""
+    from opentelemetry import trace
+
+    from mlotel_cli.records import BATCH_INDEX
+    from mlotel_cli.telemetry import api
+    from mlotel_cli.telemetry.nvtx import Nvtx
+    from mlotel_cli.telemetry.off import OFF
+
+    api.install()
+    api.use(Nvtx())
+    tracer = trace.get_tracer("late")
+
+    def batches(first: int, last: int) -> int:
+        for index in range(first, last):
+            with tracer.start_as_current_span("batch", attributes={BATCH_INDEX: index}):
+                for name in ("detector", "reader"):
+                    with tracer.start_as_current_span(name):
+                        pass
+                tracer.start_span("started").end()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    try:
+        before = batches(0, num_ranges // 40)
+        return batches(num_ranges // 40, num_ranges // 4) - before
+    finally:
+        api.use(OFF)
 
 
 def _cost_us(open_span: Callable[[], Any]) -> float:

@@ -20,7 +20,7 @@ import wandb  # the recorder process imports it at its start, too: no test measu
 from mlotel_cli.recorder.wandb import TrackerSettings, WandbSink, create_tracker
 from mlotel_cli.records import BatchRecord, Sample, StageTime
 from tests.support.wandb_backend import WandbBackend
-from tests.support.wandb_file import WandbFile, find_wandb_file, read_wandb_file
+from tests.support.wandb_file import WandbFile, find_wandb_file, read_wandb_file, records
 
 KEY = "0123456789" * 4
 SUMMARY = {
@@ -413,3 +413,34 @@ def test_a_killed_recorder_loses_at_most_the_last_second(tmp_path: Path) -> None
         process.wait()
         wait_for(lambda: not Path(f"/proc/{core}").exists())
     assert num_rows(run_dir) == 300
+
+
+def test_a_profile_leaves_its_table_its_chart_and_its_files(tmp_path: Path):
+    report = tmp_path / "profile.nsys-rep"
+    report.write_bytes(b"what nsys wrote")
+    said: list[str] = []
+    sink = tracker(tmp_path, said=said, mode="offline", job_type="profile")
+    sink.start()
+    sink.write(record(0))
+    sink.attach(
+        {
+            "name": "stages",
+            "columns": ["stage", "host_p50_ms"],
+            "rows": [["detector", 1.5], ["reader", None]],
+            "chart": ["stage", "host_p50_ms", "host p50"],
+            "files": [str(report)],
+        }
+    )
+    sink.close({})
+
+    path = find_wandb_file(tmp_path / "run")
+    last = read_wandb_file(path).history[-2:]
+    assert any(row.get("stages", {}).get("_type") == "table-file" for row in last)
+    (table,) = (tmp_path / "run").rglob("stages_*.table.json")
+    assert json.loads(table.read_text())["data"] == [["detector", 1.5], ["reader", None]]
+    artifacts = [each.artifact for each in records(path) if each.WhichOneof("record_type") == "artifact"]
+    assert any(
+        artifact.type == "profile" and [entry.path for entry in artifact.manifest.contents] == ["profile.nsys-rep"]
+        for artifact in artifacts
+    ), artifacts
+    assert not [line for line in said if "was not logged" in line]

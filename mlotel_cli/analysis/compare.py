@@ -1,0 +1,92 @@
+"""An evaluation beside a profile of the same pipeline: what each stage took in both. Pure.
+
+Both runs are read on the batches that they have in common, because a profile records few of them and batches differ.
+"""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlotel_cli.analysis.summary import COUNTED
+
+if TYPE_CHECKING:
+    import polars as pl
+
+DISTURBED = 0.10
+"""From which relative difference on the profiler is said to have disturbed a stage."""
+BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class StageComparison:
+    """One stage, or the whole batch, in both runs: medians over the common batches, milliseconds.
+
+    Attributes:
+        name: of the stage; `batch` is the whole.
+        measure: host | device | queue | latency.
+        left_ms: in the evaluation; None where it was not measured there.
+        right_ms: in the profile.
+        ratio: right by left: 1.2 is a profile that took 20 % longer.
+        num_batches: common batches that have the figure in both runs.
+    """
+
+    name: str
+    measure: str
+    left_ms: float | None
+    right_ms: float | None
+    ratio: float | None
+    num_batches: int
+
+    @property
+    def is_disturbed(self) -> bool:
+        """True when host time or latency differ by more than a profiler may cost."""
+        if self.ratio is None or self.measure not in ("host", "latency"):
+            return False
+        return abs(self.ratio - 1) > DISTURBED
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs side by side. `num_common` counts the batches that both have."""
+
+    rows: list[StageComparison]
+    num_left: int
+    num_right: int
+    num_common: int
+
+
+def compare_stages(left: "pl.DataFrame", right: "pl.DataFrame") -> Comparison:
+    """Compare two batches tables, the evaluation's and the profile's.
+
+    Batches are the same when pass and index in the source agree.
+    """
+    import polars as pl
+
+    keys = ["repeat", "source_batch"]
+    left, right = (frame.filter(pl.col("status").is_in(COUNTED)) for frame in (left, right))
+    common = left.select(keys).join(right.select(keys), on=keys)
+    both = [common.join(frame, on=keys, how="left", maintain_order="left") for frame in (left, right)]
+    columns = dict.fromkeys(["latency_ms", *_columns(left), *_columns(right)])
+    rows = [_compare(column, *both) for column in columns]
+    return Comparison(rows, left.height, right.height, common.height)
+
+
+def _columns(frame: "pl.DataFrame") -> Iterable[str]:
+    ends = (".host_ms", ".device_ms", ".queue_ms")
+    return (name for name in frame.columns if name.endswith(ends) and not name.startswith(("data.", "accuracy.")))
+
+
+def _compare(column: str, left: "pl.DataFrame", right: "pl.DataFrame") -> StageComparison:
+    name, _, measure = column.rpartition(".")
+    name, measure = (name, measure.removesuffix("_ms")) if name else (BATCH, "latency")
+    values = [frame[column].to_list() if column in frame.columns else [] for frame in (left, right)]
+    pairs = [(a, b) for a, b in zip(*values, strict=False) if a is not None and b is not None]
+    left_ms, right_ms = (_median(each) for each in (list(zip(*pairs, strict=True)) or values))
+    ratio = right_ms / left_ms if left_ms and right_ms is not None and pairs else None
+    return StageComparison(name, measure, left_ms, right_ms, ratio, len(pairs))
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

@@ -1,0 +1,151 @@
+"""What a profiler recorded, in one form for all profilers: ranges, API calls, and what ran on the device. Pure.
+
+Times are nanoseconds on the profiler's clock. `nest` joins ranges to parents and batches; where the device's work
+belongs is decided in attribution.py.
+"""
+
+import bisect
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+ROOT = "batch"
+"""Category of the root range of a batch."""
+
+Kind = Literal["kernel", "memcpy", "memset", "graph"]
+"""What ran on the device; graph is a CUDA graph that was traced as a whole."""
+
+
+@dataclass(slots=True, eq=False)
+class Range:
+    """A span, as the profiler saw it.
+
+    Attributes:
+        name: of the span.
+        category: `batch`, the span's kind in lower case, or the value of its `mlotel.kind`.
+        start_ns: start.
+        end_ns: end.
+        thread: on which it started; unique over processes.
+        process: its process.
+        batch: payload where it had one; `nest` fills in the rest.
+        parent: filled in by `nest`.
+    """
+
+    name: str
+    category: str
+    start_ns: int
+    end_ns: int
+    thread: int
+    process: int
+    batch: int | None = None
+    parent: "Range | None" = None
+
+    @property
+    def is_root(self) -> bool:
+        """True for the root range of a batch."""
+        return self.category == ROOT
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A CUDA API call on the host. `correlation` is what it shares with the activities that it caused."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+    thread: int
+    process: int
+    correlation: int
+
+
+@dataclass(slots=True, eq=False)
+class Activity:
+    """Something that ran on the device. `direction` and `num_bytes` are those of a copy, such as "Host-to-Device"."""
+
+    kind: Kind
+    name: str
+    start_ns: int
+    end_ns: int
+    device: int
+    process: int
+    correlation: int
+    direction: str = ""
+    num_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Timeline:
+    """A recording.
+
+    Attributes:
+        ranges: those of mlotel that began and ended while it was recorded.
+        calls: CUDA API calls.
+        activities: what ran on the device.
+        epoch_offset_ns: what to add to a time for nanoseconds since the epoch; None where the profiler does not tell.
+        num_cut: ranges that were left out because they did not end in the recording.
+        version: of the profiler.
+    """
+
+    ranges: list[Range] = field(default_factory=list[Range])
+    calls: list[Call] = field(default_factory=list[Call])
+    activities: list[Activity] = field(default_factory=list[Activity])
+    epoch_offset_ns: int | None = None
+    num_cut: int = 0
+    version: str = ""
+
+
+class Track:
+    """The ranges of one thread, by time."""
+
+    def __init__(self, ranges: Iterable[Range]) -> None:
+        """Of equal starts, the longest range is the outer one."""
+        self.ranges = sorted(ranges, key=lambda each: (each.start_ns, -each.end_ns))
+        self._starts = [each.start_ns for each in self.ranges]
+        self._latest_end: list[int] = []  # of this range and all before it: where a search may stop
+        latest = 0
+        for each in self.ranges:
+            latest = max(latest, each.end_ns)
+            self._latest_end.append(latest)
+
+    def innermost(self, time_ns: int, *, below: int | None = None) -> Range | None:
+        """The range that began last of those that were open at `time_ns`; only the first `below` ranges count."""
+        position = bisect.bisect_right(self._starts, time_ns) if below is None else below
+        while position and self._latest_end[position - 1] >= time_ns:
+            position -= 1
+            if self.ranges[position].end_ns >= time_ns:
+                return self.ranges[position]
+        return None
+
+    def parents(self) -> Iterable[tuple[Range, Range | None]]:
+        """Each range with the one that was open, on this thread, when it began."""
+        for position, each in enumerate(self.ranges):
+            yield each, self.innermost(each.start_ns, below=position)
+
+
+def tracks(ranges: Sequence[Range]) -> dict[int, Track]:
+    """Tracks by thread."""
+    by_thread: defaultdict[int, list[Range]] = defaultdict(list)
+    for each in ranges:
+        by_thread[each.thread].append(each)
+    return {thread: Track(each) for thread, each in by_thread.items()}
+
+
+def nest(ranges: Sequence[Range]) -> dict[int, Track]:
+    """Fill in parents and batches; returns the tracks.
+
+    On one thread a range belongs to the range that it began in. A range on another thread has the batch's index as its
+    payload: it belongs to that batch's root.
+    """
+    roots = {each.batch: each for each in ranges if each.is_root}
+    by_thread = tracks(ranges)
+    for track in by_thread.values():
+        for each, outer in track.parents():  # parents come first: they began earlier
+            if each.is_root:
+                continue
+            if outer is not None and (each.batch is None or each.batch == outer.batch):
+                each.parent = outer
+                each.batch = outer.batch
+            elif each.batch is not None:
+                each.parent = roots.get(each.batch)
+    return by_thread

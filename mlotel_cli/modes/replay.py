@@ -1,0 +1,94 @@
+"""Ranges of a profiler become spans of the recorder, so that one path makes rows of both."""
+
+import itertools
+import os
+import random
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from mlotel_cli.analysis.attribution import Attributed
+from mlotel_cli.analysis.stages import StageBatch, by_batch, measured
+from mlotel_cli.analysis.timeline import Range
+from mlotel_cli.records import KIND
+from mlotel_cli.telemetry.handoff import RecorderLink
+
+_KINDS = ("server", "client", "producer", "consumer")
+_COLUMNS = {
+    "kernels": "{kernel}",
+    "kernel_ms": "ms",
+    "idle_ms": "ms",
+    "copy_ms": "ms",
+    "copy_bytes": "By",
+    "syncs": "{call}",
+}
+"""Figures of the device that become columns of a batch's row, with their units."""
+
+
+def replay(attributed: Attributed, link: RecorderLink, *, started_ns: int | None) -> dict[int, int]:
+    """Send every range of a batch to the recorder.
+
+    Args:
+        attributed: the recording.
+        link: to the recorder.
+        started_ns: when the recording began, ns since the epoch; used where the recording itself does not say.
+
+    Returns:
+        Number of spans by batch.
+    """
+    ranges = [each for each in attributed.timeline.ranges if each.batch is not None]
+    rooted = {each.batch for each in ranges if each.is_root}
+    ranges = sorted((each for each in ranges if each.batch in rooted), key=lambda each: each.end_ns)
+    if not ranges:
+        return {}
+    offset = attributed.timeline.epoch_offset_ns
+    if offset is None:
+        offset = (started_ns or 0) - min(each.start_ns for each in ranges)
+    counter = itertools.count(random.SystemRandom().getrandbits(62) + 1)
+    ids = {each: next(counter) for each in ranges}
+    traces = {batch: int.from_bytes(os.urandom(16), "big") or 1 for batch in rooted}
+    opened = Counter(each.batch for each in ranges if each.batch is not None)
+    figures = by_batch(attributed)
+    for each in ranges:
+        work = attributed.work.get(each)
+        batch = each.batch
+        assert batch is not None
+        link.send(
+            "span",
+            traces[batch],
+            ids[each],
+            ids.get(each.parent, 0) if each.parent is not None else 0,
+            opened[batch] if each.is_root else None,
+            batch,
+            each.name,
+            each.category.upper() if each.category in _KINDS else "INTERNAL",
+            "profiler",
+            str(each.thread & 0xFFFFFF),
+            each.start_ns + offset,
+            each.end_ns + offset,
+            work.extent_ns if work is not None and work.has_device_work else None,
+            "UNSET",
+            "",
+            _attributes(each),
+            None,
+            None,
+            _recorded(figures.get(batch, {})) if each.is_root else None,
+        )
+        if each.is_root:
+            link.wait_for_room()
+    return dict(opened)
+
+
+def _attributes(each: Range) -> Mapping[str, Any] | None:
+    known = each.is_root or each.category == "internal" or each.category in _KINDS
+    return None if known or not each.category else {KIND: each.category}
+
+
+def _recorded(stages: Mapping[str, StageBatch]) -> list[tuple[str, float, str]]:
+    return [
+        (f"{name}.{column}", figures[column], unit)
+        for name, stage in stages.items()
+        if stage.work
+        for figures in [measured(stage.work)]
+        for column, unit in _COLUMNS.items()
+    ]

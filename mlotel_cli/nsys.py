@@ -1,0 +1,155 @@
+"""Running Nsight Systems: where it is, what it is asked for, and why it gave no report.
+
+It knows neither runs nor the workload; what a report says is read in analysis/nsys.py.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.hardware import version_of
+
+INSTALL = "Install Nsight Systems (Debian non-free: nsight-systems)"
+_OTHERWISE = "or profile without it: mlotel profile profiler=torch"
+_LEAST_FREE_BYTES = 16 << 20
+_PROBE_TIMEOUT_S = 60
+
+
+def find(command: str) -> Path:
+    """The program `command`, on PATH or at its path.
+
+    Raises:
+        UsageError: when it is not there or may not be run.
+    """
+    found = shutil.which(command)
+    if found is not None:
+        return Path(found)
+    at = shutil.which(command, mode=os.F_OK)
+    if at is not None:
+        raise UsageError(f"profiler.command={command}: {at} may not be executed (no permission): chmod +x {at}")
+    where = "at that path" if os.sep in command else "on PATH"
+    raise UsageError(f"profiler.command={command}: nsys is not there {where}. {INSTALL}, {_OTHERWISE}")
+
+
+def version(nsys: Path) -> str:
+    """What it says its version is; empty when it says nothing."""
+    return output([str(nsys), "--version"]).strip().rpartition(" ")[2]
+
+
+def profile_command(
+    nsys: Path, *, report: Path, trace: str, capture: str, graph_trace: str, args: Sequence[str]
+) -> list[str]:
+    """`nsys profile` up to the program that it runs.
+
+    Args:
+        nsys: the program.
+        report: what it writes, without a suffix.
+        trace: cuda,nvtx and the like.
+        capture: NAME@DOMAIN of the range between whose ends it records.
+        graph_trace: node | graph; only said when CUDA is traced.
+        args: more arguments.
+    """
+    return [
+        str(nsys),
+        "profile",
+        f"--trace={trace}",
+        "--sample=none",
+        "--cpuctxsw=none",
+        "--capture-range=nvtx",
+        f"--nvtx-capture={capture}",
+        "--capture-range-end=stop",  # the default would end the program with the range
+        *([f"--cuda-graph-trace={graph_trace}"] if "cuda" in trace.split(",") else []),
+        "--export=sqlite",
+        "--force-overwrite=true",
+        f"--output={report}",
+        *args,
+    ]
+
+
+def why_no_report(nsys: Path, *, report: Path, said: str) -> MlotelError:
+    """Why there is no SQLite file beside `report`, of which `said` is everything that nsys printed."""
+    raw, packed = report.with_suffix(".qdstrm"), report.with_suffix(".nsys-rep")
+    kept = next((path for path in (packed, raw) if path.exists()), None)
+    left = f" What it recorded is kept: {kept}." if kept else ""
+    if (line := _line_with(said, "no space left", "disk full", "not enough space")) or _is_full(report.parent):
+        reason = f": {line}" if line else ""
+        return MlotelError(
+            f"nsys could not write its report, the disk is full{reason}.{left} "
+            f"Free space below {report.parent} and for temporary files (TMPDIR), or record less: profile.batches=20"
+        )
+    if line := _line_with(said, "permission denied", "not permitted", "insufficient privilege", "err_nvgpuctrperm"):
+        return MlotelError(
+            f"nsys was refused what it needs (no permission): {line}.{left} "
+            f"Check the rights on {report.parent} and TMPDIR; a driver may restrict profiling to administrators"
+        )
+    if raw.exists() and not packed.exists():
+        fix = importer_fix(nsys, said)
+        return MlotelError(
+            f"nsys left only its raw file {raw}: it could not import it. Fix: {fix}. "
+            f"Then: QdstrmImporter -i {raw} && nsys export --type=sqlite {packed}"
+        )
+    if packed.exists():
+        return MlotelError(
+            f"nsys wrote {packed} but no SQLite file. Run: nsys export --type=sqlite {packed}. "
+            f"It said: {last_line(said)}"
+        )
+    return no_ranges(nsys)
+
+
+def no_ranges(nsys: Path) -> MlotelError:
+    """The workload opened ranges and nsys saw none of them."""
+    return MlotelError(
+        f"nsys {version(nsys)} recorded no range of nvtx {version_of('nvtx')}: the pair does not work together (nvtx "
+        "0.2.12 and later are not seen by nsys before 2024), or profiler.args left them out. "
+        f"Use: pip install 'nvtx<0.2.12', or a newer nsys, {_OTHERWISE}"
+    )
+
+
+def importer_fix(nsys: Path, said: str) -> str:
+    """Say why nsys could not turn its raw file into a report; `said` is its own output."""
+    target = nsys.resolve().parent
+    host = target.parent / target.name.replace("target", "host")
+    if not host.exists():
+        installed = sorted(nsys.absolute().parents[1].glob(f"lib/nsight-systems/{host.name}"))
+        source = installed[0] if installed else f"PATH/TO/{host.name}"
+        return f"its importer is not beside it: ln -s {source} {host}"
+    if missing := _missing_libraries(host / "QdstrmImporter"):
+        return f"its importer lacks {', '.join(missing)}: install them (Debian: libssh-4)"
+    return last_line(said) or "reinstall Nsight Systems"
+
+
+def last_line(text: str) -> str:
+    """The last line that says anything."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def output(command: list[str]) -> str:
+    """Run a command; return what it printed, or why it did not run."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False, env=environment
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return done.stdout + done.stderr
+
+
+def _missing_libraries(binary: Path) -> list[str]:
+    listing = output(["ldd", str(binary)])
+    return sorted({line.split()[0] for line in listing.splitlines() if line.endswith("not found")})
+
+
+def _line_with(text: str, *parts: str) -> str:
+    found = (line.strip() for line in text.splitlines() if any(part in line.lower() for part in parts))
+    return next(found, "").rstrip(".")
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _LEAST_FREE_BYTES
+    except OSError:
+        return False

@@ -1,0 +1,287 @@
+"""The `nvtx` backend: a span becomes an NVTX range, seen by nsys and by every other NVTX tool.
+
+Domain `mlotel`, category by kind of span, colour by name. A range that is entered and left on one thread is pushed and
+popped; one from `start_span`, which may end anywhere, is started and ended. The index of a batch is the payload of its
+root range and of ranges opened for it on other threads; everything else is joined by nesting (`analysis.timeline`).
+Ranges carry no attributes, events or status: the spans handed out accept them and do nothing.
+"""
+
+import os
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Self
+
+import nvtx
+from nvtx.nvtx import (  # the public start_range would keep every payload for ever
+    libnvtx_start_range,  # pyright: ignore[reportUnknownVariableType]
+)
+from opentelemetry import trace
+from opentelemetry.context.context import Context
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, NonRecordingSpan, SpanKind
+from opentelemetry.trace.propagation import _SPAN_KEY  # pyright: ignore[reportPrivateUsage]
+from opentelemetry.util.types import Attributes
+
+from mlotel_cli.errors import UsageError
+from mlotel_cli.records import BATCH_INDEX, KIND
+from mlotel_cli.telemetry.current import CURRENT
+from mlotel_cli.telemetry.decorate import decorate
+from mlotel_cli.telemetry.faults import Faults
+
+_nvtx: Any = nvtx  # it has no types
+DOMAIN = "mlotel"
+CAPTURE = "mlotel capture"
+"""Name of the range between whose ends nsys records, for `--nvtx-capture=mlotel capture@mlotel`."""
+BATCH = "batch"
+"""Category of a batch's root range; other categories are the span's kind, or the value of its `mlotel.kind`."""
+OTHER = "(other spans)"
+"""Name of ranges whose own name is beyond the limit: NVTX never forgets a name."""
+_CATEGORIES = {kind: kind.name.lower() for kind in SpanKind}
+_INTERNAL = SpanKind.INTERNAL
+_COLOURS = (
+    *(0xFF4C78A8, 0xFFF58518, 0xFFE45756, 0xFF72B7B2, 0xFF54A24B, 0xFFEECA3B, 0xFFB279A2, 0xFFFF9DA6, 0xFF9D755D),
+    *(0xFFBAB0AC, 0xFF1F77B4, 0xFF2CA02C, 0xFFD62728, 0xFF9467BD, 0xFF8C564B, 0xFFE377C2, 0xFF17BECF, 0xFFBCBD22),
+)
+
+
+def colour_of(name: str) -> int:
+    """The colour of every range of that name, in every run: ARGB."""
+    return _COLOURS[zlib.crc32(name.encode()) % len(_COLOURS)]
+
+
+class Range(nvtx.annotate, NonRecordingSpan):
+    """A range of one name, pushed by entering and popped by leaving; keeps no state, so one object serves all threads.
+
+    Entering returns the object itself: a span whose setters do nothing.
+    """
+
+    def __init__(self, name: str, *, category: str, payload: int | None = None) -> None:
+        """Register name and category with NVTX."""
+        _nvtx.annotate.__init__(
+            self, message=name, color=colour_of(name), domain=DOMAIN, category=category, payload=payload
+        )
+        NonRecordingSpan.__init__(self, INVALID_SPAN_CONTEXT)
+        # Newer versions of nvtx have no attributes while no tool listens.
+        self.event: Any = getattr(self, "attributes", None)
+        self.nvtx_domain: Any = getattr(self, "domain", None)
+
+
+class NamedRange(Range):
+    """A range as a tracer hands it out; also a decorator."""
+
+    def __init__(self, name: str, *, category: str, tracer: trace.Tracer) -> None:
+        """Remember the tracer that asked first, for the decorator."""
+        super().__init__(name, category=category)
+        self._tracer = tracer
+        self._name = name
+
+    def __call__(self, func: Any) -> Any:
+        """Decorate: the tracer is asked again at every call, when another run may have begun."""
+        return decorate(func, self._tracer, (self._name,))
+
+
+class BatchRange(NonRecordingSpan):
+    """The root range of one batch, or a range of it on another thread; current while it is entered."""
+
+    def __init__(self, backend: "Nvtx", name: str, *, category: str, batch: int, arguments: tuple[Any, ...]) -> None:
+        """Prepare; `arguments` are the tracer and those of `start_as_current_span`, for the decorator."""
+        super().__init__(INVALID_SPAN_CONTEXT)
+        self.batch = batch
+        self.thread = 0
+        self._range = backend.payload_range(name, category)
+        self._lock = backend.lock
+        self._arguments = arguments
+        self._token: Any = None
+
+    def __enter__(self) -> Self:
+        """Push the range with the batch's index."""
+        self.thread = threading.get_ident()
+        given: Context | None = self._arguments[2]
+        self._token = CURRENT.set(trace.set_span_in_context(self, given))
+        event = self._range.event
+        with self._lock:  # the event is shared by all threads; NVTX copies it when the range is pushed
+            if event is not None:
+                event.payload = self.batch
+            self._range.__enter__()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        """Pop it."""
+        self._range.__exit__(None, None, None)
+        CURRENT.reset(self._token)
+
+    def __call__(self, func: Any) -> Any:
+        """Decorate."""
+        tracer, *arguments = self._arguments
+        return decorate(func, tracer, tuple(arguments[:8]))
+
+
+class StartedRange(NonRecordingSpan):
+    """A range that ends wherever `end` is called."""
+
+    def __init__(self, range_: Range, *, batch: int | None, lock: threading.Lock) -> None:
+        """Start it, with the index of its batch where that is known."""
+        super().__init__(INVALID_SPAN_CONTEXT)
+        self.batch = batch
+        self.thread = threading.get_ident()
+        self._id: Any = None
+        if range_.event is None:
+            return
+        with lock:
+            if batch is not None:
+                range_.event.payload = batch
+            self._id = libnvtx_start_range(range_.event, range_.nvtx_domain.handle)
+
+    def end(self, end_time: int | None = None) -> None:
+        """End it; again is harmless."""
+        started, self._id = self._id, None
+        if started is not None:
+            _nvtx.end_range(started)
+
+
+class Nvtx:
+    """The backend. One per process is enough; runs may share it.
+
+    Attributes:
+        faults: where names beyond the limit are counted.
+        lock: held while a payload is set and its range begins.
+    """
+
+    def __init__(self, *, faults: Faults | None = None, max_names: int = 1_000) -> None:
+        """Keep at most `max_names` names apart.
+
+        Raises:
+            UsageError: when NVTX is switched off.
+        """
+        if not nvtx.enabled():
+            raise UsageError(
+                f"NVTX_DISABLE={os.environ.get('NVTX_DISABLE')}: NVTX is switched off by it, so there would be no "
+                "ranges; unset it"
+            )
+        self.faults = faults or Faults()
+        self.lock = threading.Lock()
+        self._max_names = max_names
+        self._names: set[str] = set()
+        self._internal: dict[str, NamedRange] = {}
+        self._others: dict[tuple[str, str], NamedRange] = {}
+        self._with_payload: dict[tuple[str, str], Range] = {}
+
+    @staticmethod
+    def current_span(
+        backend: "Nvtx",
+        tracer: trace.Tracer,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+        end_on_exit: bool = True,
+    ) -> AbstractContextManager[trace.Span]:
+        """A range that is entered and left on one thread; arguments as in `start_as_current_span`."""
+        parent: Any = (CURRENT.get() if context is None else context).get(_SPAN_KEY)
+        elsewhere = type(parent) in _BATCHED and parent.thread != threading.get_ident()
+        if attributes is None and kind is _INTERNAL and end_on_exit and not elsewhere:
+            found = backend._internal.get(name)
+            return backend._named(name, tracer) if found is None else found
+        batch = _batch_in(attributes)
+        category = _category(kind, attributes, is_root=batch is not None)
+        if batch is None and elsewhere:
+            batch = parent.batch
+        if not end_on_exit:
+            started = backend._start(name, category, batch)
+            return trace.use_span(started, record_exception=False, set_status_on_exception=False)
+        if batch is None:
+            return backend._categorised(name, category, tracer)
+        given = (tracer, name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception)
+        return BatchRange(backend, name, category=category, batch=batch, arguments=given)
+
+    @staticmethod
+    def start_span(
+        backend: "Nvtx",
+        tracer: trace.Tracer,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        *_others: Any,
+    ) -> trace.Span:
+        """A range that may end on another thread; arguments as in `start_span`."""
+        batch = _batch_in(attributes)
+        category = _category(kind, attributes, is_root=batch is not None)
+        if batch is None:
+            parent = trace.get_current_span(context)
+            batch = getattr(parent, "batch", None) if type(parent) in _BATCHED else None
+        return backend._start(name, category, batch)
+
+    def payload_range(self, name: str, category: str) -> Range:
+        """The one range of that name whose payload is set before it begins."""
+        name = self._bounded(name)
+        found = self._with_payload.get((name, category))
+        if found is None:
+            # A payload of its own makes NVTX's cache give attributes that the range without one does not share.
+            found = self._with_payload[name, category] = Range(name, category=category, payload=0)
+        return found
+
+    def _start(self, name: str, category: str, batch: int | None) -> StartedRange:
+        if batch is None:
+            name = self._bounded(name)
+            return StartedRange(Range(name, category=category), batch=None, lock=self.lock)
+        return StartedRange(self.payload_range(name, category), batch=batch, lock=self.lock)
+
+    def _named(self, name: str, tracer: trace.Tracer) -> NamedRange:
+        kept = self._bounded(name)
+        if kept not in self._internal:
+            self._internal[kept] = NamedRange(kept, category=_CATEGORIES[_INTERNAL], tracer=tracer)
+        return self._internal[kept]
+
+    def _categorised(self, name: str, category: str, tracer: trace.Tracer) -> NamedRange:
+        key = (self._bounded(name), category)
+        found = self._others.get(key)
+        if found is None:
+            found = self._others[key] = NamedRange(key[0], category=category, tracer=tracer)
+        return found
+
+    def _bounded(self, name: str) -> str:
+        """`name`, or the common one when there are too many."""
+        if name in self._names:
+            return name
+        if len(self._names) >= self._max_names:
+            self.faults.add("names", f"more than {self._max_names} span names: {name!r} is shown as {OTHER!r}")
+            return OTHER
+        self._names.add(name)
+        return name
+
+
+class capture:  # noqa: N801 - used as a function
+    """The range that nsys records between: `with capture(): ...`. Its name is registered, as nsys wants it."""
+
+    def __enter__(self) -> None:
+        """Begin."""
+        self._id: Any = _nvtx.start_range(CAPTURE, domain=DOMAIN)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        """End, on whatever thread."""
+        _nvtx.end_range(self._id)
+
+
+_BATCHED = (BatchRange, StartedRange)
+
+
+def _batch_in(attributes: Mapping[str, Any] | None) -> int | None:
+    index = attributes.get(BATCH_INDEX) if attributes else None
+    return None if index is None else int(index)
+
+
+def _category(kind: SpanKind, attributes: Mapping[str, Any] | None, *, is_root: bool) -> str:
+    if is_root:
+        return BATCH
+    return str(attributes[KIND]) if attributes and KIND in attributes else _CATEGORIES[kind]

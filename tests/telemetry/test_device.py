@@ -1,0 +1,258 @@
+"""The logic of device times on a simulated device: streams that work through what they are given, on our own clock."""
+
+import marshal
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from mlotel_cli.telemetry.clock import Clock
+from mlotel_cli.telemetry.device import ANCHOR_EVERY_NS, DeviceTimer, Mark
+from mlotel_cli.telemetry.handoff import RecorderLink
+from mlotel_cli.telemetry.tracer import Provider, Recording
+
+
+@dataclass
+class Event:
+    """When the device comes to it, on the host's clock; None before it is recorded."""
+
+    passes_ns: int | None = None
+
+
+@dataclass
+class SimulatedDevice:
+    """Two streams, one clock; `work` keeps the current stream busy. Asking for the time takes `tick_ns`."""
+
+    time_ns: int = 0
+    busy_until_ns: int = 0
+    tick_ns: int = 0
+    capturing: bool = False
+    stuck: bool = False
+    recorded: list[Event] = field(default_factory=list)
+
+    def now(self) -> int:
+        self.time_ns += self.tick_ns
+        return self.time_ns
+
+    def work(self, duration_ns: int) -> None:
+        self.busy_until_ns = max(self.busy_until_ns, self.time_ns) + duration_ns
+
+    def new_event(self) -> Event:
+        return Event()
+
+    def record(self, event: Event) -> None:
+        event.passes_ns = max(self.busy_until_ns, self.time_ns)
+        self.recorded.append(event)
+
+    def record_aside(self, event: Event) -> None:
+        event.passes_ns = self.time_ns
+
+    def has_passed(self, event: Event) -> bool:
+        assert event.passes_ns is not None
+        return not self.stuck and event.passes_ns <= self.time_ns
+
+    def elapsed_ns(self, start: Event, end: Event) -> int:
+        assert start.passes_ns is not None
+        assert end.passes_ns is not None
+        assert self.has_passed(start)
+        assert self.has_passed(end)
+        return end.passes_ns - start.passes_ns
+
+    def is_capturing(self) -> bool:
+        return self.capturing
+
+
+@pytest.fixture
+def device() -> SimulatedDevice:
+    return SimulatedDevice()
+
+
+@pytest.fixture
+def timer(device: SimulatedDevice) -> DeviceTimer:
+    return DeviceTimer(device, now=device.now, patience_ns=1_000)
+
+
+def begin(timer: DeviceTimer) -> Mark:
+    mark = timer.begin()
+    assert mark is not None
+    return mark
+
+
+def test_a_span_ends_when_the_device_does(device: SimulatedDevice, timer: DeviceTimer):
+    device.time_ns = 100
+    mark = begin(timer)
+    device.work(500)
+    device.time_ns = 110  # the host has launched and goes on
+    timer.finish(mark)
+    assert not timer.resolve(mark)
+    device.time_ns = 599
+    assert not timer.resolve(mark)
+    device.time_ns = 700
+
+    assert timer.resolve(mark)
+    assert (mark.device_ns, mark.end_ns) == (500, 600)
+
+
+def test_work_that_was_queued_before_is_not_the_spans(device: SimulatedDevice, timer: DeviceTimer):
+    device.work(300)
+    mark = begin(timer)  # passes at 300
+    device.work(200)
+    timer.finish(mark)
+    device.time_ns = 500
+    assert timer.resolve(mark)
+    assert (mark.device_ns, mark.end_ns) == (200, 500)
+
+
+def test_nested_spans_have_times_of_their_own(device: SimulatedDevice, timer: DeviceTimer):
+    outer = begin(timer)
+    device.work(100)
+    inner = begin(timer)
+    device.work(50)
+    timer.finish(inner)
+    device.work(25)
+    timer.finish(outer)
+    device.time_ns = 1_000
+
+    assert timer.resolve(inner)
+    assert timer.resolve(outer)
+    assert (inner.device_ns, outer.device_ns) == (50, 175)
+
+
+def test_events_are_used_again_once_they_have_passed_and_none_is_lost(device: SimulatedDevice, timer: DeviceTimer):
+    assert timer.anchor()
+    for _ in range(20_000):
+        marks = [begin(timer), begin(timer)]
+        device.work(10)
+        device.time_ns += 5
+        for mark in marks:
+            timer.finish(mark)
+        device.time_ns += 30
+        assert all(timer.resolve(mark) for mark in marks)
+
+    assert timer.created <= 6  # four of two spans, the anchor, and one for its next try
+    assert timer.pooled == timer.created - 1
+
+
+def test_an_event_is_not_used_again_before_it_has_passed(device: SimulatedDevice, timer: DeviceTimer):
+    device.work(1_000)
+    first = begin(timer)
+    timer.finish(first)
+    second = begin(timer)
+    assert len({id(event) for event in device.recorded}) == 3
+    timer.finish(second)
+    assert timer.pooled == 0
+
+
+def test_events_that_never_pass_are_given_up_counted_and_not_used_again(device: SimulatedDevice, timer: DeviceTimer):
+    mark = begin(timer)
+    timer.finish(mark)
+    device.stuck = True
+    device.time_ns = 999
+    assert not timer.resolve(mark)
+    device.time_ns = 1_000
+    assert timer.resolve(mark)
+    assert (mark.device_ns, mark.end_ns) == (None, None)
+    assert (timer.abandoned, timer.pooled) == (1, 0)
+
+
+@pytest.mark.parametrize("when", ["at the start", "at the end"])
+def test_a_graph_capture_gets_no_events(device: SimulatedDevice, timer: DeviceTimer, when: str):
+    if when == "at the start":
+        device.capturing = True
+        assert timer.begin() is None
+    else:
+        mark = begin(timer)
+        device.capturing = True
+        timer.finish(mark)
+        assert timer.resolve(mark)
+        assert mark.device_ns is None
+        assert timer.pooled == 1
+    assert timer.captured == 1
+    assert len(device.recorded) == (0 if when == "at the start" else 1)
+
+
+def test_the_anchor_is_the_tightest_and_is_renewed(device: SimulatedDevice, timer: DeviceTimer):
+    device.tick_ns = 3
+    assert timer.anchor()
+    first = timer._anchor
+    mark = begin(timer)
+    timer.finish(mark)
+    device.time_ns += ANCHOR_EVERY_NS
+    assert timer.resolve(mark)
+    assert timer._anchor is not first
+    assert mark.end_ns is not None
+    assert abs(mark.end_ns - 30) <= 40  # a few readings of the clock
+
+
+def test_a_device_that_is_stuck_gives_no_anchor(device: SimulatedDevice, timer: DeviceTimer):
+    device.stuck = True
+    assert not timer.anchor()
+
+
+def test_a_recorded_span_carries_its_device_time_and_ends_with_it(device: SimulatedDevice, timer: DeviceTimer):
+    spans: list[Any] = []
+    recording = Recording(spans.append, clock=Clock(device.now, epoch_offset_ns=1_000_000), device=timer)
+    tracer = Provider(recording).get_tracer("test")
+
+    with tracer.start_as_current_span("stage"):
+        device.work(700)
+        device.time_ns += 10
+    (span,) = spans
+    assert not span.is_resolved()
+    device.time_ns = 800
+
+    assert span.is_resolved()
+    packed = span.pack()
+    assert (packed[10], packed[11], packed[12]) == (1_000_000, 1_000_700, 700)
+
+
+def test_the_host_may_be_the_later_one(device: SimulatedDevice, timer: DeviceTimer):
+    spans: list[Any] = []
+    recording = Recording(spans.append, clock=Clock(device.now, epoch_offset_ns=0), device=timer)
+
+    with Provider(recording).get_tracer("test").start_as_current_span("stage"):
+        device.work(5)
+        device.time_ns = 90
+
+    (span,) = spans
+    assert span.is_resolved()
+    assert span.pack()[11:13] == (90, 90)  # the second event is recorded at 90, on an idle stream
+
+
+class Slow:
+    """A device timer whose marks are resolved when the test says so."""
+
+    def __init__(self) -> None:
+        self.released = False
+
+    def begin(self) -> Mark:
+        return Mark(None)
+
+    def finish(self, mark: Mark) -> None:
+        pass
+
+    def resolve(self, mark: Mark) -> bool:
+        return self.released
+
+
+def test_the_hand_over_waits_for_device_times_and_so_does_the_end(monkeypatch: pytest.MonkeyPatch):
+    link = object.__new__(RecorderLink)
+    link._queue, link._waiting, link.emitted = deque(), [], 0
+    written: list[Any] = []
+    monkeypatch.setattr(link, "_write", lambda data: written.extend(marshal.loads(bytes(data[4:]))), raising=False)
+    slow = Slow()
+    recording = Recording(link._queue.append, device=slow)  # type: ignore[arg-type]
+    with Provider(recording).get_tracer("test").start_as_current_span("stage"):
+        pass
+    link._queue.append(("settle", 0))
+    link._queue.append(("close", "{}"))
+
+    link._drain()
+    link._drain()
+    assert [item[0] for item in written] == ["settle"]
+    slow.released = True
+    link._drain()
+
+    assert [item[0] for item in written] == ["settle", "span", "close"]
+    assert written[-1] == ("close", "{}", 1)

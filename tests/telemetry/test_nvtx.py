@@ -1,0 +1,259 @@
+"""The backend on a fake NVTX that notes what is pushed and started; real recordings are in tests/system."""
+
+import gc
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import nvtx
+import pytest
+from opentelemetry import context, trace
+from opentelemetry.trace import SpanKind
+
+from mlotel_cli import record, span
+from mlotel_cli.errors import UsageError
+from mlotel_cli.records import BATCH_INDEX, KIND
+from mlotel_cli.telemetry import api
+from mlotel_cli.telemetry import nvtx as backend_module
+from mlotel_cli.telemetry.nvtx import OTHER, Nvtx, capture, colour_of
+from mlotel_cli.telemetry.off import OFF
+from mlotel_cli.telemetry.tracer import Provider
+
+
+@dataclass
+class Notes:
+    """Ranges in the order in which they began: [name, category, payload, thread, ended on thread]."""
+
+    ranges: list[list[Any]] = field(default_factory=list)
+    open: dict[int, list[list[Any]]] = field(default_factory=dict)
+
+    def push(self, attributes: Any, _domain: Any) -> None:
+        self.open.setdefault(threading.get_ident(), []).append(self.begin(attributes))
+
+    def pop(self, _domain: Any) -> None:
+        self.end(self.open[threading.get_ident()].pop())
+
+    def begin(self, attributes: Any, _domain: Any = None) -> list[Any]:
+        categories = {number: name for name, number in nvtx.nvtx.get_domain("mlotel").categories.items()}
+        name, category = attributes.message.string, categories.get(attributes.category)
+        self.ranges.append([name, category, attributes.payload, threading.get_ident(), None])
+        return self.ranges[-1]
+
+    def end(self, began: list[Any]) -> None:
+        began[4] = threading.get_ident()
+
+    def seen(self) -> list[tuple[Any, ...]]:
+        return [tuple(each[:3]) for each in self.ranges]
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
+    noted = Notes()
+    monkeypatch.setattr(nvtx.nvtx, "libnvtx_push_range", noted.push)
+    monkeypatch.setattr(nvtx.nvtx, "libnvtx_pop_range", noted.pop)
+    monkeypatch.setattr(nvtx.nvtx, "libnvtx_start_range", noted.begin)
+    monkeypatch.setattr(nvtx.nvtx, "libnvtx_end_range", noted.end)
+    monkeypatch.setattr(backend_module, "libnvtx_start_range", noted.begin)
+    return noted
+
+
+@pytest.fixture
+def tracer() -> trace.Tracer:
+    return Provider(Nvtx()).get_tracer("test")
+
+
+@pytest.fixture
+def as_the_processes_backend() -> Iterator[None]:
+    api.install()
+    api.use(Nvtx())
+    yield
+    api.use(OFF)
+
+
+def in_thread(function: Any) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+def batch(index: int) -> dict[str, Any]:
+    return {"attributes": {BATCH_INDEX: index}}
+
+
+def test_only_the_root_carries_the_batch(tracer: trace.Tracer, notes: Notes):
+    for index in (7, 8):
+        with tracer.start_as_current_span("batch", **batch(index)), tracer.start_as_current_span("stage"):
+            pass
+
+    assert notes.seen() == [
+        ("batch", "batch", 7),
+        ("stage", "internal", None),
+        ("batch", "batch", 8),
+        ("stage", "internal", None),
+    ]
+    assert notes.open == {threading.get_ident(): []}
+
+
+def test_a_stage_that_is_called_batch_has_no_stale_payload(tracer: trace.Tracer, notes: Notes):
+    with tracer.start_as_current_span("batch", **batch(7)), tracer.start_as_current_span("batch"):
+        pass
+    assert notes.seen()[1] == ("batch", "internal", None)
+
+
+def test_categories(tracer: trace.Tracer, notes: Notes):
+    for kind in SpanKind:
+        with tracer.start_as_current_span("x", kind=kind):
+            pass
+    with tracer.start_as_current_span("queue x", attributes={KIND: "queue"}):
+        pass
+    with tracer.start_as_current_span("x", attributes={"height": 3}):
+        pass
+
+    expected = ["internal", "server", "client", "producer", "consumer", "queue", "internal"]
+    assert [category for _, category, _ in notes.seen()] == expected
+
+
+def test_ranges_on_other_threads_carry_the_batch_too(tracer: trace.Tracer, notes: Notes):
+    with tracer.start_as_current_span("batch", **batch(3)):
+        current = context.get_current()
+
+        def given() -> None:
+            with tracer.start_as_current_span("given", context=current), tracer.start_as_current_span("inner"):
+                pass
+
+        def attached() -> None:
+            token = context.attach(current)
+            with tracer.start_as_current_span("attached"):
+                pass
+            context.detach(token)
+
+        def alone() -> None:
+            with tracer.start_as_current_span("alone"):
+                pass
+
+        for function in (given, attached, alone):
+            in_thread(function)
+
+    payloads = {name: payload for name, _, payload in notes.seen()}
+    assert payloads == {"batch": 3, "given": 3, "inner": None, "attached": 3, "alone": None}
+
+
+def test_a_started_span_may_end_on_another_thread_once(tracer: trace.Tracer, notes: Notes):
+    with tracer.start_as_current_span("batch", **batch(3)):
+        started = tracer.start_span("started")
+    in_thread(started.end)
+    started.end()
+
+    (_, noted) = notes.ranges
+    assert noted[:3] == ["started", "internal", 3]
+    assert noted[3] == threading.get_ident()
+    assert noted[4] not in (None, threading.get_ident())
+
+
+def test_a_span_that_outlives_its_block_is_started_too(tracer: trace.Tracer, notes: Notes):
+    with tracer.start_as_current_span("kept", end_on_exit=False) as kept:
+        assert trace.get_current_span() is kept
+    assert notes.ranges[0][4] is None
+    kept.end()
+    assert notes.ranges[0][4] is not None
+
+
+def test_the_span_accepts_everything_and_keeps_nothing(tracer: trace.Tracer, notes: Notes):
+    with tracer.start_as_current_span("stage") as bare, tracer.start_as_current_span("batch", **batch(1)) as root:
+        for each in (bare, root, tracer.start_span("started")):
+            assert isinstance(each, trace.Span)
+            assert not each.is_recording()
+            each.set_attribute("a", 1)
+            each.set_attributes({"a": 1})
+            each.add_event("e")
+            each.set_status(trace.StatusCode.ERROR)
+            each.record_exception(ValueError("x"))
+            each.update_name("y")
+            each.end()
+
+
+def test_an_exception_ends_the_ranges_and_goes_on(tracer: trace.Tracer, notes: Notes):
+    before = context.get_current()
+    with (
+        pytest.raises(ValueError, match="boom"),
+        tracer.start_as_current_span("batch", **batch(1)),
+        tracer.start_as_current_span("stage"),
+    ):
+        raise ValueError("boom")
+    assert all(each[4] is not None for each in notes.ranges)
+    assert context.get_current() == before
+
+
+def test_decorators_open_a_range_at_every_call(tracer: trace.Tracer, notes: Notes):
+    @tracer.start_as_current_span("plain")
+    def plain() -> int:
+        return 1
+
+    @tracer.start_as_current_span("root", **batch(5))
+    def root() -> int:
+        return plain()
+
+    assert (plain(), root()) == (1, 1)
+    assert notes.seen() == [("plain", "internal", None), ("root", "batch", 5), ("plain", "internal", None)]
+
+
+def test_names_beyond_the_limit_share_one(notes: Notes):
+    backend = Nvtx(max_names=2)
+    tracer = Provider(backend).get_tracer("test")
+    for number in range(5):
+        with tracer.start_as_current_span(f"request {number}"):
+            pass
+        tracer.start_span(f"request {number}").end()
+
+    names = [name for name, _, _ in notes.seen()]
+    assert names == ["request 0"] * 2 + ["request 1"] * 2 + [OTHER] * 6
+    assert backend.faults.counts() == {"names": 6}
+
+
+def test_the_capture_is_one_range_of_the_domain(notes: Notes):
+    with capture():
+        assert notes.ranges[0][0] == "mlotel capture"
+        assert notes.ranges[0][4] is None
+    assert notes.ranges[0][4] is not None
+
+
+def test_colours_are_opaque_and_belong_to_the_name():
+    assert colour_of("detector") == colour_of("detector")
+    assert len({colour_of(f"stage {number}") for number in range(50)}) > 10
+    assert all(colour_of(name) >> 24 == 0xFF for name in ("a", "b"))
+
+
+@pytest.mark.usefixtures("as_the_processes_backend")
+def test_the_alias_and_values_work_and_make_no_noise(notes: Notes, caplog: pytest.LogCaptureFixture):
+    with span("stage"):
+        record("num_detections", 3)
+    record("num_detections", 3)
+    assert notes.seen() == [("stage", "internal", None)]
+    assert not caplog.records
+
+
+def test_nvtx_that_is_switched_off_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NVTX_DISABLE", "1")
+    monkeypatch.setattr(nvtx, "enabled", lambda: False)
+    with pytest.raises(UsageError, match="NVTX_DISABLE=1: NVTX is switched off"):
+        Nvtx()
+
+
+def test_memory_stays_flat(tracer: trace.Tracer):
+    """1,000,000 ranges are measured in the benchmark; here 20,000 show that nothing is kept per batch."""
+
+    def batches(first: int, count: int) -> None:
+        for index in range(first, first + count):
+            with tracer.start_as_current_span("batch", **batch(index)), tracer.start_as_current_span("stage"):
+                tracer.start_span("started").end()
+
+    batches(0, 100)
+    gc.collect()
+    tracemalloc.start()
+    batches(1_000, 2_000)
+    gc.collect()
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 20_000  # ten bytes a batch

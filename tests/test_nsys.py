@@ -1,0 +1,121 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from mlotel_cli import nsys
+from mlotel_cli.errors import MlotelError, UsageError
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program called nsys, first on PATH, that knows its version; laid out like a real installation."""
+    folder = tmp_path / "opt" / "target-linux-x64"
+    folder.mkdir(parents=True)
+    program = folder / "nsys"
+    program.write_text("#!/bin/sh\necho NVIDIA Nsight Systems version 2022.4.2.1-df9881f\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return program
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run" / "profile"
+
+
+def why(fake: Path, report: Path, said: str = "") -> str:
+    error = nsys.why_no_report(fake, report=report, said=said)
+    assert type(error) is MlotelError
+    assert error.exit_code == 1
+    return str(error)
+
+
+def test_the_program_is_found_on_the_path_and_at_its_path(fake: Path):
+    assert nsys.find("nsys") == nsys.find(str(fake)) == fake
+    assert nsys.version(fake) == "2022.4.2.1-df9881f"
+
+
+def test_a_missing_program_says_what_to_install_and_what_to_do_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        UsageError, match=r"profiler\.command=nsys: nsys is not there on PATH\. Install .*profiler=torch"
+    ):
+        nsys.find("nsys")
+    with pytest.raises(UsageError, match="not there at that path"):
+        nsys.find("/nowhere/nsys")
+
+
+def test_a_program_without_permission(fake: Path):
+    fake.chmod(0o644)
+    with pytest.raises(UsageError, match=r"may not be executed \(no permission\): chmod \+x"):
+        nsys.find(str(fake))
+
+
+def test_the_command_line(fake: Path):
+    command = nsys.profile_command(
+        fake, report=Path("/run/profile"), trace="cuda,nvtx", capture="a@b", graph_trace="node", args=["--x=1"]
+    )
+    assert command[:2] == [str(fake), "profile"]
+    assert "--capture-range-end=stop" in command
+    assert "--cuda-graph-trace=node" in command
+    assert command[-2:] == ["--output=/run/profile", "--x=1"]
+    on_a_cpu = nsys.profile_command(
+        fake, report=Path("/run/profile"), trace="nvtx", capture="a@b", graph_trace="node", args=[]
+    )
+    assert not any("cuda" in word for word in on_a_cpu)
+
+
+def test_a_full_disk(fake: Path, report: Path):
+    report.with_suffix(".qdstrm").touch()
+    message = why(fake, report, "Generating x\nwrite failed: No space left on device.\n")
+    assert "the disk is full: write failed: No space left on device." in message
+    assert f"kept: {report.with_suffix('.qdstrm')}" in message
+    assert "profile.batches=20" in message
+
+
+def test_a_disk_that_is_full_without_a_word(fake: Path, report: Path, monkeypatch: pytest.MonkeyPatch):
+    class Full:
+        free = 4096
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Full)
+    assert "the disk is full." in why(fake, report)
+
+
+def test_no_permission(fake: Path, report: Path):
+    message = why(fake, report, "Failed to create '/x/profile.nsys-rep': Permission denied.\n")
+    assert "(no permission): Failed to create '/x/profile.nsys-rep': Permission denied." in message
+
+
+def test_an_importer_that_is_elsewhere(fake: Path, report: Path):
+    report.with_suffix(".qdstrm").touch()
+    message = why(fake, report, "importer binary ... not found")
+    assert f"left only its raw file {report.with_suffix('.qdstrm')}" in message
+    assert "its importer is not beside it: ln -s PATH/TO/host-linux-x64" in message
+    assert "QdstrmImporter -i" in message
+
+
+def test_an_importer_that_lacks_a_library(fake: Path, report: Path, monkeypatch: pytest.MonkeyPatch):
+    report.with_suffix(".qdstrm").touch()
+    (fake.parent.parent / "host-linux-x64").mkdir()
+    monkeypatch.setattr(nsys, "output", lambda _: "\tlibssh.so.4 => not found\n\tlibc.so.6 => /lib/libc.so.6\n")
+    assert "its importer lacks libssh.so.4: install them (Debian: libssh-4)" in why(fake, report)
+
+
+def test_a_raw_file_for_no_known_reason(fake: Path, report: Path):
+    report.with_suffix(".qdstrm").touch()
+    (fake.parent.parent / "host-linux-x64").mkdir()
+    assert "Fix: Import failed: bad magic." in why(fake, report, "Importing\nImport failed: bad magic\n\n")
+
+
+def test_a_report_that_was_not_exported(fake: Path, report: Path):
+    report.with_suffix(".nsys-rep").touch()
+    assert f"Run: nsys export --type=sqlite {report.with_suffix('.nsys-rep')}" in why(fake, report, "export failed")
+
+
+def test_no_range_names_the_pair(fake: Path, report: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(nsys, "version_of", lambda _: "0.2.17")
+    message = why(fake, report, "No reports were generated")
+    assert "nsys 2022.4.2.1-df9881f recorded no range of nvtx 0.2.17" in message
+    assert "pip install 'nvtx<0.2.12'" in message
