@@ -6,7 +6,6 @@ from typing import Any
 
 from mlotel_cli.paths import builtin_conf
 
-
 ONLY = {"profiler": "profile"}
 """Groups that only one command knows."""
 
