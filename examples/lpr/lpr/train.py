@@ -26,7 +26,7 @@ from lpr.training_data import TrainingData, collect
 
 SEED = 7
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-MIN_PRECISION = 0.85
+MIN_PRECISION = 0.92
 CHECKPOINTS = 10
 
 
