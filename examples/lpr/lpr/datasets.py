@@ -9,9 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpr.data import VideoWriter
 from lpr.render import FPS, ClipSpec, render_clip
 from lpr.road import HEIGHT, WIDTH
+from lpr.writing import VideoWriter
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from lpr.boxes import crop, expand
-from lpr.data import FrameTargets, VideoFrames, VideoWriter
+from lpr.data import FrameTargets, VideoFrames
 from lpr.datasets import DATA_SETS
 from lpr.models import VEHICLE_INPUT
 from lpr.pipeline import PLATE_CONTEXT, VEHICLE_CONTEXT, shrink
 from lpr.render import FPS, ClipSpec, render_clip
 from lpr.road import HEIGHT, WIDTH
+from lpr.writing import VideoWriter
 
 CROP_PX = 160
 CROP_MARGIN = CROP_PX / 128

@@ -36,8 +36,8 @@ def rendered() -> "list[tuple[object, list[Truth]]]":
 @pytest.fixture(scope="session")
 def clip(rendered: "list[tuple[object, list[Truth]]]", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The clip as an mp4; its annotations lie beside it."""
-    from lpr.data import VideoWriter
     from lpr.road import HEIGHT, WIDTH
+    from lpr.writing import VideoWriter
 
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     writer = VideoWriter(path, fps=10, width=WIDTH, height=HEIGHT, crf=18)

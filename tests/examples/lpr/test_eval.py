@@ -68,3 +68,20 @@ def test_a_missing_video_is_one_clear_line(tmp_path: Path) -> None:
     assert ended.code in (1, 2)
     assert "nowhere.mp4" in ended.err
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.slow
+def test_the_validation_video_reaches_the_figures_in_the_readme(tmp_path: Path) -> None:
+    ended, run_dir = evaluate(tmp_path)
+    assert ended.code == 0, ended.err
+    run = read_run(run_dir)
+    assert run.batches["size"].sum() >= 600
+    accuracy = {name: figure["value"] for name, figure in run.summary["accuracy"].items()}
+    assert accuracy["vehicle_ap50"] >= 0.95
+    assert accuracy["plate_ap50"] >= 0.90
+    assert accuracy["plate_exact_match"] >= 0.85
+    assert accuracy["character_error_rate"] <= 0.05
+    readme = (EXAMPLE / "README.md").read_text()
+    row = next(line for line in readme.splitlines() if line.startswith("| validation |"))
+    stated = [float(cell) for cell in row.split("|")[3:7]]
+    assert stated == pytest.approx(list(accuracy.values()), abs=0.003)
