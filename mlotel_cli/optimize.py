@@ -177,8 +177,11 @@ def _slots(pipeline: Any) -> dict[str, MutableMapping[str, Any]]:
     """By stage, the mapping that holds its module, so that it can be replaced there."""
     import torch
 
-    holders: list[Any] = [getattr(pipeline, name, None) for name in ("modules", "stages")]
-    found = next((cast("MutableMapping[str, Any]", each) for each in holders if isinstance(each, MutableMapping)), {})
+    found: MutableMapping[str, Any] = {}
+    for name in ("stages", "modules"):
+        holder: Any = getattr(pipeline, name, None)
+        if isinstance(holder, MutableMapping):
+            found = cast("MutableMapping[str, Any]", holder)
     return {name: found for name, module in found.items() if isinstance(module, torch.nn.Module)}
 
 

@@ -308,9 +308,8 @@ def open_run(session: Session, cfg: "DictConfig", job: Job, *, mode: str, backen
         part_s=cfg.telemetry.part_s,
         max_names=cfg.telemetry.max_names,
     )
-    measured = backend == "otel" and cfg.device.startswith("cuda")
-    by_events = measured and str(cfg.telemetry.device_time) == "events"
-    synchronize = _synchronizer(cfg.device) if measured and not by_events else None
+    by_events = cfg.device.startswith("cuda") and backend == "otel" and str(cfg.telemetry.device_time) == "events"
+    synchronize = _synchronizer(cfg.device) if backend == "otel" and not by_events else None
     session.open(
         opening,
         backend=backend,
