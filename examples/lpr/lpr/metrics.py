@@ -228,8 +228,20 @@ class _ReadingMetric(_FrameMetric[list[Spelling]]):
     """Scores all readable plates alike, found or not."""
 
     @abstractmethod
+    def _share(self, plate: Spelling) -> tuple[int, int]:
+        """What one plate adds above and below the line of the score."""
+
     def _score(self, plates: Sequence[Spelling]) -> float:
-        """The score of at least one plate."""
+        above, below = zip(*map(self._share, plates), strict=True)
+        return sum(above) / sum(below)
+
+    def ci95(self) -> tuple[float, float] | None:
+        """95 % interval by resampling vehicles, because the frames of one vehicle succeed and fail together."""
+        from mlotel_cli.analysis.stats import grouped_bootstrap
+
+        plates = [plate for part in self._parts for plate in part]
+        shares = np.array([self._share(plate) for plate in plates], dtype=np.float64).reshape(-1, 2)
+        return grouped_bootstrap(shares[:, 0], [plate.track for plate in plates], denominators=shares[:, 1])
 
     def _part(self, readings: Sequence[Reading], targets: FrameTargets) -> list[Spelling]:
         return spellings(readings, targets)
@@ -248,8 +260,8 @@ class _ReadingMetric(_FrameMetric[list[Spelling]]):
 class PlateExactMatch(_ReadingMetric):
     """Share of readable plates whose every character was read, end to end: a missed plate counts as wrong."""
 
-    def _score(self, plates: Sequence[Spelling]) -> float:
-        return sum(plate.true == plate.read for plate in plates) / len(plates)
+    def _share(self, plate: Spelling) -> tuple[int, int]:
+        return int(plate.true == plate.read), 1
 
 
 class CharacterErrorRate(_ReadingMetric):
@@ -258,8 +270,8 @@ class CharacterErrorRate(_ReadingMetric):
     Sample scores are 1 minus the rate, so that higher is better there too.
     """
 
-    def _score(self, plates: Sequence[Spelling]) -> float:
-        return sum(edits(p.read, p.true) for p in plates) / sum(len(p.true) for p in plates)
+    def _share(self, plate: Spelling) -> tuple[int, int]:
+        return edits(plate.read, plate.true), len(plate.true)
 
     def sample_scores(self, output: Output, targets: Sequence[FrameTargets]) -> list[float | None]:
         """One minus the error rate of each frame."""

@@ -199,3 +199,22 @@ def test_match_takes_each_box_once_best_first() -> None:
 )
 def test_edits(a: str, b: str, distance: int) -> None:
     assert edits(a, b) == edits(b, a) == distance
+
+
+def test_intervals_resample_vehicles_not_frames() -> None:
+    """Two hundred frames of twenty vehicles, four of them never read: as uncertain as twenty draws, not two hundred."""
+    exact, errors = PlateExactMatch(), CharacterErrorRate()
+    for vehicle in range(20):
+        truth = targets(A, texts=("AB1",))
+        truth.tracks_N[:] = vehicle
+        text = "XYZ" if vehicle % 5 == 0 else "AB1"
+        for metric in (exact, errors):
+            for _ in range(10):
+                metric.update([[reading(A, text)]], [truth])
+
+    low, high = exact.ci95() or (0.0, 1.0)
+
+    assert exact.compute() == 0.8
+    binomial = 1.96 * (0.8 * 0.2 / 20) ** 0.5
+    assert (high - low) / 2 == pytest.approx(binomial, rel=0.35)
+    assert errors.ci95() == pytest.approx((1 - high, 1 - low), abs=0.03)
