@@ -65,6 +65,7 @@ def project(tmp_path: Path) -> Path:
                 file = tmp_path / name.removeprefix("# ")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(content)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     return tmp_path
 
 

@@ -100,9 +100,9 @@ def run_by_hand(stages: dict[str, Any], seconds: float) -> list[int]:
     import nvtx
     import wandb
 
-    from tests.bench.spans import _sdk_tracer
+    from tests.bench.spans import sdk_tracer
 
-    tracer, shutdown = _sdk_tracer()
+    tracer, _, shutdown = sdk_tracer()
     os.environ["WANDB_SILENT"] = "true"
     folder = tempfile.mkdtemp(prefix="mlotel-bench-")
     run = wandb.init(mode="offline", dir=folder, settings=wandb.Settings(console="off", x_disable_stats=True))
