@@ -1,5 +1,6 @@
 """What scores a batch: the Metric contract, the adapter for torchmetrics, and the checks around both."""
 
+import heapq
 import json
 import logging
 import math
@@ -10,6 +11,8 @@ from mlotel_cli.errors import StageError
 from mlotel_cli.records import Batch, Sample
 from mlotel_cli.tensors import find_nan, first_device, move
 
+_NUM_WORST = 20
+"""Samples that get an image are those that were among so many worst when they were scored."""
 _SMALL_CHARS = 500
 """Predictions and targets up to this length of JSON text are kept with their sample."""
 _SMALL_BYTES = 8 * _SMALL_CHARS
@@ -23,7 +26,8 @@ class Metric(Protocol):
     """Scores batches and, over all of them, the run.
 
     May also have `sample_scores(output, targets) -> Sequence[float | None]`, one score an item, higher being better:
-    the worst samples are found by it. `state()` and `merge(state)` let a run be split and joined again.
+    the worst samples are found by it. `sample_image(data, output, targets, index) -> bytes | None` draws one item as a
+    small PNG, for those among the worst. `state()` and `merge(state)` let a run be split and joined again.
     """
 
     def update(self, output: Any, targets: Any) -> float | None:
@@ -121,6 +125,7 @@ class Scorer:
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
         """Take the metrics by name."""
         self._metrics = dict(metrics)
+        self._worst: list[float] = []
 
     def score(self, batch: Batch, output: Any, *, index: int) -> tuple[dict[str, float], list[Sample]]:
         """This batch's scores, and its samples.
@@ -143,7 +148,29 @@ class Scorer:
                     of_samples[name] = _one_an_item(per_item(output, batch.targets), len(batch.ids))
             except Exception as error:
                 raise StageError(f"batch {index}: metric {name} failed: {type(error).__name__}: {error}") from error
-        return scores, _samples(batch, output, of_samples)
+        samples = _samples(batch, output, of_samples)
+        self._draw(batch, output, samples)
+        return scores, samples
+
+    def _draw(self, batch: Batch, output: Any, samples: Sequence[Sample]) -> None:
+        """Give the samples that are among the worst so far an image, by the first metric with `sample_image`."""
+        draw = next(filter(None, (getattr(metric, "sample_image", None) for metric in self._metrics.values())), None)
+        if draw is None:
+            return
+        for place, sample in enumerate(samples):
+            given = [score for score in sample.scores.values() if score is not None]
+            if not given or not self._is_among_the_worst(sum(given) / len(given)):
+                continue
+            try:
+                sample.image = draw(batch.data, output, batch.targets, place)
+            except Exception as error:  # a picture must not cost the score
+                logger.warning("no image of sample %s: %s: %s", sample.id, type(error).__name__, error)
+
+    def _is_among_the_worst(self, mean: float) -> bool:
+        if len(self._worst) < _NUM_WORST:
+            heapq.heappush(self._worst, -mean)
+            return True
+        return -mean > heapq.heappushpop(self._worst, -mean)
 
     def compute(self) -> tuple[dict[str, float | None], dict[str, str]]:
         """Every metric over the run; None, with the reason beside it, where one cannot be computed."""

@@ -92,12 +92,16 @@ class StageTime:
 
 @dataclass(slots=True)
 class Sample:
-    """One item of a batch: its id, its scores, and prediction and target as JSON text when they are small."""
+    """One item of a batch: its id, its scores, and prediction and target as JSON text when they are small.
+
+    `image` is a small PNG of it, for the worst samples of a metric that can draw one.
+    """
 
     id: str
     scores: Mapping[str, float | None]
     prediction: str | None = None
     target: str | None = None
+    image: bytes | None = None
 
 
 @dataclass(slots=True)

@@ -295,3 +295,27 @@ def test_metric_and_targets_move_to_the_outputs_device() -> None:
     metric.update(torch.ones(2, device="meta"), [torch.ones(2)])
     metric.update(torch.ones(2, device="meta"), [torch.ones(2)])
     assert places.at == ["meta", "meta", "meta"]  # itself once, the targets of each batch
+
+
+def test_only_samples_among_the_worst_are_drawn() -> None:
+    class Drawing:
+        def update(self, output, targets):
+            return None
+
+        def compute(self):
+            return 0.0
+
+        def sample_scores(self, output, targets):
+            return output
+
+        def sample_image(self, data, output, targets, index):
+            if output[index] == 0.05:
+                raise RuntimeError("no picture")
+            return f"{data}{index}".encode()
+
+    scorer = Scorer({"drawing": Drawing()})
+    _, first = scorer.score(Batch(0, [str(n) for n in range(20)], "a", None, 20), [0.5] * 20, index=0)
+    _, second = scorer.score(Batch(1, ["x", "y", "z"], "b", None, 3), [0.9, 0.1, 0.05], index=1)
+
+    assert [sample.image for sample in first] == [f"a{n}".encode() for n in range(20)]
+    assert [sample.image for sample in second] == [None, b"b1", None]

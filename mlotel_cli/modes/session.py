@@ -229,7 +229,7 @@ class Session:
             wait_ns / 1e6,
             None if source_time_ns is None else source_time_ns + offset,
             {name: float(score) for name, score in (accuracy or {}).items()},
-            [(sample.id, _floats(sample.scores), sample.prediction, sample.target) for sample in samples or ()],
+            [(each.id, _floats(each.scores), each.prediction, each.target, each.image) for each in samples or ()],
             error,
         )
 

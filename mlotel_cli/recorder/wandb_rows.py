@@ -221,12 +221,17 @@ class WorstSamples:
             elif entry > self._heap[0]:
                 heapq.heapreplace(self._heap, entry)
 
-    def table(self) -> tuple[list[str], list[list[str | float | None]]]:
-        """Columns and rows, worst first; both empty when nothing was scored."""
+    def table(self) -> tuple[list[str], list[list[str | float | bytes | None]]]:
+        """Columns and rows, worst first; both empty when nothing was scored. Images, as PNG, where there are any."""
         entries = sorted(self._heap, reverse=True)
         names = list(dict.fromkeys(name for entry in entries for name in entry[3].scores))
-        rows: list[list[str | float | None]] = [
+        rows: list[list[str | float | bytes | None]] = [
             [sample.id, *(sample.scores.get(name) for name in names), sample.prediction, sample.target, batch]
             for _, _, batch, sample in entries
         ]
-        return (["id", *names, "prediction", "target", "batch"], rows) if rows else ([], [])
+        columns = ["id", *names, "prediction", "target", "batch"]
+        if any(entry[3].image for entry in entries):
+            columns.append("image")
+            for row, entry in zip(rows, entries, strict=True):
+                row.append(entry[3].image)
+        return (columns, rows) if rows else ([], [])

@@ -231,7 +231,8 @@ class WandbRun:
 
         def log() -> None:
             try:
-                self._run.log({"worst_samples": wandb.Table(columns=columns, data=rows)})
+                shown = [[shown(cell) for cell in row] for row in rows]
+                self._run.log({"worst_samples": wandb.Table(columns=columns, data=shown)})
             except Exception as error:  # a table is not worth the run
                 problems.append(first_line(error))
 
@@ -241,6 +242,18 @@ class WandbRun:
         if thread.is_alive():
             problems.append("the server did not answer")
         return [f"the table of the worst samples was not logged ({problem})" for problem in problems]
+
+
+def shown(cell: Any) -> Any:
+    """A cell as W&B takes it: PNG bytes become an image."""
+    if not isinstance(cell, bytes):
+        return cell
+    import io
+
+    import wandb
+    from PIL import Image
+
+    return wandb.Image(Image.open(io.BytesIO(cell)))
 
 
 def mode_of_environment() -> str | None:

@@ -220,3 +220,13 @@ def test_the_heap_keeps_what_sorting_everything_would(seed: int) -> None:
     scores = [rng.choice([None, rng.random()]) for _ in range(300)]
     ranked = sorted((score, n) for n, score in enumerate(scores) if score is not None)
     assert worst(scores, count=20) == [f"s{n}" for _, n in ranked[:20]]
+
+
+def test_images_are_a_column_of_their_own_where_there_are_any() -> None:
+    worst = WorstSamples()
+    worst.add(3, [Sample("plain", {"score": 0.2}), Sample("drawn", {"score": 0.1}, image=b"png")])
+
+    columns, rows = worst.table()
+
+    assert columns == ["id", "score", "prediction", "target", "batch", "image"]
+    assert [(row[0], row[-1]) for row in rows] == [("drawn", b"png"), ("plain", None)]

@@ -1,6 +1,7 @@
 """The W&B sink on the real wandb and wandb-core: what lands in the .wandb file and at a backend on the loopback."""
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import wandb  # the recorder process imports it at its start, too: no test measures that
+from PIL import Image
 
 from mlotel_cli.recorder.wandb import TrackerSettings, WandbSink, create_tracker
 from mlotel_cli.records import BatchRecord, Sample, StageTime
@@ -444,3 +446,16 @@ def test_a_profile_leaves_its_table_its_chart_and_its_files(tmp_path: Path):
         for artifact in artifacts
     ), artifacts
     assert not [line for line in said if "was not logged" in line]
+
+
+def test_a_png_becomes_an_image_and_other_cells_stay() -> None:
+    import wandb
+
+    red = io.BytesIO()
+    Image.new("RGB", (4, 2), "red").save(red, format="PNG")
+
+    image = shown(red.getvalue())
+
+    assert isinstance(image, wandb.Image)
+    assert (image._width, image._height) == (4, 2)
+    assert [shown(cell) for cell in ("text", 0.5, None)] == ["text", 0.5, None]

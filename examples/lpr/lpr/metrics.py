@@ -4,6 +4,7 @@ A metric takes the pipeline's output (per frame a list of readings) and the data
 `FrameTargets`). Every metric can be merged from the state of another one, so that parts of a data set add up.
 """
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from lpr.data import FrameTargets
 from lpr.pipeline import Reading
 
 MATCH_IOU = 0.5
+CROP_WIDTH_PX = 160
 Output = Sequence[Sequence[Reading]]
 Boxes = NDArray[np.float64]
 Part = TypeVar("Part")
@@ -262,6 +266,26 @@ class PlateExactMatch(_ReadingMetric):
 
     def _share(self, plate: Spelling) -> tuple[int, int]:
         return int(plate.true == plate.read), 1
+
+    def sample_image(self, data: Tensor, output: Output, targets: Sequence[FrameTargets], index: int) -> bytes:
+        """The first plate of frame `index` that was not read, or the whole frame, as a PNG 160 pixels wide.
+
+        `data`: the batch's frames (B, 3, H, W), uint8.
+        """
+        target = targets[index]
+        chosen = np.flatnonzero(target.readable_N & ~np.isnan(target.plates_N4[:, 0]))
+        read = zip(chosen, spellings(output[index], target), strict=True)
+        wrong = next((number for number, plate in read if plate.true != plate.read), None)
+        height, width = data.shape[-2:]
+        x0, y0, x1, y1 = (0, 0, width, height) if wrong is None else target.plates_N4[wrong].tolist()
+        side = (x1 - x0) * 0.4
+        left, top = max(int(x0 - side), 0), max(int(y0 - side), 0)
+        right, bottom = min(int(x1 + side) + 1, width), min(int(y1 + side) + 1, height)
+        crop = Image.fromarray(data[index, :, top:bottom, left:right].permute(1, 2, 0).cpu().numpy())
+        small = crop.resize((CROP_WIDTH_PX, max(1, CROP_WIDTH_PX * crop.height // crop.width)))
+        png = io.BytesIO()
+        small.save(png, format="PNG")
+        return png.getvalue()
 
 
 class CharacterErrorRate(_ReadingMetric):

@@ -1,5 +1,8 @@
+import io
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lpr.data import FrameTargets
@@ -16,6 +19,7 @@ from lpr.metrics import (
     match,
 )
 from lpr.pipeline import Reading
+from PIL import Image
 
 NOTHING = [float("nan")] * 4
 A, B, C = [10.0, 10.0, 60.0, 60.0], [100.0, 10.0, 160.0, 80.0], [200.0, 40.0, 280.0, 120.0]
@@ -218,3 +222,20 @@ def test_intervals_resample_vehicles_not_frames() -> None:
     binomial = 1.96 * (0.8 * 0.2 / 20) ** 0.5
     assert (high - low) / 2 == pytest.approx(binomial, rel=0.35)
     assert errors.ci95() == pytest.approx((1 - high, 1 - low), abs=0.03)
+
+
+def test_the_image_of_a_sample_is_the_plate_that_was_not_read() -> None:
+    frames = torch.zeros(2, 3, 100, 200, dtype=torch.uint8)
+    truth = targets(A, texts=("AB1",))
+    x0, y0, x1, y1 = (int(edge) for edge in truth.plates_N4[0])
+    frames[1, 0, y0:y1, x0:x1] = 255
+    metric = PlateExactMatch()
+
+    image = metric.sample_image(frames, [[], [reading(A, "XB1")]], [truth, truth], 1)
+
+    picture = Image.open(io.BytesIO(image))
+    assert picture.width == 160
+    assert picture.getpixel((80, picture.height // 2)) == (255, 0, 0)
+    assert picture.getpixel((0, 0)) != (255, 0, 0)
+    whole = Image.open(io.BytesIO(metric.sample_image(frames, [[], [reading(A, "AB1")]], [truth, truth], 1)))
+    assert whole.size == (160, 80)
