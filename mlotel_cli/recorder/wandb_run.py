@@ -231,8 +231,8 @@ class WandbRun:
 
         def log() -> None:
             try:
-                shown = [[shown(cell) for cell in row] for row in rows]
-                self._run.log({"worst_samples": wandb.Table(columns=columns, data=shown)})
+                cells = [[as_wandb(cell) for cell in row] for row in rows]
+                self._run.log({"worst_samples": wandb.Table(columns=columns, data=cells)})
             except Exception as error:  # a table is not worth the run
                 problems.append(first_line(error))
 
@@ -244,7 +244,7 @@ class WandbRun:
         return [f"the table of the worst samples was not logged ({problem})" for problem in problems]
 
 
-def shown(cell: Any) -> Any:
+def as_wandb(cell: Any) -> Any:
     """A cell as W&B takes it: PNG bytes become an image."""
     if not isinstance(cell, bytes):
         return cell

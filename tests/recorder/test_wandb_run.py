@@ -20,6 +20,7 @@ import wandb  # the recorder process imports it at its start, too: no test measu
 from PIL import Image
 
 from mlotel_cli.recorder.wandb import TrackerSettings, WandbSink, create_tracker
+from mlotel_cli.recorder.wandb_run import as_wandb
 from mlotel_cli.records import BatchRecord, Sample, StageTime
 from tests.support.wandb_backend import WandbBackend
 from tests.support.wandb_file import WandbFile, find_wandb_file, read_wandb_file, records
@@ -454,8 +455,8 @@ def test_a_png_becomes_an_image_and_other_cells_stay() -> None:
     red = io.BytesIO()
     Image.new("RGB", (4, 2), "red").save(red, format="PNG")
 
-    image = shown(red.getvalue())
+    image = as_wandb(red.getvalue())
 
     assert isinstance(image, wandb.Image)
     assert (image._width, image._height) == (4, 2)
-    assert [shown(cell) for cell in ("text", 0.5, None)] == ["text", 0.5, None]
+    assert [as_wandb(cell) for cell in ("text", 0.5, None)] == ["text", 0.5, None]
