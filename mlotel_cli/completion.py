@@ -6,7 +6,7 @@ from typing import Any
 
 from mlotel_cli.paths import builtin_conf
 
-ONLY = {"profiler": "profile"}
+ONLY = {"profiler": "profile", "source": "monitor"}
 """Groups that only one command knows."""
 
 

@@ -25,11 +25,12 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from mlotel_cli.config import EvalConfig, Job, ProfileConfig, check, resolve_device
+from mlotel_cli.config import check, resolve_device
 from mlotel_cli.config_errors import CONFIG_EXCEPTIONS, did_you_mean, exit_code, listed, message
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.hardware import environment_variables
 from mlotel_cli.paths import builtin_conf
+from mlotel_cli.schema import EvalConfig, Job, MonitorConfig, ProfileConfig
 from mlotel_cli.sweep import JobStatus, SweepWatch, finished_jobs, print_sweep
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,17 @@ def _profile(cfg: DictConfig, job: Job) -> Any:
     return profile.run(cfg, job)
 
 
-MODES = {"eval": Mode("eval", EvalConfig, _evaluate), "profile": Mode("profile", ProfileConfig, _profile)}
+def _monitor(cfg: DictConfig, job: Job) -> Any:
+    from mlotel_cli.modes import monitor
+
+    return monitor.run(cfg, job)
+
+
+MODES = {
+    "eval": Mode("eval", EvalConfig, _evaluate),
+    "profile": Mode("profile", ProfileConfig, _profile),
+    "monitor": Mode("monitor", MonitorConfig, _monitor),
+}
 
 
 class BuiltinConf(SearchPathPlugin):

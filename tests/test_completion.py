@@ -37,9 +37,9 @@ def test_options_of_a_group() -> None:
 
 
 def test_config_dir_adds_its_own(tmp_path: Path) -> None:
-    conf = write_conf(tmp_path, {"pipeline/mine.yaml": "", "source/rtsp.yaml": "", "pipeline/dummy.yaml": ""})
+    conf = write_conf(tmp_path, {"pipeline/mine.yaml": "", "region/north.yaml": "", "pipeline/dummy.yaml": ""})
     assert complete("pipeline=", config_dir=conf) == ["pipeline=dummy", "pipeline=mine", "pipeline=module"]
-    assert complete("sou", config_dir=conf) == ["source="]
+    assert complete("reg", config_dir=conf) == ["region="]
 
 
 def test_config_dir_that_does_not_exist(tmp_path: Path) -> None:

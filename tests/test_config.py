@@ -10,9 +10,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlotel_cli import launch
-from mlotel_cli.config import EvalConfig, ProfileConfig, check, instantiate, plain, resolve_device
+from mlotel_cli.config import check, instantiate, plain, resolve_device
 from mlotel_cli.errors import DataError, MlotelError, UsageError
 from mlotel_cli.paths import builtin_conf
+from mlotel_cli.schema import EvalConfig, ProfileConfig
 
 CONF = builtin_conf()
 OPTIONS = sorted(
@@ -108,7 +109,7 @@ def bounds() -> list[tuple[str, Any]]:
             if is_dataclass(entry.type):
                 found += walk(entry.type, f"{prefix}{entry.name}.")
             if "low" in entry.metadata:
-                step = 0.001 if entry.type is float else 1
+                step = 0.001 if entry.type in (float, float | None) else 1
                 found.append((prefix + entry.name, entry.metadata["low"] - step))
                 if entry.metadata["high"] is not None:
                     found.append((prefix + entry.name, entry.metadata["high"] + step))

@@ -13,7 +13,7 @@ import mlotel_cli
 
 PACKAGE = Path(mlotel_cli.__file__).parent
 LAYERS = (
-    {"errors", "records", "paths", "tensors"},
+    {"errors", "records", "paths", "schema", "tensors"},
     {"config_errors", "hardware"},
     {"config", "telemetry", "analysis", "nsys"},
     {"recorder", "pipeline", "sources", "metrics", "optimize", "dummy"},
@@ -116,7 +116,7 @@ def test_imports_are_found_wherever_they_hide() -> None:
 import mlotel_cli.errors
 import os, mlotel_cli.telemetry.tracer as t
 def f():
-    from mlotel_cli.config import Job
+    from mlotel_cli.config import check
     from mlotel_cli import span, records
 """
     known = {"errors", "telemetry", "telemetry.tracer", "config", "records"}

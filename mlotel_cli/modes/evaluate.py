@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from mlotel_cli import config, optimize
-from mlotel_cli.config import Job
 from mlotel_cli.errors import DataError, StageError, UsageError
 from mlotel_cli.execute import Finished, Inference, Numbered, SequentialExecutor
 from mlotel_cli.hardware import environment
@@ -21,6 +20,7 @@ from mlotel_cli.modes.display import Progress, print_results, sayer
 from mlotel_cli.modes.session import Session, Settling, identify, new_run_id
 from mlotel_cli.pipeline import Stage, outputs, stages_of
 from mlotel_cli.records import Batch
+from mlotel_cli.schema import Job
 from mlotel_cli.sources import Batches
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.device import CudaEvents, DeviceTimer
@@ -307,6 +307,7 @@ def open_run(session: Session, cfg: "DictConfig", job: Job, *, mode: str, backen
         settle_s=cfg.telemetry.settle_s,
         part_s=cfg.telemetry.part_s,
         max_names=cfg.telemetry.max_names,
+        otlp=plain["telemetry"]["otlp"],
     )
     by_events = cfg.device.startswith("cuda") and backend == "otel" and str(cfg.telemetry.device_time) == "events"
     synchronize = _synchronizer(cfg.device) if backend == "otel" and not by_events else None

@@ -24,7 +24,6 @@ from rich.console import Console
 from mlotel_cli import config
 from mlotel_cli.analysis.attribution import Attributed, attribute
 from mlotel_cli.analysis.stages import summarise_stages
-from mlotel_cli.config import Job
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.modes.display import Progress, print_results, sayer
 from mlotel_cli.modes.evaluate import open_run
@@ -34,6 +33,7 @@ from mlotel_cli.modes.profilers import REPORT, Profiler, make_profiler
 from mlotel_cli.modes.replay import replay
 from mlotel_cli.modes.session import Session
 from mlotel_cli.records import Sample
+from mlotel_cli.schema import Job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

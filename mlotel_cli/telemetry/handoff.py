@@ -51,6 +51,9 @@ class Opening:
         part_s: seconds between Parquet parts.
         max_names: distinct stage names kept apart.
         settle_roots: a root span's end settles its batch, because no mode does.
+        otlp: fields of `OtlpConfig`; the OTEL_EXPORTER_OTLP_* variables are read by the recorder.
+        live: what a monitor's recorder does beyond an evaluation's: http {host, port}, window_s, slow_ms,
+            background_rate, retention {max_gb, max_age_h, compact_s}; None for every other mode.
     """
 
     mode: str
@@ -65,6 +68,8 @@ class Opening:
     part_s: float = 1.0
     max_names: int = 200
     settle_roots: bool = False
+    otlp: dict[str, Any] = field(default_factory=dict[str, Any])
+    live: dict[str, Any] | None = None
 
 
 class RecorderLink:

@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from mlotel_cli.analysis.timeline import Range, Timeline
-from mlotel_cli.config import ProfileConfig
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.modes.profile import Profile, Results
 from mlotel_cli.modes.session import Closing
+from mlotel_cli.schema import ProfileConfig
 
 STARTED = {"started": {"pid": 0, "time_ns": 5_000}}
 ENDED = {
