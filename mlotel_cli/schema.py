@@ -31,13 +31,6 @@ class Backend(StrEnum):
     off = "off"
 
 
-class DeviceTime(StrEnum):
-    """How the end of a span is found on CUDA."""
-
-    synchronize = "synchronize"
-    events = "events"
-
-
 class ExecutorKind(StrEnum):
     """How the stages of a pipeline are run."""
 
@@ -128,8 +121,6 @@ class TelemetryConfig:
 
     backend: Backend = Backend.otel
     """nvtx: spans are ranges for nsys, rows have no latencies; off is a control run: spans cost next to nothing."""
-    device_time: DeviceTime = DeviceTime.synchronize
-    """On CUDA. synchronize: every span waits for the device at its end; events: measured without waiting."""
     flush_ms: int = _bounded(50, low=5, high=1000)
     """Milliseconds between two hand-overs to the recorder."""
     settle_s: float = _bounded(5.0, low=0.1, high=3600)

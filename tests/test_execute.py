@@ -162,14 +162,6 @@ def test_an_error_of_the_source_is_the_callers() -> None:
         next(running)
 
 
-def test_a_synchronising_backend_waits_at_every_spans_end_before_it_is_stamped() -> None:
-    waited: list[str] = []
-    with recording(synchronize=lambda: waited.append("device")) as recorded:
-        run(STAGES, numbered(1))
-    assert waited == ["device"] * 3
-    assert len(recorded.spans) == 3
-
-
 def test_inference_mode_is_entered_on_the_thread_that_asks() -> None:
     seen: dict[str, bool] = {}
 

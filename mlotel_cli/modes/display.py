@@ -186,8 +186,6 @@ def _closing_lines(info: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
     warmup = summary["warmup"]
     if warmup and warmup["first_batch_ms"] is not None:
         yield f"warm-up: {warmup['batches']} batches, the first took {warmup['first_batch_ms']:.0f} ms"
-    if info.get("synchronized"):
-        yield "CUDA: every span waited for the device at its end, so spans do not overlap device work"
     yield from _telemetry_lines(summary["telemetry"])
     yield from summary.get("notes") or ()
     yield from info.get("notes") or ()

@@ -85,6 +85,7 @@ class Evaluation:
         self._parts = parts
         self._console = console
         self._executor = SequentialExecutor(parts.stages)
+        self._wait_for_result = result_waiter(cfg.device)
         self._scoring_ns = 0
         self._num_batches = 0
         self._head: list[Batch] = []
@@ -135,6 +136,7 @@ class Evaluation:
     def _settle(self, finished: Finished) -> Mapping[str, float]:
         """Score the batch, outside its root span, and say how it ended."""
         numbered, batch = finished.numbered, finished.numbered.batch
+        self._wait_for_result()
         started = time.perf_counter_ns()
         scores: Mapping[str, float] = {}
         samples = []
@@ -309,26 +311,27 @@ def open_run(session: Session, cfg: "DictConfig", job: Job, *, mode: str, backen
         max_names=cfg.telemetry.max_names,
         otlp=plain["telemetry"]["otlp"],
     )
-    by_events = cfg.device.startswith("cuda") and backend == "otel" and str(cfg.telemetry.device_time) == "events"
-    synchronize = _synchronizer(cfg.device) if backend == "otel" and not by_events else None
+    has_device = cfg.device.startswith("cuda") and backend == "otel"
     session.open(
         opening,
         backend=backend,
         strict=cfg.telemetry.strict,
         flush_ms=cfg.telemetry.flush_ms,
-        synchronize=synchronize,
-        device=DeviceTimer(CudaEvents(cfg.device)) if by_events else None,
+        device=DeviceTimer(CudaEvents(cfg.device)) if has_device else None,
     )
-    session.tell({"environment": machine, "device": cfg.device, "synchronized": synchronize is not None})
+    session.tell({"environment": machine, "device": cfg.device})
 
 
-def _synchronizer(device: str) -> Callable[[], None] | None:
-    """On CUDA, waits for the device at the end of every span, so that a span's end is its result's existence."""
+def result_waiter(device: str) -> Callable[[], None]:
+    """On CUDA, a call that waits for what this thread's stream was given: a result is there before it is scored.
+
+    Without it the scoring's first copy to the host would do the waiting, and the device's work would count as scoring.
+    """
     if not device.startswith("cuda"):
-        return None
+        return lambda: None
     import torch
 
-    return lambda: torch.cuda.synchronize(device)
+    return lambda: torch.cuda.current_stream(device).synchronize()
 
 
 def seed_everything(seed: int) -> None:

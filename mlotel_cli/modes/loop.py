@@ -85,7 +85,7 @@ def start_run(
     )
     try:
         with session:
-            session.open(opening, backend="otel", strict=False, flush_ms=50, synchronize=None)
+            session.open(opening, backend="otel", strict=False, flush_ms=50)
             session.tell({"environment": machine})
             session.record()
             started = time.perf_counter()

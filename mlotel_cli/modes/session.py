@@ -149,7 +149,6 @@ class Session:
         backend: str,
         strict: bool,
         flush_ms: int,
-        synchronize: Callable[[], None] | None,
         device: DeviceTimer | None = None,
     ) -> None:
         """Begin the run; spans stay off until `record`.
@@ -159,8 +158,7 @@ class Session:
             backend: otel | nvtx | off.
             strict: raise telemetry faults.
             flush_ms: how often stamps are handed over.
-            synchronize: waits for the device at the end of every span; None where there is none to wait for.
-            device: measures the device without waiting for it.
+            device: measures the device; None on a CPU.
         """
         self._faults = Faults(strict=strict)
         self._finish_s = float(opening.tracker.get("finish_timeout_s", 0.0))
@@ -168,7 +166,6 @@ class Session:
             self._recording = Recording(
                 self._link.emit,
                 faults=self._faults,
-                synchronize=synchronize,
                 device=device,
                 resource_attributes=opening.identity,
             )

@@ -4,9 +4,11 @@ The workload's threads record events and nothing else. The hand-over thread asks
 event has passed, and only then the span goes to the recorder. Events go back to a pool once they have passed. Times of
 the device are put on the host's clock through an anchor: an event on an idle stream of its own, taken anew every few
 seconds, because CUDA gives times between events as 32-bit milliseconds. Nothing is recorded while a CUDA graph is
-captured.
+captured; the thread that asks for events is told apart from the capture, which its questions would break otherwise.
 """
 
+import ctypes
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +18,8 @@ ANCHOR_EVERY_NS = 5_000_000_000
 """Over 5 s, 32-bit milliseconds have steps of half a microsecond."""
 _ANCHOR_TRIES = 5
 _SPINS = 100_000
+_RELAXED = 2
+"""CU_STREAM_CAPTURE_MODE_RELAXED."""
 
 
 class EventBackend(Protocol):
@@ -55,6 +59,7 @@ class CudaEvents:
 
         self._torch: Any = torch
         self._aside: Any = torch.cuda.Stream(device=device)
+        self._asking = threading.local()
 
     def new_event(self) -> Any:
         """An event with timing."""
@@ -69,7 +74,9 @@ class CudaEvents:
         event.record(self._aside)
 
     def has_passed(self, event: Any) -> bool:
-        """CudaEventQuery."""
+        """CudaEventQuery, which in CUDA's default capture mode would break a capture on any other thread."""
+        if not vars(self._asking):
+            self._asking.relaxed = relax_capture()
         return event.query()
 
     def elapsed_ns(self, start: Any, end: Any) -> int:
@@ -79,6 +86,19 @@ class CudaEvents:
     def is_capturing(self) -> bool:
         """Of the current stream."""
         return self._torch.cuda.is_current_stream_capturing()
+
+
+def relax_capture(library: str = "libcuda.so.1") -> bool:
+    """Let this thread ask for events while another one captures a CUDA graph (cuThreadExchangeStreamCaptureMode).
+
+    Returns:
+        False where the driver cannot be asked; then a capture in the global mode fails while spans are recorded.
+    """
+    try:
+        exchange = ctypes.CDLL(library).cuThreadExchangeStreamCaptureMode
+    except (AttributeError, OSError):
+        return False
+    return exchange(ctypes.byref(ctypes.c_int(_RELAXED))) == 0
 
 
 class Mark:

@@ -140,8 +140,6 @@ class Span(Carrying):
             stamping.faults.add("ended", f"span {self._name!r} was ended twice; the second call is ignored")
             return
         try:
-            if stamping.synchronize is not None:
-                stamping.synchronize()
             if self._mark is not None and stamping.device is not None:
                 stamping.device.finish(self._mark)
         except Exception as error:  # the device reports a stage's error here

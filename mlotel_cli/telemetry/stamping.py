@@ -78,8 +78,7 @@ class Stamping:
         now: monotonic clock, ns.
         epoch_offset_ns: what to add to it for ns since the epoch.
         emit: takes an ended span; called on the thread that ends it.
-        synchronize: called before a span's end is stamped, to wait for the device; None on a CPU.
-        device: measures the device without waiting for it, instead; None on a CPU.
+        device: measures the device, without waiting for it; None on a CPU.
         faults: where wrong use is counted.
         resource_attributes: identity of the run, for exported spans.
         processors: SDK span processors that the program added.
@@ -95,7 +94,6 @@ class Stamping:
         "now",
         "processors",
         "resource_attributes",
-        "synchronize",
     )
 
     def __init__(
@@ -105,7 +103,6 @@ class Stamping:
         clock: Clock = CLOCK,
         first_id: int | None = None,
         faults: Faults | None = None,
-        synchronize: Callable[[], None] | None = None,
         device: DeviceTimer | None = None,
         resource_attributes: Mapping[str, Any] | None = None,
     ) -> None:
@@ -119,7 +116,6 @@ class Stamping:
             _random_trace_id if first_id is None else itertools.count(first_id).__next__
         )
         self.faults = faults or Faults()
-        self.synchronize = synchronize
         self.device = device
         self.resource_attributes = resource_attributes or {}
         self.processors: tuple[Processor, ...] = ()

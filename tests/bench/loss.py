@@ -24,7 +24,7 @@ def measure(*, spans_per_s: int = 50_000, seconds: float = 10.0) -> dict[str, An
     )
     batches_per_s, num_batches = spans_per_s / SPANS_A_BATCH, 0
     with session:
-        session.open(opening, backend="otel", strict=True, flush_ms=50, synchronize=None)
+        session.open(opening, backend="otel", strict=True, flush_ms=50)
         session.record()
         start = time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds:

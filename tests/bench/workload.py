@@ -72,7 +72,7 @@ def run_on(stages: dict[str, Any], seconds: float) -> list[int]:
     opening = Opening(mode="eval", name="bench", run_id="bench", started_ns=time.time_ns(), tracker=tracker)
     stamps = []
     with session:
-        session.open(opening, backend="otel", strict=True, flush_ms=50, synchronize=None)
+        session.open(opening, backend="otel", strict=True, flush_ms=50)
         session.record()
         for finished in SequentialExecutor(stages).run(batches(seconds)):
             stamps.append(finished.start_ns)

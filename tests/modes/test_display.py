@@ -201,10 +201,6 @@ def test_nothing_is_said_of_percentiles_that_are_there() -> None:
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
-        (
-            {"synchronized": True},
-            "CUDA: every span waited for the device at its end, so spans do not overlap device work",
-        ),
         ({"notes": ["metric m [x] could not be computed"]}, "metric m [x] could not be computed"),
         ({"summary": {"telemetry": {"spans_lost": 7}}}, "telemetry: 7 spans were lost"),
         (

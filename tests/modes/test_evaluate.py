@@ -436,15 +436,20 @@ def test_a_dead_recorder_ends_the_run_after_the_batch() -> None:
 # -- the device ------------------------------------------------------------------------------------------------------
 
 
-def test_a_cpu_needs_no_waiting() -> None:
-    assert evaluate._synchronizer("cpu") is None
-
-
-def test_cuda_waits_for_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda_a_result_is_waited_for_before_the_scoring_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[str] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    wait = evaluate._synchronizer("cuda:1")
-    assert wait is not None
-    with recording(synchronize=wait), api.span("stage"):
-        assert waited == []
-    assert waited == ["cuda:1"]
+    stream = SimpleNamespace(synchronize=lambda: waited.append("stream"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: waited.append(device) or stream)
+    evaluate.result_waiter("cpu")()
+    assert waited == []
+    evaluate.result_waiter("cuda:1")()
+    assert waited == ["cuda:1", "stream"]
+
+
+def test_the_result_is_there_before_it_is_scored() -> None:
+    metric = Right()
+    evaluated, _ = evaluation(Numbers(num_batches=2), metrics={"right": metric})
+    scored_when_waiting: list[int] = []
+    evaluated._wait_for_result = lambda: scored_when_waiting.append(len(metric.taken))
+    evaluated.run()
+    assert scored_when_waiting == [0, 1]

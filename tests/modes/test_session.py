@@ -44,7 +44,7 @@ def session(tmp_path, said):
 
 def open_session(session: Session, *, backend: str = "otel", **changes) -> Session:
     opening = Opening(mode="eval", name="t", run_id="r", started_ns=time.time_ns(), tracker=TRACKER, **changes)
-    session.open(opening, backend=backend, strict=False, flush_ms=5, synchronize=None)
+    session.open(opening, backend=backend, strict=False, flush_ms=5)
     session.record()
     return session
 
@@ -299,7 +299,7 @@ def test_a_control_run_settles_batches_without_spans(session, tmp_path):
 def test_spans_before_record_are_not_recorded(session, tmp_path):
     with session:
         opening = Opening(mode="eval", name="t", run_id="r", started_ns=1, tracker=TRACKER)
-        session.open(opening, backend="otel", strict=False, flush_ms=5, synchronize=None)
+        session.open(opening, backend="otel", strict=False, flush_ms=5)
         run_batch(session, 0)  # warm-up
         session.record()
         run_batch(session, 1)

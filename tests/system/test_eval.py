@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from mlotel_cli import read_run
-from mlotel_cli.modes import evaluate as mode
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.off import OFF
 from tests.support.evaluation import command, conf, evaluate, target
@@ -204,24 +203,6 @@ def test_a_control_run_measures_nothing_and_scores_all_the_same(tmp_path: Path) 
     assert run.spans.height == 0
     assert run.summary["accuracy"]["right"]["value"] == 1.0
     assert "latency" not in ended.out
-
-
-def test_where_the_device_must_be_waited_for_every_span_waits_and_the_run_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waited: list[None] = []
-    monkeypatch.setattr(mode, "_synchronizer", lambda _device: lambda: waited.append(None))
-    ended = evaluate(tmp_path)
-    assert ended.code == 0, ended.err
-    assert "CUDA: every span waited for the device at its end" in ended.out
-    run = read_run(tmp_path / "run")
-    assert run.info["synchronized"] is True
-    assert len(waited) == run.summary["telemetry"]["spans_recorded"] == 5 * 3
-    (tmp_path / "cpu").mkdir()
-    monkeypatch.undo()
-    ended = evaluate(tmp_path / "cpu")
-    assert "CUDA" not in ended.out
-    assert read_run(tmp_path / "cpu" / "run").info["synchronized"] is False
 
 
 def test_two_runs_in_one_process_do_not_mix(tmp_path: Path) -> None:

@@ -1,14 +1,22 @@
 """The logic of device times on a simulated device: streams that work through what they are given, on our own clock."""
 
+import ctypes
 import marshal
+import shutil
+import subprocess
+import threading
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from mlotel_cli.telemetry import device as device_module
 from mlotel_cli.telemetry.clock import Clock
-from mlotel_cli.telemetry.device import ANCHOR_EVERY_NS, DeviceTimer, Mark
+from mlotel_cli.telemetry.device import ANCHOR_EVERY_NS, CudaEvents, DeviceTimer, Mark, relax_capture
 from mlotel_cli.telemetry.handoff import RecorderLink
 from mlotel_cli.telemetry.tracer import Provider, Recording
 
@@ -256,3 +264,37 @@ def test_the_hand_over_waits_for_device_times_and_so_does_the_end(monkeypatch: p
 
     assert [item[0] for item in written] == ["settle", "span", "close"]
     assert written[-1] == ("close", "{}", 1)
+
+
+# -- captures on other threads ----------------------------------------------------------------------------------------
+
+
+def test_the_thread_that_asks_is_told_apart_from_captures(tmp_path: Path):
+    driver = tmp_path / "driver.c"
+    driver.write_text("int mode = -1; int cuThreadExchangeStreamCaptureMode(int *m) { mode = *m; return mode != 2; }")
+    library = tmp_path / "driver.so"
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, driver], check=True)
+    assert relax_capture(str(library))
+    assert ctypes.c_int.in_dll(ctypes.CDLL(str(library)), "mode").value == 2
+
+
+def test_without_a_driver_nothing_is_told_apart(tmp_path: Path):
+    assert not relax_capture(str(tmp_path / "none.so"))
+    assert not relax_capture("libc.so.6")
+
+
+def test_every_asking_thread_is_told_apart_once(monkeypatch: pytest.MonkeyPatch):
+    told: list[int] = []
+    monkeypatch.setattr(device_module, "relax_capture", lambda: told.append(threading.get_ident()) or True)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    events = CudaEvents("cuda")
+    passed = SimpleNamespace(query=lambda: True)
+    assert events.has_passed(passed)
+    assert events.has_passed(passed)
+    thread = threading.Thread(target=events.has_passed, args=(passed,))
+    thread.start()
+    thread.join()
+    assert len(told) == len(set(told)) == 2
