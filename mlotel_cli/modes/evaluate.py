@@ -106,8 +106,9 @@ class Evaluation:
             try:
                 for finished in self._executor.run(self._numbered()):
                     self._num_batches += 1
+                    waited_ns = self._wait_for_result()
                     if self._control is not None:
-                        self._control.after(finished.busy_ns)
+                        self._control.after(finished.busy_ns + waited_ns)
                     progress.advance(finished.numbered.batch.size, self._settle(finished))
                     session.link.wait_for_room()
             finally:
@@ -136,7 +137,6 @@ class Evaluation:
     def _settle(self, finished: Finished) -> Mapping[str, float]:
         """Score the batch, outside its root span, and say how it ended."""
         numbered, batch = finished.numbered, finished.numbered.batch
-        self._wait_for_result()
         started = time.perf_counter_ns()
         scores: Mapping[str, float] = {}
         samples = []
@@ -322,16 +322,22 @@ def open_run(session: Session, cfg: "DictConfig", job: Job, *, mode: str, backen
     session.tell({"environment": machine, "device": cfg.device})
 
 
-def result_waiter(device: str) -> Callable[[], None]:
-    """On CUDA, a call that waits for what this thread's stream was given: a result is there before it is scored.
+def result_waiter(device: str) -> Callable[[], int]:
+    """On CUDA, a call that waits for what this thread's stream was given, and returns how long, ns.
 
-    Without it the scoring's first copy to the host would do the waiting, and the device's work would count as scoring.
+    A result is there before it is scored: else the scoring's first copy to the host would do the waiting, and the
+    device's work would count as scoring.
     """
     if not device.startswith("cuda"):
-        return lambda: None
+        return lambda: 0
     import torch
 
-    return lambda: torch.cuda.current_stream(device).synchronize()
+    def wait() -> int:
+        began = time.perf_counter_ns()
+        torch.cuda.current_stream(device).synchronize()
+        return time.perf_counter_ns() - began
+
+    return wait
 
 
 def seed_everything(seed: int) -> None:

@@ -1,6 +1,7 @@
 """Device times of spans against torch.profiler, on a real device."""
 
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -115,3 +116,29 @@ def test_a_graph_capture_is_left_alone():
     assert all([span.is_resolved() for span in spans])
     assert [span.pack()[12] is None for span in spans] == [True, False]
     assert timer.captured == 1
+
+
+def test_asking_for_events_breaks_no_capture_on_another_thread():
+    load = matmul(1024)
+    spans, timer = measure(load, rounds=3)
+    tracer = Provider(Recording(spans.append, device=timer)).get_tracer("test")
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            [span.is_resolved() for span in list(spans)]
+
+    asking = threading.Thread(target=ask)
+    with tracer.start_as_current_span("long"):
+        for _ in range(500):
+            load()
+    asking.start()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            load()
+    finally:
+        stop.set()
+        asking.join()
+    graph.replay()
+    torch.cuda.synchronize()
