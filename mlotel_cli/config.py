@@ -3,19 +3,22 @@
 It knows neither Hydra's launch (launch.py) nor what a mode does with the values; the schema is in schema.py.
 """
 
+import errno
 import inspect
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError
 
 from mlotel_cli.config_errors import CONFIG_EXCEPTIONS, did_you_mean, listed, readable
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.hardware import check_device
+from mlotel_cli.schema import SourcePolicy
 
 
 def check(cfg: DictConfig) -> None:
@@ -30,7 +33,58 @@ def check(cfg: DictConfig) -> None:
         _check_target(cfg[key], key)
     for name, metric in cfg.metrics.items():
         _check_target(metric, f"metrics.{name}")
+    if "source" in cfg:
+        split_source(cfg.source)
+    if "monitor" in cfg:
+        check_port(cfg.monitor.http.host, cfg.monitor.http.port)
     check_device(cfg.device)
+
+
+def split_source(node: DictConfig) -> tuple[SourcePolicy, DictConfig]:
+    """Part the configuration of a source into how its items are queued and batched, and what builds it.
+
+    Raises:
+        UsageError: for a value of the first part that is not allowed, or a second part without `_target_`.
+    """
+    own = node.copy()
+    names = [entry.name for entry in fields(SourcePolicy)]
+    with open_dict(own):
+        given = {name: own.pop(name) for name in names if name in own}
+    try:
+        policy = OmegaConf.merge(OmegaConf.structured(SourcePolicy), given)
+    except CONFIG_EXCEPTIONS as error:
+        problem = readable(error)
+        raise UsageError(f"source.{problem}") from error
+    _check_typed(cast("DictConfig", policy), prefix="source.")
+    _check_target(own, "source")
+    return cast("SourcePolicy", OmegaConf.to_object(policy)), own
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that the recorder could not listen on.
+
+    Raises:
+        UsageError: naming it, and the next step.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise UsageError(f"monitor.http.host={host}: no address of that name: {error.strerror or error}") from error
+    family, kind, protocol, _, address = found[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise UsageError(_explain_address(host, port, error)) from error
+
+
+def _explain_address(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"monitor.http.port={port}: in use on {host}; give another one, or monitor.http.port=0 for a free one"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"monitor.http.port={port}: not allowed for this user; give one above 1023"
+    return f"monitor.http.host={host}: is no address of this machine: {error.strerror}"
 
 
 def resolve_device(cfg: DictConfig) -> None:

@@ -237,8 +237,8 @@ class WhenFull(StrEnum):
 class SourcePolicy:
     """The keys of `source` that say how its items are queued and batched; the others are the source's own."""
 
-    when_full: WhenFull = WhenFull.drop_oldest
-    """drop_oldest | drop_newest: a camera never waits; block: the source does, as a file can."""
+    when_full: WhenFull | None = None
+    """drop_oldest | drop_newest: a camera never waits; block: the source does, as a file can; null: as it is live."""
     queue_size: int = _bounded(8, low=1, high=100_000)
     """Items that may wait to be batched."""
     batch_size: int = _bounded(1, low=1, high=100_000)

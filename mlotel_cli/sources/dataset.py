@@ -1,7 +1,8 @@
-"""Where batches come from: anything that can be iterated, seen as Batches."""
+"""A data set: anything that can be iterated, seen as Batches, once or endlessly."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import replace
 from typing import Any, cast
 
 from mlotel_cli.errors import DataError, MlotelError, UsageError
@@ -84,6 +85,45 @@ class Batches:
             f"{self._key}: batch {index} is a {type(item).__name__}; "
             "it must be a mlotel_cli.Batch or a (data, targets) pair"
         )
+
+
+class Endless:
+    """A data set over and over again: `source=data`. Batch indexes go on rising, pass after pass.
+
+    Nothing arrives here by itself, so the latency of a batch starts when it is picked up.
+    """
+
+    is_live = False
+    kind = "data"
+
+    def __init__(self, data: Any) -> None:
+        """Go round `data`, which may yield what an evaluation's data set may.
+
+        Raises:
+            UsageError: when it cannot be iterated.
+        """
+        self._batches = Batches(data)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches without end; only data that can be iterated once ends with its only pass.
+
+        Raises:
+            DataError: when the data is empty, or cannot be read.
+        """
+        count = 0
+        for number in itertools.count():
+            before = count
+            for batch in self._batches:
+                yield batch if not number else replace(batch, index=count)
+                count += 1
+            if not count:
+                raise DataError("data: the data set is empty: it yielded no batch")
+            if count == before or self._batches.is_one_shot:
+                return
+
+    def close(self) -> None:
+        """Close the data, if it can be closed."""
+        self._batches.close()
 
 
 def _is_pair(item: Any) -> bool:

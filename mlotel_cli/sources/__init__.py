@@ -1,0 +1,6 @@
+"""Where batches come from: a data set (`dataset`), a video (`video`), and the queue between live input and a pipeline."""
+
+from mlotel_cli.sources.dataset import Batches, Endless
+from mlotel_cli.sources.intake import Arrival, Health, Intake, Policy
+
+__all__ = ["Arrival", "Batches", "Endless", "Health", "Intake", "Policy"]
