@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -109,12 +109,17 @@ def _answers(pid: int) -> bool:
 
 def read_table(folder: Path) -> "pl.DataFrame":
     """All rows of a table folder, in order, with the union of the parts' columns; empty when there is none yet."""
+    return query_table(folder, lambda frame: frame)
+
+
+def query_table(folder: Path, query: "Callable[[pl.LazyFrame], pl.LazyFrame]") -> "pl.DataFrame":
+    """What `query` asks of a table folder, without reading the rest; empty, unasked, when there is no part yet."""
     import polars as pl
 
     for attempt in range(_ATTEMPTS):
         parts = current_parts(folder)
         try:
-            return scan_parts(parts).collect() if parts else pl.DataFrame()
+            return query(scan_parts(parts)).collect() if parts else pl.DataFrame()
         except FileNotFoundError:  # merged away between listing and reading
             if attempt == _ATTEMPTS - 1:
                 raise
