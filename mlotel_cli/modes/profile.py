@@ -269,7 +269,9 @@ class Profile:
             path = self._run_dir / "stages.json"
             path.write_text(json.dumps(self.stages, indent=2), encoding="utf-8")
             self._session.attach(attachment(self.stages, [*self._profiler.files(), path]))
-        opened = replay(attributed, self._session.link, started_ns=self._results.started_ns) if attributed else {}
+        recorded = {row["batch"]: row.pop("recorded") for row in self._results.rows}
+        started_ns, link = self._results.started_ns, self._session.link
+        opened = replay(attributed, link, started_ns=started_ns, recorded=recorded) if attributed else {}
         for row in self._results.rows:
             samples = [Sample(**sample) for sample in row.pop("samples")]
             self._session.settle(**row, samples=samples, root=INVALID_SPAN, opened=opened.get(row["batch"], 0))

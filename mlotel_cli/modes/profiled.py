@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
@@ -25,7 +25,10 @@ from mlotel_cli.records import Sample, Status
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.off import OFF
-from mlotel_cli.telemetry.tracer import Backend
+
+if TYPE_CHECKING:
+    from mlotel_cli.telemetry.nvtx import Nvtx
+    from mlotel_cli.telemetry.torch_ranges import TorchRanges
 
 _PARENT_EVERY_S = 0.5
 
@@ -58,7 +61,7 @@ class Spec:
 class ResultFile:
     """The far end of a session: lines in a file, which is whole after every line. `modes.session.Settling`."""
 
-    def __init__(self, spec: Spec, backend: Backend, capture: contextlib.AbstractContextManager[Any]) -> None:
+    def __init__(self, spec: Spec, backend: "Nvtx | TorchRanges", capture: contextlib.AbstractContextManager[Any]) -> None:
         """`capture` is entered when the warm-up is over."""
         self.closing = Closing()
         self._path = Path(spec.results)
@@ -121,6 +124,7 @@ class ResultFile:
             "accuracy": {name: float(score) for name, score in (accuracy or {}).items()},
             "samples": [asdict(sample) for sample in samples or ()],
             "error": error,
+            "recorded": self._backend.values.take(batch),
         }
         self.write("settle", row)
 
@@ -187,7 +191,7 @@ def _evaluate(spec: Spec, results: ResultFile) -> None:
         parts.data.close()
 
 
-def _backend(spec: Spec, faults: Faults) -> tuple[Backend, contextlib.AbstractContextManager[Any]]:
+def _backend(spec: Spec, faults: Faults) -> tuple["Nvtx | TorchRanges", contextlib.AbstractContextManager[Any]]:
     if spec.backend == "torch":
         from mlotel_cli.telemetry.torch_ranges import TorchRanges, TraceFile
 

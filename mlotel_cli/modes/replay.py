@@ -4,7 +4,7 @@ import itertools
 import os
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlotel_cli.analysis.attribution import Attributed
@@ -25,13 +25,20 @@ _COLUMNS = {
 """Figures of the device that become columns of a batch's row, with their units."""
 
 
-def replay(attributed: Attributed, link: RecorderLink, *, started_ns: int | None) -> dict[int, int]:
+def replay(
+    attributed: Attributed,
+    link: RecorderLink,
+    *,
+    started_ns: int | None,
+    recorded: Mapping[int, Sequence[Sequence[Any]]] | None = None,
+) -> dict[int, int]:
     """Send every range of a batch to the recorder.
 
     Args:
         attributed: the recording.
         link: to the recorder.
         started_ns: when the recording began, ns since the epoch; used where the recording itself does not say.
+        recorded: values of `record()` by batch: (name, value, unit).
 
     Returns:
         Number of spans by batch.
@@ -72,7 +79,7 @@ def replay(attributed: Attributed, link: RecorderLink, *, started_ns: int | None
             _attributes(each),
             None,
             None,
-            _recorded(figures.get(batch, {})) if each.is_root else None,
+            _recorded(figures.get(batch, {}), (recorded or {}).get(batch, ())) if each.is_root else None,
         )
         if each.is_root:
             link.wait_for_room()
@@ -84,8 +91,10 @@ def _attributes(each: Range) -> Mapping[str, Any] | None:
     return None if known or not each.category else {KIND: each.category}
 
 
-def _recorded(stages: Mapping[str, StageBatch]) -> list[tuple[str, float, str]]:
-    return [
+def _recorded(stages: Mapping[str, StageBatch], given: Sequence[Sequence[Any]]) -> list[tuple[str, float, str]]:
+    """The values of a batch: those that the program recorded, then those of the device."""
+    values = [(str(name), float(value), str(unit)) for name, value, unit in given]
+    return values + [
         (f"{name}.{column}", figures[column], unit)
         for name, stage in stages.items()
         if stage.work

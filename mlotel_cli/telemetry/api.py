@@ -16,6 +16,7 @@ from opentelemetry import trace
 from mlotel_cli.records import BATCH_INDEX, BATCH_SIZE, BATCH_SPAN, RECORDED, SCORED
 from mlotel_cli.telemetry.attributes import is_tensor
 from mlotel_cli.telemetry.faults import Faults
+from mlotel_cli.telemetry.kept import KeptValues
 from mlotel_cli.telemetry.off import OFF, OffSpan
 from mlotel_cli.telemetry.span import Span
 from mlotel_cli.telemetry.tracer import Backend, Provider, Recording
@@ -131,6 +132,10 @@ def record(name: str, value: float, *, unit: str | None = None) -> None:
     """
     number = _number("record", name, value)
     current = trace.get_current_span()
+    kept: KeptValues | None = getattr(PROVIDER.backend, "values", None)
+    if kept is not None and number is not None and (index := getattr(current, "batch", None)) is not None:
+        kept.keep(index, name, number, unit or "")
+        return
     if number is None or not _takes_values(current, "record", name):
         return
     if isinstance(current, Span):

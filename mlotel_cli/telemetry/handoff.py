@@ -87,6 +87,7 @@ class RecorderLink:
         imports: Sequence[str] = ("polars", "wandb"),
         say: Callable[[str], None] | None = None,
         on_death: Callable[[RecorderError], None] | None = None,
+        on_live: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         """Start the recorder process for `run_dir`. It writes nothing before `open`.
 
@@ -95,6 +96,7 @@ class RecorderLink:
             imports: what the recorder imports at once, while the workload imports torch.
             say: takes the recorder's messages to the user, one line each, on a thread of its own.
             on_death: told at once when the recorder dies, for a program that never asks; on the hand-over thread.
+            on_live: takes the snapshot that a monitor's recorder answers once a second, on the same thread as `say`.
 
         Raises:
             RecorderError: when the process cannot be started.
@@ -110,6 +112,7 @@ class RecorderLink:
         self._dead = False
         self._say = say or logger.warning
         self._on_death = on_death
+        self._on_live = on_live
         self._result: dict[str, Any] | None = None
         self._process, self._to_recorder, from_recorder = _start_process(run_dir, imports)
         self._listener = threading.Thread(target=self._listen, args=(from_recorder,), name="mlotel-says", daemon=True)
@@ -303,9 +306,15 @@ class RecorderLink:
                     self._result = message["result"]
                     continue
                 try:
-                    self._say(message["say"])
+                    self._hear(message)
                 except Exception:  # a closed terminal must not cost the result
-                    logger.exception("cannot say: %s", message["say"])
+                    logger.exception("cannot say: %s", message)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if "say" in message:
+            self._say(message["say"])
+        elif "live" in message and self._on_live is not None:
+            self._on_live(message["live"])
 
     def _died(self) -> RecorderError:
         try:

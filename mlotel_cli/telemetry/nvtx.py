@@ -29,6 +29,7 @@ from mlotel_cli.records import BATCH_INDEX, KIND
 from mlotel_cli.telemetry.current import CURRENT
 from mlotel_cli.telemetry.decorate import decorate
 from mlotel_cli.telemetry.faults import Faults
+from mlotel_cli.telemetry.kept import KeptValues
 
 _nvtx: Any = nvtx  # it has no types
 DOMAIN = "mlotel"
@@ -149,6 +150,7 @@ class Nvtx:
     Attributes:
         faults: where names beyond the limit are counted.
         lock: held while a payload is set and its range begins.
+        values: what `record()` was given.
     """
 
     def __init__(self, *, faults: Faults | None = None, max_names: int = 1_000) -> None:
@@ -164,6 +166,7 @@ class Nvtx:
             )
         self.faults = faults or Faults()
         self.lock = threading.Lock()
+        self.values = KeptValues()
         self._max_names = max_names
         self._names: set[str] = set()
         self._internal: dict[str, NamedRange] = {}

@@ -21,6 +21,7 @@ from mlotel_cli.records import BATCH_INDEX, KIND
 from mlotel_cli.telemetry.current import CURRENT
 from mlotel_cli.telemetry.decorate import decorate
 from mlotel_cli.telemetry.faults import Faults
+from mlotel_cli.telemetry.kept import KeptValues
 
 PREFIX = "mlotel"
 """Annotations are named mlotel|<category>|<batch or nothing>|<name>."""
@@ -68,11 +69,13 @@ class TorchRanges:
 
     Attributes:
         faults: where spans that an annotation cannot show are counted.
+        values: what `record()` was given.
     """
 
     def __init__(self, *, faults: Faults | None = None) -> None:
         """Nothing is recorded outside `TraceFile`."""
         self.faults = faults or Faults()
+        self.values = KeptValues()
 
     @staticmethod
     def current_span(

@@ -50,6 +50,7 @@ def settled(batch: int) -> dict[str, Any]:
             "accuracy": {"score": 1.0},
             "samples": [{"id": f"{batch}.0", "scores": {"score": 1.0}, "prediction": None, "target": None}],
             "error": "",
+            "recorded": [["boxes", 3.0 + batch, "{box}"]],
         }
     }
 
@@ -166,6 +167,8 @@ def test_ranges_and_results_become_spans_and_settlements(tmp_path: Path):
     assert spans[0, "batch"][1] != root[1]
     assert [span[7] for span in (root, reader, queue, client)] == ["INTERNAL", "INTERNAL", "INTERNAL", "CLIENT"]
     assert queue[15] == {"mlotel.kind": "queue"}
+    assert [spans[batch, "batch"][18] for batch in (0, 1)] == [[("boxes", 3.0, "{box}")], [("boxes", 4.0, "{box}")]]
+    assert reader[18] is None
     assert [(row["batch"], row["opened"], row["accuracy"]) for row in session.settled] == [
         (0, 4, {"score": 1.0}),
         (1, 4, {"score": 1.0}),

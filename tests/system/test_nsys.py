@@ -47,6 +47,8 @@ def test_a_profile_has_the_rows_of_an_evaluation(nsys: Path, tmp_path: Path):
     rows = run.batches
     assert rows["batch"].to_list() == list(range(20))
     assert rows["status"].unique().to_list() == ["scored"]
+    assert rows["data.num_detections"].null_count() == 0
+    assert 10 <= rows["data.num_detections"].mean() <= 15  # the rising part of the sine that the dummy records
     for stage in ("model_1", "model_2", "model_3"):
         assert rows[f"{stage}.host_ms"].min() >= 0.5  # its shortest sleep is 25 ms x 0.02
         assert rows[f"{stage}.calls"].to_list() == [1] * 20
@@ -84,7 +86,7 @@ def test_the_other_way_round(nsys: Path, tmp_path: Path):
     }
     rows = read_run(tmp_path / "run").batches
     assert rows.height == 15
-    assert rows["accuracy.score"].null_count() == 0
+    assert rows["accuracy.score"].null_count() == rows["data.num_detections"].null_count() == 0
     assert rows["latency_ms"].null_count() == 15
     assert not [name for name in rows.columns if name.endswith(".host_ms")]
 

@@ -234,6 +234,16 @@ def test_the_alias_and_values_work_and_make_no_noise(notes: Notes, caplog: pytes
     assert not caplog.records
 
 
+@pytest.mark.usefixtures("as_the_processes_backend")
+def test_values_of_a_batch_are_kept_for_who_asks():
+    with api.batch(7), span("stage"):
+        record("num_detections", 3, unit="{detection}")
+        record("num_detections", float("nan"))
+    values = api.PROVIDER.backend.values  # type: ignore[attr-defined]
+    assert values.take(7) == [("num_detections", 3.0, "{detection}")]
+    assert values.take(7) == []
+
+
 def test_nvtx_that_is_switched_off_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NVTX_DISABLE", "1")
     monkeypatch.setattr(nvtx, "enabled", lambda: False)
