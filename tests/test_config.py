@@ -68,13 +68,15 @@ def test_defaults_pass_the_check() -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes(option: str) -> None:
     module = ("pipeline.module={_target_: x}", "pipeline.modules=[a]") if option == "pipeline=module" else ()
-    check(composed(option, *module, mode="profile" if option.startswith("profiler=") else "eval"))
+    mode = {"profiler": "profile", "source": "monitor"}.get(option.partition("=")[0], "eval")
+    port = ("monitor.http.port=0",) if mode == "monitor" else ()
+    check(composed(option, *module, *port, mode=mode))
 
 
 def test_options_of_all_groups_are_seen() -> None:
     groups = {option.partition("=")[0] for option in OPTIONS}
     assert groups >= {"pipeline", "data", "metrics", "executor", "experiment", "optimize", "telemetry", "tracker"}
-    assert "profiler" in groups
+    assert groups >= {"profiler", "source"}
 
 
 def test_files_and_schema_agree_on_defaults() -> None:

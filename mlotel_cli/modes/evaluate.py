@@ -293,8 +293,10 @@ def apply_option(cfg: "DictConfig", parts: Parts) -> list[optimize.Change]:
     )
 
 
-def open_run(session: Session, cfg: "DictConfig", job: Job, *, mode: str, backend: str) -> None:
-    """Open the session of a run as `cfg` describes it; imports torch, for the environment."""
+def open_run(
+    session: Session, cfg: "DictConfig", job: Job, *, mode: str, backend: str, live: dict[str, Any] | None = None
+) -> None:
+    """Open the session of a run as `cfg` describes it; imports torch, for the environment. `live` is Opening's."""
     plain, machine, run_id = config.plain(cfg), environment(with_torch=True), new_run_id()
     tracker = {**plain["tracker"], "group": plain["tracker"]["group"] or job.sweep}
     opening = Opening(
@@ -310,6 +312,7 @@ def open_run(session: Session, cfg: "DictConfig", job: Job, *, mode: str, backen
         part_s=cfg.telemetry.part_s,
         max_names=cfg.telemetry.max_names,
         otlp=plain["telemetry"]["otlp"],
+        live=live,
     )
     has_device = cfg.device.startswith("cuda") and backend == "otel"
     session.open(

@@ -112,8 +112,25 @@ class Session:
         info: run.json's content, once closed.
     """
 
-    def __init__(self, run_dir: Path, *, say: Callable[[str], None], imports: tuple[str, ...] = ("polars",)) -> None:
-        """Start the recorder process and install the provider; nothing is written before `open`."""
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        say: Callable[[str], None],
+        imports: tuple[str, ...] = ("polars",),
+        link: RecorderLink | None = None,
+        on_signal: Callable[[int], None] | None = None,
+    ) -> None:
+        """Start the recorder process and install the provider; nothing is written before `open`.
+
+        Args:
+            run_dir: an existing folder.
+            say: takes the recorder's messages to the user.
+            imports: what the recorder imports at once.
+            link: a recorder that was started already.
+            on_signal: told of the first SIGINT or SIGTERM, for a run whose normal end that is; without it, the signal
+                raises Interrupted.
+        """
         self.run_dir = run_dir
         self.closing = Closing()
         self.info: Mapping[str, Any] | None = None
@@ -125,7 +142,8 @@ class Session:
         self._previous: dict[int, Any] = {}
         self._is_exiting = False
         self._came_late: int | None = None
-        self._link = RecorderLink(run_dir, imports=imports, say=say)
+        self._on_signal = on_signal
+        self._link = link or RecorderLink(run_dir, imports=imports, say=say)
         api.install()
 
     @property
@@ -248,7 +266,7 @@ class Session:
         finally:
             for signum, handler in self._previous.items():
                 signal.signal(signum, handler)
-        if self._came_late is not None and error is None:
+        if self._came_late is not None and error is None and self._on_signal is None:
             raise Interrupted(self._came_late)
 
     def _close(self, error: BaseException | None) -> None:
@@ -276,7 +294,9 @@ class Session:
             self._came_late = signum
             os.write(2, b"Finishing files and W&B; once more leaves that to the background.\n")
             return
-        raise Interrupted(signum)
+        if self._on_signal is None:
+            raise Interrupted(signum)
+        self._on_signal(signum)
 
 
 def _floats(scores: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""Where batches come from: a data set (`dataset`), a video (`video`), and the queue between live input and a pipeline."""
+"""Where batches come from: a data set (`dataset`), a video (`video`), and the queue before a pipeline."""
 
 from mlotel_cli.sources.dataset import Batches, Endless
 from mlotel_cli.sources.intake import Arrival, Health, Intake, Policy

@@ -96,7 +96,7 @@ class Intake:
             raise UsageError(
                 f"{key}.queue_size={policy.queue_size}: allowed: at least {key}.batch_size={policy.batch_size}"
             )
-        self._source = cast("Iterable[Any]", source)
+        self._source = source = cast("Any", source)
         self._is_live = bool(getattr(source, "is_live", True))
         self._when_full = policy.when_full or ("drop_oldest" if self._is_live else "block")
         self._policy = policy
@@ -233,11 +233,8 @@ class Intake:
                 if own:
                     health.state = CONNECTED
                 arrived_ns = self._now() if self._is_live else None
-                if isinstance(item, Arrival):
-                    queued = (item.data, item.arrived_ns, item.id)
-                else:
-                    queued = (item, arrived_ns, "")
-                if not self._put(queued):
+                known = isinstance(item, Arrival)
+                if not self._put((item.data, item.arrived_ns, item.id) if known else (item, arrived_ns, "")):
                     return
         except BaseException as error:  # raised again where the batches are taken
             self._error = error
@@ -289,5 +286,5 @@ def _stacked(items: list[Any]) -> Any:
     if hasattr(first, "__array__") and hasattr(first, "shape"):
         import numpy as np
 
-        return torch.from_numpy(np.stack(items))
+        return torch.from_numpy(np.stack(items))  # pyright: ignore[reportUnknownMemberType]
     return items
