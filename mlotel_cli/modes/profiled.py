@@ -61,7 +61,9 @@ class Spec:
 class ResultFile:
     """The far end of a session: lines in a file, which is whole after every line. `modes.session.Settling`."""
 
-    def __init__(self, spec: Spec, backend: "Nvtx | TorchRanges", capture: contextlib.AbstractContextManager[Any]) -> None:
+    def __init__(
+        self, spec: Spec, backend: "Nvtx | TorchRanges", capture: contextlib.AbstractContextManager[Any]
+    ) -> None:
         """`capture` is entered when the warm-up is over."""
         self.closing = Closing()
         self._path = Path(spec.results)
