@@ -1,0 +1,144 @@
+"""Where the spans of a trace lie in a picture: one lane per thread, nested spans in rows below. Pure.
+
+The terminal and the SVG draw the same layout. Waiting in a queue lies in the lane of the stage that it waited for.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlotel_cli.records import KIND, SpanRecord
+
+QUEUE = "queue"
+"""Value of `mlotel.kind` of a span that is waiting, and the first word of its name."""
+ROOTS = "batch"
+"""The lane of the roots: on which thread one was opened tells nothing, its end is on another."""
+
+BarKind = Literal["batch", "compute", "waiting"]
+
+
+@dataclass(slots=True)
+class Bar:
+    """One span in its lane. `row` counts from 0 and is deeper for what is nested or overlaps."""
+
+    span: SpanRecord
+    kind: BarKind
+    row: int
+
+    @property
+    def is_failed(self) -> bool:
+        """True for a span that ended with an error."""
+        return self.span.status == "ERROR"
+
+
+@dataclass(slots=True)
+class Lane:
+    """What happened on one thread; bars by start."""
+
+    name: str
+    bars: list[Bar] = field(default_factory=list[Bar])
+    num_rows: int = 0
+
+
+@dataclass(slots=True)
+class Waterfall:
+    """A picture of one batch, or several: lanes by the start of their first bar, roots first. Times in nanoseconds."""
+
+    lanes: list[Lane]
+    start_ns: int
+    end_ns: int
+
+    @property
+    def duration_ns(self) -> int:
+        """At least 1."""
+        return max(1, self.end_ns - self.start_ns)
+
+
+def bar_kind(span: SpanRecord) -> BarKind:
+    """What a span is in a picture; children of mlotel's own kinds other than queue are compute."""
+    if not span.parent_id:
+        return "batch"
+    return "waiting" if span.attributes.get(KIND) == QUEUE else "compute"
+
+
+def waits_for(span: SpanRecord) -> str:
+    """Name of the stage that a queue span waits for."""
+    return span.name.removeprefix(f"{QUEUE} ")
+
+
+def lay_out(spans: Sequence[SpanRecord]) -> Waterfall:
+    """Lanes and rows of the spans of one or several batches.
+
+    Raises:
+        ValueError: without any span.
+    """
+    if not spans:
+        raise ValueError("a picture needs a span")
+    ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
+    threads = _threads_of_stages(ordered)
+    lanes: dict[tuple[bool, str], Lane] = {}
+    for span in ordered:
+        kind = bar_kind(span)
+        name = ROOTS if kind == "batch" else _lane_of(span, kind, threads)
+        key = (kind == "batch", name)  # a thread may be called `batch` too
+        lanes.setdefault(key, Lane(name)).bars.append(Bar(span, kind, 0))
+    for lane in lanes.values():
+        _stack(lane)
+    first = [lane for (is_root, _), lane in lanes.items() if is_root]
+    others = [lane for (is_root, _), lane in lanes.items() if not is_root]
+    return Waterfall([*first, *others], ordered[0].start_ns, max(span.end_ns for span in ordered))
+
+
+def _threads_of_stages(spans: Iterable[SpanRecord]) -> dict[tuple[int | None, str], str]:
+    """The thread of each stage, by batch and by name alone (None) for batches that never reached it."""
+    threads: dict[tuple[int | None, str], str] = {}
+    for span in spans:
+        if bar_kind(span) == "compute":
+            threads.setdefault((span.batch, span.name), span.thread)
+            threads.setdefault((None, span.name), span.thread)
+    return threads
+
+
+def _lane_of(span: SpanRecord, kind: BarKind, threads: dict[tuple[int | None, str], str]) -> str:
+    if kind != "waiting":
+        return span.thread
+    stage = waits_for(span)
+    return threads.get((span.batch, stage)) or threads.get((None, stage)) or stage
+
+
+def _stack(lane: Lane) -> None:
+    """Give every bar the first row that is free and below its parent's; bars come by start."""
+    free_from: list[int] = []
+    rows: dict[int, int] = {}
+    for bar in lane.bars:
+        span = bar.span
+        row = rows[span.parent_id] + 1 if span.parent_id in rows else 0
+        while row < len(free_from) and free_from[row] > span.start_ns:
+            row += 1
+        free_from += [0] * (row + 1 - len(free_from))
+        free_from[row] = span.end_ns
+        rows[span.span_id] = bar.row = row
+    lane.num_rows = len(free_from)
+
+
+def ticks(duration_ns: int, *, at_most: int) -> list[int]:
+    """Round times from 0 on, at most so many, that divide a duration; nanoseconds."""
+    step = duration_ns / max(1, at_most)
+    magnitude = 10 ** math.floor(math.log10(step)) if step > 1 else 1
+    size = next(round(magnitude * each) for each in (1, 2, 5, 10, 20) if magnitude * each >= step)
+    return list(range(0, duration_ns + 1, max(1, size)))[: at_most + 1]
+
+
+def format_ms(duration_ns: float) -> str:
+    """Milliseconds with three digits or so, without unit."""
+    ms = duration_ns / 1e6
+    digits = 0 if ms >= 100 else 1 if ms >= 10 else 2 if ms >= 1 else 3
+    return f"{ms:.{digits}f}"
+
+
+def format_tick(time_ns: int, step_ns: int) -> str:
+    """A tick's label in milliseconds, with the decimals that its step needs."""
+    digits = max(0, min(6, 6 - math.floor(math.log10(step_ns)))) if step_ns else 0
+    text = f"{time_ns / 1e6:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text and time_ns == 0 else text
