@@ -195,6 +195,8 @@ class DeviceTimer:
                 if self._events.has_passed(event):
                     break
             else:
+                if best is not None:
+                    self._pool.append(best[1])
                 return False
             after = self._now()
             if best is not None and best[0] <= after - before:

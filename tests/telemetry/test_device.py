@@ -135,10 +135,10 @@ def test_events_are_used_again_once_they_have_passed_and_none_is_lost(device: Si
         device.time_ns += 5
         for mark in marks:
             timer.finish(mark)
-        device.time_ns += 30
+        device.time_ns += ANCHOR_EVERY_NS // 1_000  # the anchor is renewed twenty times
         assert all(timer.resolve(mark) for mark in marks)
 
-    assert timer.created <= 6  # four of two spans, the anchor, and one for its next try
+    assert timer.created <= 7  # four of two spans, the anchor, the best of the next one, and its next try
     assert timer.pooled == timer.created - 1
 
 
@@ -191,6 +191,44 @@ def test_the_anchor_is_the_tightest_and_is_renewed(device: SimulatedDevice, time
     assert timer._anchor is not first
     assert mark.end_ns is not None
     assert abs(mark.end_ns - 30) <= 40  # a few readings of the clock
+
+
+def test_of_several_tries_the_tightest_is_the_anchor(device: SimulatedDevice):
+    readings = iter([0, 9, 10, 13, 20, 23, 30, 37, 40, 48])
+    timer = DeviceTimer(device, now=lambda: next(readings))
+    assert timer.anchor()
+    assert timer._anchor_ns == 11  # in the middle of 10 and 13
+    assert (timer.created, timer.pooled) == (2, 1)
+
+
+def test_an_anchor_serves_for_five_seconds(device: SimulatedDevice, timer: DeviceTimer):
+    assert timer.anchor()
+    first = timer._anchor
+    device.time_ns = ANCHOR_EVERY_NS
+    assert timer._nearest_anchor() == (first, 0)
+    device.time_ns += 1
+    assert timer._nearest_anchor()[1] == ANCHOR_EVERY_NS + 1
+
+
+def test_the_calls_to_torch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: ("event", enable_timing))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    events, recorded = CudaEvents("cuda:1"), []
+    event = SimpleNamespace(record=lambda *stream: recorded.append(stream), elapsed_time=lambda end: end)
+    events.record(event)
+    events.record_aside(event)
+    assert recorded == [(), ("a stream of cuda:1",)]
+    assert events.elapsed_ns(event, 1.5) == 1_500_000
+    assert events.new_event() == ("event", True)
+    assert events.is_capturing()
+
+
+def test_a_device_that_gets_stuck_costs_no_event_that_had_passed(device: SimulatedDevice, timer: DeviceTimer):
+    passes = iter([True, *[False] * 1_000_000])
+    device.has_passed = lambda event: next(passes)  # type: ignore[method-assign]
+    assert not timer.anchor()
+    assert (timer.created, timer.pooled) == (2, 1)
 
 
 def test_a_device_that_is_stuck_gives_no_anchor(device: SimulatedDevice, timer: DeviceTimer):
