@@ -1,0 +1,223 @@
+"""Every sink but Parquet and W&B, composed: span metrics, live figures, HTTP; what a mode does not have is absent.
+
+The main loop calls everything here, but for the routes, which HTTP's threads call.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from mlotel_cli.recorder import prometheus
+from mlotel_cli.recorder.http import HttpServer, Reply, Routes
+from mlotel_cli.recorder.live import LiveState, Published
+from mlotel_cli.recorder.machine import GpuWatch, gpu_families, process_families
+from mlotel_cli.recorder.measurements import Family, Point
+from mlotel_cli.recorder.spanmetrics import SpanMetrics
+from mlotel_cli.recorder.workload import Workload
+from mlotel_cli.records import BatchRecord, SpanRecord
+
+STALE_S = 10.0
+"""Without a batch, a word of the workload or a turn of the main loop for so long, something is wrong."""
+
+SpanTaker = Callable[[SpanRecord], None]
+Health = Mapping[str, Mapping[str, Any]]
+"""By sink: ok, sent, lost, detail."""
+
+
+class Exports(Protocol):
+    """What the main loop feeds."""
+
+    @property
+    def span_takers(self) -> Sequence[SpanTaker]:
+        """Called with each span; none at all where nobody wants them."""
+        ...
+
+    def add_batch(self, record: BatchRecord) -> None:
+        """A row is finished."""
+        ...
+
+    def take_live(self, text: str) -> None:
+        """The workload reported."""
+        ...
+
+    def tick(self) -> None:
+        """Called a few times a second."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """What run.json says of these sinks."""
+        ...
+
+    def close(self) -> None:
+        """Finish; bounded in time."""
+        ...
+
+
+class NoExports:
+    """A run with Parquet and W&B only."""
+
+    span_takers: Sequence[SpanTaker] = ()
+
+    def add_batch(self, record: BatchRecord) -> None:
+        """Nobody wants it."""
+
+    def take_live(self, text: str) -> None:
+        """Nobody wants it."""
+
+    def tick(self) -> None:
+        """Nothing is due."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Nothing to say."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to finish."""
+
+
+class LiveExports:
+    """A monitor's: span metrics over HTTP, live figures for the workload and the status page."""
+
+    def __init__(
+        self,
+        opening: Mapping[str, Any],
+        *,
+        answer: Callable[[Mapping[str, Any]], None],
+        say: Callable[[str], None],
+        sinks: Callable[[], Health],
+        clock: Callable[[], float] = time.monotonic,
+        gpus: GpuWatch | None = None,
+    ) -> None:
+        """Start serving.
+
+        Args:
+            opening: the run's first message.
+            answer: takes the snapshot for the workload, once a second.
+            say: takes one line for the user.
+            sinks: health of the sinks that are not here.
+            clock: seconds, monotonic.
+            gpus: asked for the GPUs; by default NVML, where there is one.
+        """
+        live: Mapping[str, Any] = opening["live"]
+        self._answer, self._sinks, self._clock = answer, sinks, clock
+        self._identity: Mapping[str, Any] = opening["identity"]
+        self._service = {"service.name": str(self._identity.get("service.name") or "unknown_service")}
+        self._metrics = SpanMetrics(self._identity, max_names=opening["max_names"])
+        self._live = LiveState(now=clock(), slow_ms=live.get("slow_ms"))
+        self._gpus = gpus or GpuWatch()
+        self._workload = Workload()
+        self._is_ending = False
+        self._published = Published(clock(), {})
+        self._http = HttpServer(self._routes(), **live["http"])
+        if self._http.error:
+            say(f"No /metrics and no status page: {self._http.error}. The run goes on without; set monitor.http.port.")
+        self._publish()
+        self.span_takers: Sequence[SpanTaker] = (self._metrics.add_span,)
+
+    def add_batch(self, record: BatchRecord) -> None:
+        """Count a row."""
+        self._metrics.add_batch(record)
+        self._live.add(record, now=self._clock())
+
+    def take_live(self, text: str) -> None:
+        """Read what the workload reports.
+
+        Raises:
+            ValueError, TypeError, LookupError, AttributeError: when it makes no sense.
+        """
+        told = Workload.from_json(text, now=self._clock())
+        self._live.drop(max(0, told.dropped - self._workload.dropped))
+        self._workload = told
+
+    def tick(self) -> None:
+        """Once a second: publish, and tell the workload."""
+        if self._live.advance(now=self._clock()):
+            self._publish()
+            self._answer(self._published.snapshot)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Where it is served."""
+        return {"http": self._http.url}
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._gpus.close()
+        self._http.close()
+
+    def end(self) -> None:
+        """The run is over; what is measured stays to be read until `close`."""
+        self._is_ending = True
+
+    def families(self) -> Sequence[Family]:
+        """Everything measured so far; safe from any thread."""
+        workload, sinks = self._workload, self._published.snapshot["sinks"]
+        return [
+            *self._metrics.families(),
+            *workload.families(self._service),
+            *_sink_families(sinks, self._service),
+            *process_families(workload.process),
+            *gpu_families(self._gpus.readings),
+        ]
+
+    def _publish(self) -> None:
+        sinks = {**self._sinks(), "http": self._describe_http()}
+        self._published = self._live.publish(
+            now=self._clock(),
+            workload=self._workload,
+            sinks=sinks,
+            http=self._http.url,
+            ready=not self._not_ready(),
+        )
+
+    def _describe_http(self) -> dict[str, Any]:
+        http = self._http
+        detail = http.url or http.error
+        return {"ok": http.url is not None, "sent": http.num_requests, "lost": http.num_refused, "detail": detail}
+
+    # -- routes: on HTTP's threads --------------------------------------------------------------------------------
+
+    def _routes(self) -> Routes:
+        return {"/metrics": self._scrape, "/healthz": self._health, "/readyz": self._ready}
+
+    def _scrape(self) -> Reply:
+        return Reply(prometheus.render(self.families(), self._identity), prometheus.CONTENT_TYPE)
+
+    def _health(self) -> Reply:
+        return _verdict(self._stuck())
+
+    def _ready(self) -> Reply:
+        return _verdict(self._stuck() or self._not_ready())
+
+    def _stuck(self) -> str:
+        silent_s = self._clock() - self._published.at_s
+        return f"the recorder does nothing since {silent_s:.0f} s" if silent_s > STALE_S and not self._is_ending else ""
+
+    def _not_ready(self) -> str:
+        """Why no batch can be expected; empty when there is no reason."""
+        now, workload, batch_s = self._clock(), self._workload, self._live.batch_s
+        if self._is_ending:
+            return "the run is ending"
+        if workload.heard_s is None:
+            return "the workload has not reported yet"
+        if now - workload.heard_s > STALE_S:
+            return f"nothing heard of the workload for {now - workload.heard_s:.0f} s"
+        if workload.source["state"] != "connected":
+            return f"the source is {workload.source['state'] or 'unknown'}"
+        if batch_s is None:
+            return "no batch yet"
+        return f"no batch for {now - batch_s:.0f} s" if now - batch_s > STALE_S else ""
+
+
+def _verdict(problem: str) -> Reply:
+    return Reply(f"{problem or 'ok'}\n".encode(), status=503 if problem else 200)
+
+
+def _sink_families(sinks: Health, service: Mapping[str, str]) -> Sequence[Family]:
+    def points(key: str) -> list[Point]:
+        return [Point(float(sink[key]), {**service, "sink": name}) for name, sink in sinks.items()]
+
+    return [
+        Family("mlotel.sink.sent", "counter", "", "Rows, spans or answers that a sink took.", points("sent")),
+        Family("mlotel.sink.lost", "counter", "", "Rows, spans or answers that a sink dropped.", points("lost")),
+        Family("mlotel.sink.healthy", "gauge", "", "1 while a sink works, else 0.", points("ok")),
+    ]

@@ -1,0 +1,167 @@
+"""What the two processes and the GPUs are doing, by OpenTelemetry's names: process.* and hw.*."""
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlotel_cli.recorder.measurements import Family, Point
+
+MAX_GPUS = 64
+_PROCESS = "mlotel.process"
+
+
+def process_families(workload: Mapping[str, float]) -> Sequence[Family]:
+    """CPU time and memory of the recorder, this process, and of the workload as it told them."""
+    times = os.times()
+    cpu_s = {"workload": workload.get("cpu_s"), "recorder": times.user + times.system}
+    rss_bytes = {"workload": workload.get("rss_bytes"), "recorder": read_rss_bytes()}
+    return [
+        Family("process.cpu.time", "counter", "s", "CPU time, user and system.", _points(cpu_s)),
+        Family("process.memory.usage", "gauge", "By", "Resident memory.", _points(rss_bytes)),
+    ]
+
+
+def read_rss_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:
+    """Resident memory of this process; None where the system does not tell."""
+    try:
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _points(values: Mapping[str, float | None]) -> list[Point]:
+    return [Point(value, {_PROCESS: name}) for name, value in values.items() if value is not None]
+
+
+@dataclass(slots=True, frozen=True)
+class GpuReading:
+    """One GPU now; None for what its driver does not tell."""
+
+    id: str
+    name: str
+    utilization: float | None
+    memory_bytes: float | None
+    memory_limit_bytes: float | None
+    power_w: float | None
+    temperature_c: float | None
+
+
+def gpu_families(gpus: Sequence[GpuReading]) -> Sequence[Family]:
+    """Gauges by GPU; nothing without one."""
+
+    def family(
+        name: str, unit: str, description: str, values: Sequence[float | None], *, typed: bool = False
+    ) -> Family:
+        points = [
+            Point(value, {"hw.id": gpu.id, "hw.name": gpu.name} | ({"hw.type": "gpu"} if typed else {}))
+            for gpu, value in zip(gpus, values, strict=True)
+            if value is not None
+        ]
+        return Family(name, "gauge", unit, description, points)
+
+    if not gpus:
+        return []
+    return [
+        family("hw.gpu.utilization", "1", "Share of time in which a kernel ran.", [gpu.utilization for gpu in gpus]),
+        family("hw.gpu.memory.usage", "By", "GPU memory in use, by anyone.", [gpu.memory_bytes for gpu in gpus]),
+        family("hw.gpu.memory.limit", "By", "GPU memory in all.", [gpu.memory_limit_bytes for gpu in gpus]),
+        family("hw.power", "W", "Power draw.", [gpu.power_w for gpu in gpus], typed=True),
+        family("hw.temperature", "Cel", "Temperature.", [gpu.temperature_c for gpu in gpus], typed=True),
+    ]
+
+
+class Nvml:
+    """NVIDIA's management library through `nvidia-ml-py`, or a fake with the same functions."""
+
+    def __init__(self, library: Any) -> None:
+        """Initialise it, and find the GPUs.
+
+        Raises:
+            Exception: whatever the library raises where there is no driver.
+        """
+        self._library = library
+        library.nvmlInit()
+        count = min(library.nvmlDeviceGetCount(), MAX_GPUS)
+        self._devices = [library.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+
+    def read(self) -> tuple[GpuReading, ...]:
+        """Ask every GPU; what it cannot tell is None. May take milliseconds."""
+        return tuple(self._read(device) for device in self._devices)
+
+    def close(self) -> None:
+        """Let go of the library."""
+        self._library.nvmlShutdown()
+
+    def _read(self, device: Any) -> GpuReading:
+        library = self._library
+        memory = self._ask(library.nvmlDeviceGetMemoryInfo, device)
+        rates = self._ask(library.nvmlDeviceGetUtilizationRates, device)
+        power_mw = self._ask(library.nvmlDeviceGetPowerUsage, device)
+        return GpuReading(
+            id=_text(self._ask(library.nvmlDeviceGetUUID, device)),
+            name=_text(self._ask(library.nvmlDeviceGetName, device)),
+            utilization=None if rates is None else rates.gpu / 100,
+            memory_bytes=None if memory is None else memory.used,
+            memory_limit_bytes=None if memory is None else memory.total,
+            power_w=None if power_mw is None else power_mw / 1e3,
+            temperature_c=self._ask(library.nvmlDeviceGetTemperature, device, library.NVML_TEMPERATURE_GPU),
+        )
+
+    def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return question(*arguments)
+        except self._library.NVMLError:
+            return None
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "unknown")
+
+
+def open_nvml() -> Nvml | None:
+    """NVML; None, quietly, without the package, a driver or a GPU."""
+    try:
+        import pynvml  # pyright: ignore[reportMissingImports]
+
+        return Nvml(pynvml)
+    except Exception:  # a broken driver raises what it likes, and is no reason to end
+        return None
+
+
+class GpuWatch:
+    """Asks the GPUs every few seconds on a thread of its own: a driver can take its time, the recorder cannot.
+
+    Attributes:
+        readings: the latest.
+    """
+
+    def __init__(self, *, opener: Callable[[], Nvml | None] = open_nvml, period_s: float = 2.0) -> None:
+        """Start; the thread ends at once where there is no GPU."""
+        self.readings: tuple[GpuReading, ...] = ()
+        self._opener = opener
+        self._period_s = period_s
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlotel-gpu", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop asking; does not wait long for a driver that hangs."""
+        self._ending.set()
+        self._thread.join(2)
+
+    def _run(self) -> None:
+        nvml = self._opener()
+        if nvml is None:
+            return
+        try:
+            while True:
+                self.readings = nvml.read()
+                if self._ending.wait(self._period_s):
+                    break
+        except Exception:  # the driver is gone: better no figure than an old one
+            self.readings = ()
+        finally:
+            nvml.close()

@@ -1,0 +1,117 @@
+"""Quantiles over the last minute in bounded memory: logarithmic buckets in slots of a second.
+
+A quantile is within 1 % of a value that was measured: buckets grow by 2 %, and the middle of one is answered. Memory is
+bounded by the number of buckets (2,094 of either sign, of which a latency fills some tens) and slots.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+GROWTH = 1.02
+SMALLEST, LARGEST = 1e-6, 1e12
+"""Beyond these a value is counted as zero, or as the largest; in milliseconds, a nanosecond and 30 years."""
+_PER_LOG = 1 / math.log(GROWTH)
+_FIRST = 1 - math.floor(math.log(SMALLEST) * _PER_LOG)
+
+
+@dataclass(slots=True)
+class Counts:
+    """Values of one stretch of time."""
+
+    buckets: dict[int, int] = field(default_factory=dict[int, int])
+    count: int = 0
+    total: float = 0.0
+    largest: float = -math.inf
+
+    def add(self, value: float) -> None:
+        """Count a finite value."""
+        bucket = _bucket(value)
+        self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
+        self.count += 1
+        self.total += value
+        if value > self.largest:
+            self.largest = value
+
+    def merge(self, other: "Counts", *, sign: int = 1) -> None:
+        """Add what `other` counted; with -1 take it away again, which leaves `largest` as it is."""
+        for bucket, count in other.buckets.items():
+            left = self.buckets.get(bucket, 0) + sign * count
+            if left:
+                self.buckets[bucket] = left
+            else:
+                del self.buckets[bucket]
+        self.count += sign * other.count
+        self.total += sign * other.total
+        if sign > 0 and other.largest > self.largest:
+            self.largest = other.largest
+
+    def quantiles(self, *shares: float) -> list[float | None]:
+        """Values below which these shares lie; rising shares. None for each when nothing was counted."""
+        if not self.count:
+            return [None] * len(shares)
+        found: list[float | None] = []
+        ranks = iter([max(1, math.ceil(share * self.count)) for share in shares])
+        rank, seen = next(ranks), 0
+        for bucket, count in sorted(self.buckets.items()):
+            seen += count
+            while seen >= rank:
+                found.append(min(_middle(bucket), self.largest))
+                if (rank := next(ranks, 0)) == 0:
+                    return found
+        raise AssertionError("the buckets hold fewer than were counted")
+
+
+class Window:
+    """The last `num_slots` slots of one series, and the one that is being filled."""
+
+    __slots__ = ("_closed", "_slots", "add", "current")
+
+    def __init__(self, num_slots: int = 60) -> None:
+        """Empty; `add` counts a value in the current slot."""
+        self._slots: deque[Counts] = deque(maxlen=num_slots)
+        self._closed = Counts()
+        self._open()
+
+    def _open(self) -> None:
+        self.current = Counts()
+        self.add = self.current.add
+
+    def rotate(self) -> Counts:
+        """End the current slot and begin another; returns the one that ended."""
+        if len(self._slots) == self._slots.maxlen:
+            self._closed.merge(self._slots[0], sign=-1)
+        ended = self.current
+        self._slots.append(ended)
+        self._closed.merge(ended)
+        self._closed.largest = max(slot.largest for slot in self._slots)
+        if not self._closed.count:
+            self._closed.total = 0.0  # what rounding left
+        self._open()
+        return ended
+
+    def counts(self) -> Counts:
+        """Everything in the window; not to be changed, and true until the next `rotate`."""
+        if not self.current.count:
+            return self._closed
+        both = Counts(dict(self._closed.buckets), self._closed.count, self._closed.total, self._closed.largest)
+        both.merge(self.current)
+        return both
+
+
+def mean(counts: Counts) -> float | None:
+    """Exact, but for rounding."""
+    return counts.total / counts.count if counts.count else None
+
+
+def _bucket(value: float) -> int:
+    """Its number, which rises with the value; 0 is for what is next to nothing, negative ones mirror the others."""
+    size = abs(value)
+    if size < SMALLEST:
+        return 0
+    number = math.floor(math.log(min(size, LARGEST)) * _PER_LOG) + _FIRST
+    return number if value > 0 else -number
+
+
+def _middle(bucket: int) -> float:
+    return 0.0 if not bucket else math.copysign(math.exp((abs(bucket) - _FIRST + 0.5) / _PER_LOG), bucket)
