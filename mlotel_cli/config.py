@@ -5,6 +5,7 @@ It knows neither Hydra's launch (launch.py) nor what a mode does with the values
 
 import errno
 import inspect
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError
 
+from mlotel_cli import otlp_settings
 from mlotel_cli.config_errors import CONFIG_EXCEPTIONS, did_you_mean, listed, readable
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.hardware import check_device
@@ -38,6 +40,7 @@ def check(cfg: DictConfig) -> None:
     if "monitor" in cfg:
         check_port(cfg.monitor.http.host, cfg.monitor.http.port)
     check_device(cfg.device)
+    otlp_settings.check(cfg.telemetry.otlp, environ=os.environ)
 
 
 def split_source(node: DictConfig) -> tuple[SourcePolicy, DictConfig]:

@@ -14,7 +14,7 @@ import mlotel_cli
 PACKAGE = Path(mlotel_cli.__file__).parent
 LAYERS = (
     {"errors", "records", "paths", "schema", "tensors"},
-    {"config_errors", "hardware"},
+    {"config_errors", "hardware", "otlp_settings"},
     {"config", "telemetry", "analysis", "nsys"},
     {"recorder", "pipeline", "sources", "metrics", "optimize", "dummy"},
     {"execute"},
