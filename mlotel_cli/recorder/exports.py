@@ -48,6 +48,10 @@ class Exports(Protocol):
         """What run.json says of these sinks."""
         ...
 
+    def end(self) -> None:
+        """The run is over; what is measured stays to be read until `close`."""
+        ...
+
     def close(self) -> None:
         """Finish; bounded in time."""
         ...
@@ -70,6 +74,9 @@ class NoExports:
     def describe(self) -> Mapping[str, Any]:
         """Nothing to say."""
         return {}
+
+    def end(self) -> None:
+        """Nothing to do."""
 
     def close(self) -> None:
         """Nothing to finish."""
@@ -221,3 +228,14 @@ def _sink_families(sinks: Health, service: Mapping[str, str]) -> Sequence[Family
         Family("mlotel.sink.lost", "counter", "", "Rows, spans or answers that a sink dropped.", points("lost")),
         Family("mlotel.sink.healthy", "gauge", "", "1 while a sink works, else 0.", points("ok")),
     ]
+
+
+def create_exports(
+    opening: Mapping[str, Any],
+    *,
+    answer: Callable[[Mapping[str, Any]], None],
+    say: Callable[[str], None],
+    sinks: Callable[[], Health],
+) -> Exports:
+    """What the run's mode has: a monitor's when the opening has `live`."""
+    return NoExports() if not opening.get("live") else LiveExports(opening, answer=answer, say=say, sinks=sinks)

@@ -5,6 +5,7 @@ of a terminal or a service manager are blocked (in `__main__`), because the work
 """
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -13,6 +14,7 @@ import os
 import select
 import struct
 import sys
+import termios
 import threading
 import time
 import traceback
@@ -24,6 +26,7 @@ from mlotel_cli.analysis.runs import read_table
 from mlotel_cli.analysis.summary import summarise
 from mlotel_cli.errors import MlotelError, RecorderError
 from mlotel_cli.recorder.assemble import Assembler, Settled, unpack
+from mlotel_cli.recorder.exports import Exports, create_exports
 from mlotel_cli.recorder.otlp import CLOSE_S, NoMeasurements, create_otlp, notes
 from mlotel_cli.recorder.parquet import ParquetSink
 from mlotel_cli.recorder.wandb import TrackerSettings, create_tracker
@@ -57,9 +60,12 @@ class Recorder:
             started_ns=opening["started_ns"],
         )
         self._arrived: list[SpanRecord] = []
+        self._exports: Exports = create_exports(
+            opening, answer=answers.live, say=answers.say, sinks=self._describe_sinks
+        )
         self._settle_roots: bool = opening["settle_roots"]
         self._flushed_at = time.monotonic()
-        self._spans = 0
+        self._spans = self._rows = 0
         self._lost: int | None = None
         self._refused = 0
         self._closing: dict[str, Any] | None = None
@@ -94,7 +100,7 @@ class Recorder:
         for item in items:
             try:
                 self._take_one(item, now=now)
-            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 self._refused += 1
                 if self._refused == 1:
                     print(f"refused {item!r}: {error!r}", file=sys.stderr, flush=True)  # noqa: T201 - recorder.log
@@ -109,9 +115,13 @@ class Recorder:
             stamp = unpack(item)
             self._parquet.write_span(stamp.span)
             self._arrived.append(stamp.span)
+            for take_span in self._exports.span_takers:
+                take_span(stamp.span)
             self._assembler.add(stamp, now=now)
         elif kind == "settle":
             self._assembler.settle(_settled(item), now=now)
+        elif kind == "live":
+            self._exports.take_live(item[1])
         elif kind == "info":
             self._take_info(json.loads(item[1]))
         elif kind == "attach":
@@ -127,10 +137,12 @@ class Recorder:
         if now - self._flushed_at >= self._part_s:
             self._parquet.flush()
             self._flushed_at = now
+        self._exports.tick()
 
     def close(self) -> dict[str, Any]:
         """Finish rows, files and sinks; returns what run.json says in the end."""
         closing = self._closing or {"status": "interrupted", "error": "the workload ended without a word"}
+        self._exports.end()
         self._write_rows(self._assembler.finished(now=time.monotonic(), closing=True))
         self._parquet.close({})
         self._info["notes"] += self._parquet.notes
@@ -152,6 +164,7 @@ class Recorder:
         self._write_info()  # a kill while W&B finishes must not cost the summary
         self._tracker.close(summary, exit_code=0 if closing["status"] == "complete" else 1)
         self._info.update(status=closing["status"], wandb=self._tracker.describe())
+        self._exports.close()
         self._write_info()
         return self._info
 
@@ -162,13 +175,26 @@ class Recorder:
             self._parquet.flush()
         self._otlp.close(1.0)
         self._tracker.close({}, exit_code=1)
+        self._exports.close()
         self._info.update(status="failed", error=reason, ended_ns=time.time_ns())
         self._write_info()
 
     def _write_rows(self, records: Iterator[BatchRecord]) -> None:
         for record in records:
+            self._rows += 1
             self._parquet.write(record)
             self._tracker.write(record)
+            self._exports.add_batch(record)
+
+    def _describe_sinks(self) -> dict[str, dict[str, Any]]:
+        """Health of the sinks that are no exports."""
+        sinks: dict[str, dict[str, Any]] = {"parquet": {"ok": True, "sent": self._rows, "lost": 0, "detail": ""}}
+        wandb = self._tracker.describe()
+        if wandb["mode"] != "disabled":
+            detail = wandb["error"] or wandb["url"] or wandb["mode"]
+            sent, lost = wandb["rows_logged"], wandb["rows_lost"]
+            sinks["wandb"] = {"ok": not wandb["error"], "sent": sent, "lost": lost, "detail": detail}
+        return sinks
 
     def _take_info(self, info: dict[str, Any]) -> None:
         self._info.update({key: value for key, value in info.items() if key != "config"})
@@ -179,7 +205,7 @@ class Recorder:
         return read_table(self._run_dir / "batches.parquet")
 
     def _write_info(self) -> None:
-        self._info["wandb"] = self._tracker.describe()
+        self._info.update(wandb=self._tracker.describe(), **self._exports.describe())
         unfinished = self._run_dir / ".run.json.tmp"
         try:
             unfinished.write_text(json.dumps(self._info, indent=2, default=str))
@@ -203,6 +229,13 @@ class Answers:
         with contextlib.suppress(OSError):  # a full disk must not silence the other way
             print(text, file=sys.stderr, flush=True)  # noqa: T201 - stderr is recorder.log
         self._send({"say": text})
+
+    def live(self, snapshot: Mapping[str, Any]) -> None:
+        """What happens now; left out while the last one has not been read, so that it never blocks."""
+        with contextlib.suppress(OSError, ValueError):
+            (unread,) = struct.unpack("i", fcntl.ioctl(self._pipe, termios.FIONREAD, b"\0" * 4))
+            if not unread:
+                self._send({"live": snapshot})
 
     def result(self, info: Mapping[str, Any]) -> None:
         """The last answer."""
