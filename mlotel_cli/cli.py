@@ -36,6 +36,26 @@ mlotel profile -cd my_project/conf profile.batches=200
 mlotel profile profiler=torch
 mlotel compare outputs/eval/RUN outputs/profile/RUN
 """
+_MONITOR_EXAMPLES = """[bold]Examples[/]
+
+mlotel monitor
+mlotel monitor source=video source.uri=rtsp://127.0.0.1:8554/gate
+mlotel monitor -cd my_project/conf source=video source.uri=traffic.mp4 source.loop=true
+"""
+_TRACE_EXAMPLES = """[bold]Examples[/]
+
+mlotel trace outputs/eval/RUN
+mlotel trace outputs/eval/RUN --batch worst
+mlotel trace outputs/eval/RUN --batch 10-30 --format perfetto -o trace.json
+"""
+
+
+class TraceFormat(StrEnum):
+    """What --format writes."""
+
+    perfetto = "perfetto"
+    otlp_json = "otlp-json"
+    svg = "svg"
 
 
 class ConfigKind(StrEnum):
@@ -158,6 +178,25 @@ def profile(
     raise typer.Exit(launch("profile", flags, overrides or []))
 
 
+@app.command(cls=HydraCommand, epilog=_MONITOR_EXAMPLES)
+def monitor(
+    overrides: Overrides = None,
+    multirun: Multirun = False,
+    cfg: Cfg = None,
+    package: Package = None,
+    resolve: Resolve = False,
+    info: Info = None,
+    config_dir: ConfigDir = None,
+    config_name: ConfigName = None,
+    debug: Debug = False,
+) -> None:
+    """Run the pipeline on live input around the clock, with the same spans."""
+    from mlotel_cli.launch import HydraFlags, launch
+
+    flags = HydraFlags(multirun, cfg, package, resolve, info, config_dir, config_name, debug)
+    raise typer.Exit(launch("monitor", flags, overrides or []))
+
+
 @app.command()
 def compare(
     eval_run: Annotated[Path, typer.Argument(help="Run directory of the evaluation.", show_default=False)],
@@ -168,6 +207,24 @@ def compare(
     from mlotel_cli.modes.compare import main
 
     raise typer.Exit(main(eval_run, profile_run, debug=debug))
+
+
+@app.command(epilog=_TRACE_EXAMPLES)
+def trace(
+    run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
+    batch: Annotated[
+        str | None, typer.Option("--batch", "-b", help="N, A-B, median, p95, worst or failed.", show_default="median")
+    ] = None,
+    form: Annotated[
+        TraceFormat | None, typer.Option("--format", "-f", help="Write a file for another viewer instead of drawing.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="That file; without it, stdout.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Show the batches worth a look, and who waited for whom in one of them."""
+    from mlotel_cli.modes.trace import main
+
+    raise typer.Exit(main(run, batch=batch, form=form, output=output, debug=debug))
 
 
 @app.command()

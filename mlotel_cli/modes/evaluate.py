@@ -142,7 +142,7 @@ class Evaluation:
         samples = []
         failure: StageError | None = None
         try:
-            _check(finished)
+            check_finished(finished)
             scores, samples = self._parts.scorer.score(batch, finished.output, index=numbered.index)
         except StageError as error:
             failure = self._explain(error, finished)
@@ -231,7 +231,7 @@ def _raising(error: DataError) -> Iterator[Batch]:
     yield
 
 
-def _check(finished: Finished) -> None:
+def check_finished(finished: Finished) -> None:
     """Refuse a batch that cannot be scored, naming batch, stage and cause."""
     index, error = finished.numbered.index, finished.error
     if finished.numbered.batch.size < 1:

@@ -137,6 +137,17 @@ class Intake:
         """Items waiting, and how many may."""
         return len(self._items), self._policy.queue_size
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the source has no more."""
+        return self._ended
+
+    def count_dropped(self, reason: str, count: int) -> None:
+        """Count items that were taken and not used."""
+        if count:
+            with self._changed:
+                self._dropped[reason] += count
+
     def forget_waiting(self, reason: str) -> None:
         """Drop what waits, counted under `reason`: what came while nobody could take it."""
         with self._changed:

@@ -114,15 +114,20 @@ class RecorderLink:
         self._on_death = on_death
         self._on_live = on_live
         self._result: dict[str, Any] | None = None
-        self._process, self._to_recorder, from_recorder = _start_process(run_dir, imports)
-        self._listener = threading.Thread(target=self._listen, args=(from_recorder,), name="mlotel-says", daemon=True)
-        self._listener.start()
+        self._imports = imports
+        self._connect()
         self._thread = threading.Thread(target=self._run, name="mlotel-handoff", daemon=True)
         _links.add(self)
+
+    def _connect(self) -> None:
+        self._process, self._to_recorder, from_recorder = _start_process(self.run_dir, self._imports)
+        self._listener = threading.Thread(target=self._listen, args=(from_recorder,), name="mlotel-says", daemon=True)
+        self._listener.start()
 
     def open(self, opening: Opening, *, flush_ms: int = 50) -> None:
         """Begin the run: the recorder writes run.json and starts its sinks; from now on the queue is handed over."""
         self._flush_s = flush_ms / 1000
+        self._opening = opening
         self._queue.appendleft(("open", json.dumps(asdict(opening), default=str)))
         self._thread.start()
 
@@ -176,6 +181,9 @@ class RecorderLink:
         self.send("close", json.dumps(closing))
         self._closing = True
         self._wake.set()
+        return self._await_result(timeout_s)
+
+    def _await_result(self, timeout_s: float) -> dict[str, Any]:
         self._listener.join(timeout_s)
         if self._result is None:
             if self._process.poll() is None and self._listener.is_alive():
@@ -204,21 +212,29 @@ class RecorderLink:
 
     def _run(self) -> None:
         try:
-            while True:
-                self._wake.wait(self._flush_s)
-                closing = self._closing
-                self._wake.clear()
-                self._drain()
-                if closing and not self._queue and not self._waiting:
-                    break
-                if self._process.poll() is not None:
-                    raise BrokenPipeError
+            self._hand_over()
         except OSError:
             self._dead = True
         finally:
             self._close_pipe()
         if self._dead:
             self._discard()
+
+    def _hand_over(self) -> None:
+        """Until the run is closed and all is handed over.
+
+        Raises:
+            OSError: when the recorder is gone.
+        """
+        while True:
+            self._wake.wait(self._flush_s)
+            closing = self._closing
+            self._wake.clear()
+            self._drain()
+            if closing and not self._queue and not self._waiting:
+                return
+            if self._process.poll() is not None:
+                raise BrokenPipeError
 
     def _drain(self) -> None:
         queue = self._queue
