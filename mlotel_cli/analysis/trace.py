@@ -145,7 +145,7 @@ def _what_took_longer(row: dict[str, Any], medians: "pl.DataFrame") -> str:
             continue
         name, _, measure = column.rpartition(".")
         label = f"queue {name}" if measure == "queue_ms" else name
-        ratio = f" ({value / median:.1f} x its median)" if median > 0 and measure == "host_ms" else ""
+        ratio = f" ({value / median:.1f} x)" if median > 0 and measure == "host_ms" else ""
         over.append((value - median, f"{label} +{value - median:.3g} ms{ratio}"))
     over.sort(key=lambda each: -each[0])
     threshold = 0.1 * over[0][0] if over else 0.0

@@ -106,7 +106,7 @@ class Progress:
 
 def print_results(info: Mapping[str, Any], run_dir: Path, *, console: Console | None = None) -> None:
     """The closing table on stdout: accuracy, then latency by stage, then where everything lies."""
-    console = console or _stdout()
+    console = console or stdout()
     summary = info["summary"]
     _print_accuracy(console, summary)
     _print_latency(console, summary)
@@ -115,8 +115,8 @@ def print_results(info: Mapping[str, Any], run_dir: Path, *, console: Console | 
         say(line)
 
 
-def _stdout() -> Console:
-    """Nobody narrows a file's or a pipe's lines: tables take what they need there."""
+def stdout() -> Console:
+    """A console on stdout. Nobody narrows a file's or a pipe's lines: tables take what they need there."""
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console() if known else Console(width=_PIPE_COLUMNS)
 

@@ -273,6 +273,6 @@ def test_paths_below_the_current_folder_are_shown_short(tmp_path: Path, monkeypa
 
 def test_a_pipe_is_wide_and_a_terminal_as_wide_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    assert display._stdout().width == 200
+    assert display.stdout().width == 200
     monkeypatch.setenv("COLUMNS", "70")
-    assert display._stdout().width == 70
+    assert display.stdout().width == 70

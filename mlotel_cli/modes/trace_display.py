@@ -1,0 +1,184 @@
+"""What `mlotel trace` prints: the batches worth a look, a waterfall, its spans, and its critical path.
+
+Names and messages are the user's own text: nothing in them is markup.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlotel_cli.analysis.critical_path import critical_path, shares
+from mlotel_cli.analysis.runs import Run, query_table
+from mlotel_cli.analysis.trace import Choice
+from mlotel_cli.analysis.waterfall import bar_kind, format_ms, lay_out
+from mlotel_cli.analysis.waterfall_text import ASCII, UNICODE, Glyphs, draw
+from mlotel_cli.modes.display import sayer, stdout
+from mlotel_cli.records import KIND, SpanRecord
+
+_STYLES = {"compute": "cyan", "waiting": "yellow", "batch": "bright_black", "failed": "red", "axis": "bright_black"}
+_MAX_LISTED = 30
+_MAX_COLUMNS = 200
+_MIN_SHARE = 0.005
+"""Steps of the critical path below this share of it are left out of the sentence."""
+
+
+def print_choice(choice: Choice, run: Run, *, console: Console | None = None) -> None:
+    """The batches worth a look, and how to draw one."""
+    console = console or stdout()
+    say = sayer(console)
+    info = run.info
+    traced = "" if choice.num_traced >= choice.num_batches else f", {choice.num_traced} of them with spans"
+    say(f"{info.get('mode', 'run')} {info.get('name', '')}: {run.status}, {choice.num_batches} batches{traced}")
+    if not choice.picks:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("batch", justify="right")
+    table.add_column("ms", justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for pick in choice.picks:
+        latency = "" if pick.latency_ms is None else format_ms(pick.latency_ms * 1e6)
+        role = pick.status if pick.role == "failed" else pick.role
+        table.add_row(str(pick.batch), latency, role, Text(pick.why, style="red" if pick.role == "failed" else ""))
+    console.print()
+    console.print(table)
+    listed = sum(pick.role == "failed" for pick in choice.picks)
+    if choice.num_failed > listed:
+        say(f"and {choice.num_failed - listed} more that failed or were skipped")
+    example = next((pick.batch for pick in choice.picks if pick.role in ("failed", "worst")), choice.picks[0].batch)
+    say(f"Draw one: mlotel trace {shlex.quote(str(run.path))} --batch {example}")
+    console.print()
+
+
+def print_waterfall(
+    spans: Sequence[SpanRecord], run: Run, *, title: str, is_single: bool, console: Console | None = None
+) -> None:
+    """The picture; of a single batch also its spans, its values and its critical path."""
+    console = console or stdout()
+    glyphs = _glyphs(console)
+    console.print(Text(title, style="bold"))
+    for line in draw(lay_out(spans), columns=min(console.width, _MAX_COLUMNS), glyphs=glyphs):
+        pieces = [(piece.text, _STYLES.get(piece.what, "")) for piece in line]
+        console.print(Text.assemble(*pieces), no_wrap=True, overflow="crop")
+    say = sayer(console)
+    say(f"{glyphs.compute * 2} compute  {glyphs.waiting * 2} waiting in a queue")
+    if not is_single:
+        return
+    console.print()
+    console.print(_span_table(spans))
+    if len(spans) > _MAX_LISTED:
+        say(f"and {len(spans) - _MAX_LISTED} more spans")
+    for text in (_values(run, spans[0].batch), _path(spans)):
+        if text:
+            console.print(Text(text))
+
+
+def _glyphs(console: Console) -> Glyphs:
+    try:
+        "".join((UNICODE.compute, UNICODE.waiting, UNICODE.tick)).encode(console.encoding)
+    except (LookupError, UnicodeEncodeError):
+        return ASCII
+    return UNICODE
+
+
+def _span_table(spans: Sequence[SpanRecord]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("span", no_wrap=True, overflow="ellipsis", ratio=2)
+    table.add_column("thread", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("from, ms", justify="right", no_wrap=True)
+    table.add_column("took, ms", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, overflow="ellipsis", ratio=3)
+    start_ns = min(span.start_ns for span in spans)
+    depths = _depths(spans)
+    for span in spans[:_MAX_LISTED]:
+        table.add_row(
+            Text("  " * depths[span.span_id] + span.name),
+            Text(span.thread),
+            format_ms(span.start_ns - start_ns),
+            format_ms(span.end_ns - span.start_ns),
+            _notes(span),
+        )
+    return table
+
+
+def _depths(spans: Sequence[SpanRecord]) -> Mapping[int, int]:
+    parents = {span.span_id: span.parent_id for span in spans}
+    depths: dict[int, int] = {}
+    for span in spans:
+        depth, above = 0, span.parent_id
+        while above in parents and depth < len(parents):
+            depth, above = depth + 1, parents[above]
+        depths[span.span_id] = depth
+    return depths
+
+
+def _notes(span: SpanRecord) -> Text:
+    """The error first, then device time, events and attributes."""
+    notes = Text()
+    if span.status == "ERROR":
+        notes.append(f"ERROR {' '.join(span.status_message.split())}  ", style="red")
+    if bar_kind(span) == "waiting":
+        notes.append("waiting  ", style="yellow")
+    if span.device_ns is not None:
+        notes.append(f"device {format_ms(span.device_ns)} ms  ")
+    for _, name, _ in span.events:
+        if name != "exception":  # the status says it already
+            notes.append(f"event {name}  ")
+    for name, value in span.attributes.items():
+        if name != KIND and not name.startswith("batch."):
+            notes.append(f"{name}={_brief(value)}  ")
+    notes.rstrip()
+    return notes
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _values(run: Run, batch: int | None) -> str:
+    """What was recorded and scored in a batch."""
+    import polars as pl
+
+    rows = query_table(run.path / "batches.parquet", lambda frame: frame.filter(pl.col("batch") == batch)).to_dicts()
+    given = {name: value for name, value in (rows[0] if rows else {}).items() if value is not None}
+    parts = [
+        f"{name.partition('.')[2]} {_brief(value)}"
+        for name, value in given.items()
+        if name.startswith(("accuracy.", "data.")) and not name.endswith((".host_ms", ".queue_ms", ".calls"))
+    ]
+    ended = [f"{given['status']}: {given['error']}"] if given.get("error") else [str(given.get("status") or "")]
+    return "  ".join(part for part in (*ended, *parts) if part)
+
+
+def _path(spans: Sequence[SpanRecord]) -> str:
+    """The critical path in one sentence."""
+    steps = critical_path(spans)
+    whole_ns = sum(step.duration_ns for step in steps)
+    parts = [
+        f"{name} {format_ms(took_ns)}"
+        for name, took_ns in _merged((step.name, step.duration_ns) for step in steps if step.kind != "untraced")
+        if took_ns >= _MIN_SHARE * whole_ns
+    ]
+    if not parts:
+        return ""
+    kinds = shares(steps)
+    said = [
+        f"; {kinds[kind]:.0%} of it {text}"
+        for kind, text in (("waiting", "waiting"), ("untraced", "in no span"))
+        if kinds.get(kind, 0.0) >= _MIN_SHARE
+    ]
+    return f"critical path, ms: {' > '.join(parts)}{''.join(said)}"
+
+
+def _merged(steps: Iterator[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """Steps of one name that follow each other, as one."""
+    for name, group in groupby(steps, key=lambda step: step[0]):
+        yield name, sum(took_ns for _, took_ns in group)
