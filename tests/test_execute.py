@@ -1,13 +1,13 @@
 """The sequential executor: spans, parents, order, blame for errors, waiting for the source, thread state."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from mlotel_cli import execute
 from mlotel_cli.execute import Finished, Inference, Numbered, SequentialExecutor
 from mlotel_cli.records import BATCH_INDEX, BATCH_SIZE, Batch
 from mlotel_cli.telemetry import api
@@ -119,7 +119,7 @@ def test_a_batch_without_items_runs_no_stage_and_opens_no_span() -> None:
 
 def test_waiting_for_the_source_is_measured_apart_from_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0]
-    monkeypatch.setattr(execute.time, "perf_counter_ns", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: clock[0])
 
     def source() -> Iterator[Numbered]:
         for one in numbered("a", "b"):

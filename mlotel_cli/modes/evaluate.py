@@ -4,7 +4,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +12,20 @@ from rich.console import Console
 
 from mlotel_cli import config, optimize
 from mlotel_cli.errors import DataError, StageError, UsageError
-from mlotel_cli.execute import Finished, Inference, Numbered, SequentialExecutor
+from mlotel_cli.execute import Executor, Finished, Inference, Numbered, SequentialExecutor, create_executor
 from mlotel_cli.hardware import environment
 from mlotel_cli.metrics import Scorer
 from mlotel_cli.modes.control import Control, stretch_length
 from mlotel_cli.modes.display import Progress, print_results, sayer
 from mlotel_cli.modes.session import Session, Settling, identify, new_run_id
-from mlotel_cli.pipeline import Stage, outputs, stages_of
+from mlotel_cli.pipeline import Stage, stages_of
 from mlotel_cli.records import Batch
 from mlotel_cli.schema import Job
 from mlotel_cli.sources import Batches
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.device import CudaEvents, DeviceTimer
 from mlotel_cli.telemetry.handoff import Opening
-from mlotel_cli.telemetry.off import OFF
+from mlotel_cli.telemetry.off import OffHere
 from mlotel_cli.tensors import find_nan
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Parts:
     data: Batches
     scorer: Scorer
     pipeline: Any = None
+    executor: Executor | None = None
 
 
 def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
@@ -84,7 +85,7 @@ class Evaluation:
         self._session = session
         self._parts = parts
         self._console = console
-        self._executor = SequentialExecutor(parts.stages)
+        self._executor = parts.executor or SequentialExecutor(parts.stages)
         self._wait_for_result = result_waiter(cfg.device)
         self._scoring_ns = 0
         self._num_batches = 0
@@ -104,16 +105,17 @@ class Evaluation:
             progress.start()
             start = time.perf_counter()
             try:
-                for finished in self._executor.run(self._numbered()):
-                    self._num_batches += 1
-                    waited_ns = self._wait_for_result()
-                    if self._control is not None:
-                        self._control.after(finished.busy_ns + waited_ns)
-                    progress.advance(finished.numbered.batch.size, self._settle(finished))
-                    session.link.wait_for_room()
+                with closing(self._executor.run(self._numbered(), hold=session.link.wait_for_room)) as running:
+                    for finished in running:
+                        self._num_batches += 1
+                        waited_ns = self._wait_for_result()
+                        if self._control is not None:
+                            self._control.after(finished.busy_ns + waited_ns)
+                        progress.advance(finished.numbered.batch.size, self._settle(finished))
             finally:
                 session.closing.wall_s = time.perf_counter() - start
-                session.closing.scoring_s = self._scoring_ns / 1e9
+                # Beside running stages scoring takes no time of theirs that could be subtracted.
+                session.closing.scoring_s = 0.0 if self._executor.is_concurrent else self._scoring_ns / 1e9
                 reasons = self._compute()
                 if self._control is not None:
                     session.closing.telemetry["control"] = self._control.result()
@@ -175,7 +177,7 @@ class Evaluation:
         already = f" (the batch's data had {before} already)" if before else ""
         try:
             with _unrecorded():
-                for name, output in outputs(self._parts.stages, data):
+                for name, output in self._executor.outputs(data):
                     nan = find_nan(output)
                     if nan is not None:
                         where = f"batch {finished.numbered.index}: stage {name}"
@@ -191,16 +193,16 @@ class Evaluation:
         data = self._parts.data
         times_s: list[float] = []
         passing = iter(data)
+        began = time.perf_counter()
         try:
-            for batch in itertools.islice(passing, self._cfg.eval.warmup_batches):
-                self._head.append(batch)
-                began = time.perf_counter()
-                (finished,) = self._executor.run(iter([Numbered(batch.index, 0, batch)]))
-                times_s.append(time.perf_counter() - began)
-                if finished.error is not None:
-                    break  # the run itself will meet it, at the same batch, and say so
+            with closing(self._executor.run(self._first(passing))) as running:
+                for finished in running:
+                    times_s.append((finished.busy_ns + self._wait_for_result()) / 1e9)
+                    if finished.error is not None:
+                        break  # the run itself will meet it, at the same batch, and say so
         except DataError as error:  # the same; only a source that ended by it would not raise it again
             passing = _raising(error)
+        took_s = time.perf_counter() - began
         if data.is_one_shot:
             self._rest = passing
         else:
@@ -208,8 +210,13 @@ class Evaluation:
         self._session.closing.warmup = {
             "batches": len(times_s),
             "first_batch_ms": times_s[0] * 1e3 if times_s else None,
-            "total_s": sum(times_s),
+            "total_s": min(sum(times_s), took_s),  # less than the sum where batches overlap
         }
+
+    def _first(self, batches: Iterator[Batch]) -> Iterator[Numbered]:
+        for batch in itertools.islice(batches, self._cfg.eval.warmup_batches):
+            self._head.append(batch)
+            yield Numbered(batch.index, 0, batch)
 
     def _numbered(self) -> Iterator[Numbered]:
         index = itertools.count()
@@ -260,7 +267,30 @@ def build(cfg: "DictConfig") -> Parts:
             f"eval.repeats={cfg.eval.repeats}: the data, a {type(data).__name__}, can be iterated once only; "
             "give a data set that starts anew"
         )
-    return Parts(stages_of(pipeline), batches, Scorer(metrics), pipeline)
+    stages = stages_of(pipeline)
+    return Parts(stages, batches, Scorer(metrics), pipeline, executor_of(cfg, stages))
+
+
+def executor_of(cfg: "DictConfig", stages: Mapping[str, Stage] | Stage) -> Executor:
+    """The executor that the configuration asks for.
+
+    Raises:
+        UsageError: when it does not fit the pipeline, or the run.
+    """
+    given = cfg.executor
+    if cfg.eval.control and str(given.kind) != "sequential":
+        raise UsageError(
+            "eval.control=true switches telemetry between batches, and with executor=pipelined there is no between; "
+            "use executor=sequential"
+        )
+    return create_executor(
+        stages,
+        inference=Inference(cfg.device, autocast=autocast_of(cfg)),
+        kind=str(given.kind),
+        queue_size=given.queue_size,
+        replicas={str(name): int(count) for name, count in given.replicas.items()},
+        stage_timeout_s=given.stage_timeout_s,
+    )
 
 
 def autocast_of(cfg: "DictConfig") -> str | None:
@@ -355,9 +385,9 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def _unrecorded() -> Generator[None]:
-    """Spans off for a moment."""
+    """Spans off on this thread, for a moment."""
     backend = api.PROVIDER.backend
-    api.use(OFF)
+    api.use(OffHere(backend))
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """The `off` backend: a span becomes nothing. For control runs and warm-up."""
 
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -46,3 +47,29 @@ class Off:
 
 
 OFF = Off()
+
+
+class OffHere:
+    """Off on the thread that makes it; on every other one spans stay what `backend` makes of them."""
+
+    def __init__(self, backend: Any) -> None:
+        """Stand in for `backend`."""
+        self._backend = backend
+        self._thread = threading.get_ident()
+
+    @staticmethod
+    def start_span(here: "OffHere", tracer: trace.Tracer, *arguments: Any) -> trace.Span:
+        """As the backend of this thread; arguments as in `start_span`."""
+        backend = here.backend
+        return backend.start_span(backend, tracer, *arguments)
+
+    @staticmethod
+    def current_span(here: "OffHere", tracer: trace.Tracer, *arguments: Any) -> Any:
+        """As the backend of this thread; arguments as in `start_as_current_span`."""
+        backend = here.backend
+        return backend.current_span(backend, tracer, *arguments)
+
+    @property
+    def backend(self) -> Any:
+        """The backend of the calling thread."""
+        return OFF if threading.get_ident() == self._thread else self._backend

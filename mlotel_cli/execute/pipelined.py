@@ -1,0 +1,279 @@
+"""A thread per stage, bounded queues between them: while one batch is read, the next is detected.
+
+    source thread -> line -> stage's thread(s) -> line -> ... -> line -> whoever iterates over `run`
+
+A stage with several threads leaves its batches in order all the same: lines restore it. A batch that failed travels on,
+past the stages, so that order holds for it too. All threads begin and end with `run`.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from queue import Empty
+from typing import Any
+
+from mlotel_cli.errors import StageError
+from mlotel_cli.execute.batches import Finished, Hold, Numbered, never
+from mlotel_cli.execute.carried import Carried
+from mlotel_cli.execute.inference import Inference
+from mlotel_cli.execute.line import End, Line
+from mlotel_cli.telemetry.api import PROVIDER, SCOPE
+
+logger = logging.getLogger("mlotel.execute")
+
+GRACE_S = 5.0
+"""How long a run that ends early waits for a stage in the middle of a batch, and for a source that blocks."""
+UNFINISHED = "the run ended before this batch was through"
+
+StageCall = Callable[[Any], Any]
+
+
+@dataclass(slots=True)
+class Station:
+    """A stage and its place in the pipeline.
+
+    Attributes:
+        name: of the stage.
+        call: the stage.
+        threads: how many run it.
+        turn: held while it runs; None for a stage that runs in several threads anyway.
+    """
+
+    name: str
+    call: StageCall
+    threads: int
+    turn: "threading.Lock | None"
+
+
+class PipelinedExecutor:
+    """Runs every stage in threads of its own. See `Executor`; one `run` at a time."""
+
+    is_concurrent = True
+
+    def __init__(
+        self,
+        stages: Mapping[str, StageCall],
+        *,
+        inference: Inference,
+        queue_size: int = 2,
+        replicas: Mapping[str, int] | None = None,
+        stage_timeout_s: float | None = None,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        """Prepare; see `create_executor`. `grace_s` is how long a run that ends early waits for its threads."""
+        counts = replicas or {}
+        self.inference = inference
+        self.stage_timeout_s = stage_timeout_s
+        self.grace_s = grace_s
+        self.stations = [
+            Station(name, call, counts.get(name, 1), None if counts.get(name, 1) > 1 else threading.Lock())
+            for name, call in stages.items()
+        ]
+        self._queue_size = queue_size
+        self._lines = self._new_lines()
+
+    def run(self, batches: Iterator[Numbered], *, hold: Hold = never) -> Generator[Finished]:
+        """Yield every batch when it is through, in order; an Exception of a stage is the batch's, not the caller's.
+
+        `batches` is iterated on a thread of its own. A source that blocks keeps no finished batch back. To end early,
+        close the source first, so that its iterator ends, and then the generator: while the iterator blocks, closing
+        waits for it, `grace_s` at most, and leaves the thread behind with a warning.
+
+        Raises:
+            StageError: when a stage holds a batch longer than `stage_timeout_s`.
+        """
+        self._lines = self._new_lines()
+        return Run(self, self._lines).results(batches, hold)
+
+    def outputs(self, data: Any) -> Iterator[tuple[str, Any]]:
+        """Each stage's name and output, on the calling thread, never beside the stage's own thread.
+
+        Raises:
+            StageError: when that thread does not let go of the stage within `grace_s`.
+        """
+        for station in self.stations:
+            with _turn(station, timeout_s=self.grace_s):
+                data = station.call(data)
+            yield station.name, data
+
+    def depths(self) -> dict[str, tuple[int, int]]:
+        """Batches that wait before each stage now, and how many may."""
+        lines = zip(self.stations, self._lines, strict=False)  # the last line is the caller's
+        return {station.name: (line.depth, line.capacity) for station, line in lines}
+
+    def _new_lines(self) -> list[Line]:
+        return [Line(self._queue_size) for _ in range(len(self.stations) + 1)]
+
+
+@contextmanager
+def _turn(station: Station, *, timeout_s: float = -1) -> Generator[None]:
+    """Keep the stage's other users out."""
+    if station.turn is None:
+        yield
+        return
+    if not station.turn.acquire(timeout=timeout_s):
+        raise StageError(f"stage {station.name} is busy for more than {timeout_s:g} s")
+    try:
+        yield
+    finally:
+        station.turn.release()
+
+
+class Run:
+    """The threads of one run."""
+
+    def __init__(self, executor: PipelinedExecutor, lines: list[Line]) -> None:
+        """Prepare; `results` starts the threads."""
+        self._executor = executor
+        self._lines = lines
+        self._is_stopping = False
+        self._threads: list[threading.Thread] = []
+        self._held: dict[threading.Thread, tuple[str, Carried, int] | None] = {}
+        self._tracer = PROVIDER.get_tracer(SCOPE)
+
+    def results(self, batches: Iterator[Numbered], hold: Hold) -> Generator[Finished]:
+        """On the caller's thread: whatever has gone through the last line."""
+        try:
+            self._start(batches, hold)
+            while True:
+                entry = self._next()
+                if isinstance(entry, End):
+                    if entry.error is not None:
+                        raise entry.error
+                    return
+                yield entry.finished()
+        finally:
+            self._stop()
+
+    def _start(self, batches: Iterator[Numbered], hold: Hold) -> None:
+        for position, station in enumerate(self._executor.stations):
+            for number in range(station.threads):
+                name = f"{station.name}-{number}" if number else station.name
+                thread = threading.Thread(target=self._work, args=(station, position), name=name, daemon=True)
+                self._held[thread] = None
+                self._threads.append(thread)
+        self._threads.append(threading.Thread(target=self._feed, args=(batches, hold), name="source", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    # -- on the source's thread ---------------------------------------------------------------------------------
+
+    def _feed(self, batches: Iterator[Numbered], hold: Hold) -> None:
+        now = time.perf_counter_ns
+        ticket, error = 0, None
+        try:
+            with self._executor.inference():
+                while True:
+                    asked_ns = now()
+                    numbered = next(batches, None)
+                    if numbered is None or self._is_stopping:
+                        break
+                    start_ns = now()
+                    carried = Carried(
+                        numbered, ticket=ticket, tracer=self._tracer, start_ns=start_ns, wait_ns=start_ns - asked_ns
+                    )
+                    self._pass_on(carried, 0)
+                    ticket += 1
+                    hold()
+        except BaseException as raised:  # the caller's, in its turn
+            error = raised
+        self._lines[0].put(ticket, End(ticket, error))
+
+    # -- on a stage's thread ------------------------------------------------------------------------------------
+
+    def _work(self, station: Station, position: int) -> None:
+        inbox, outbox = self._lines[position], self._lines[position + 1]
+        try:
+            with self._executor.inference():
+                while not isinstance(entry := inbox.get(), End):
+                    self._process(station, entry, position)
+                outbox.put(entry.ticket, entry)
+        except BaseException as error:  # not a stage's: this thread is broken
+            self._lines[-1].close(error)
+
+    def _process(self, station: Station, carried: Carried, position: int) -> None:
+        if self._is_stopping:
+            carried.abandon(UNFINISHED)
+            return
+        if not carried.is_over:
+            with _turn(station):
+                carried.take()
+                error = self._hold_and_run(station, carried)
+            if error is not None:
+                self._lines[position + 1].put(carried.ticket, End(carried.ticket, error))
+                return
+            if position + 2 == len(self._lines):
+                carried.end()
+        self._pass_on(carried, position + 1)
+
+    def _hold_and_run(self, station: Station, carried: Carried) -> BaseException | None:
+        """Run the stage; returns what ends the whole run."""
+        thread, began_ns = threading.current_thread(), time.perf_counter_ns()
+        self._held[thread] = (station.name, carried, began_ns)
+        try:
+            carried.run(station.name, station.call)
+        except BaseException as error:  # a KeyboardInterrupt or SystemExit of the stage's is the caller's
+            return error
+        finally:
+            self._held[thread] = None
+        return None
+
+    def _pass_on(self, carried: Carried, position: int) -> None:
+        if position < len(self._executor.stations):
+            carried.offer(self._executor.stations[position].name)
+        if not self._lines[position].put(carried.ticket, carried):
+            carried.abandon(UNFINISHED)
+
+    # -- on the caller's thread ---------------------------------------------------------------------------------
+
+    def _next(self) -> Carried | End:
+        output = self._lines[-1]
+        if self._executor.stage_timeout_s is None:
+            return output.get()
+        while True:
+            with suppress(Empty):
+                return output.get(self._patience_s(self._executor.stage_timeout_s))
+            self._check_held(self._executor.stage_timeout_s)
+
+    def _patience_s(self, timeout_s: float) -> float:
+        """Seconds until a stage may have held a batch too long."""
+        began_ns = [held[2] for held in list(self._held.values()) if held is not None]
+        if not began_ns:
+            return timeout_s
+        return max(0.001, timeout_s - (time.perf_counter_ns() - min(began_ns)) / 1e9)
+
+    def _check_held(self, timeout_s: float) -> None:
+        for held in list(self._held.values()):
+            if held is None:
+                continue
+            name, carried, began_ns = held
+            held_s = (time.perf_counter_ns() - began_ns) / 1e9
+            if held_s >= timeout_s:
+                raise StageError(
+                    f"batch {carried.numbered.index}: stage {name} has held it for {held_s:.1f} s; "
+                    f"executor.stage_timeout_s={timeout_s:g} allows no more"
+                )
+
+    def _stop(self) -> None:
+        """Wake every thread and wait for it, `grace_s` at most; what is under way ends as unfinished."""
+        self._is_stopping = True
+        for line in self._lines:
+            line.close()
+        deadline = time.monotonic() + self._executor.grace_s
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        for line in self._lines:
+            for carried in line.drain():
+                carried.abandon(UNFINISHED)
+        left = [thread for thread in self._threads if thread.is_alive()]
+        for thread in left:
+            held = self._held.get(thread)
+            if held is not None:
+                held[1].abandon(UNFINISHED)
+        if left:
+            names = ", ".join(thread.name for thread in left)
+            logger.warning("%s did not end within %g s and is left behind", names, self._executor.grace_s)
