@@ -1,8 +1,9 @@
-"""Every sink but Parquet and W&B, composed: span metrics, live figures, HTTP; what a mode does not have is absent.
+"""Every sink but Parquet and W&B, composed: span metrics, OTLP, live figures, HTTP, as far as a mode has them.
 
 The main loop calls everything here, but for the routes, which HTTP's threads call.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -11,7 +12,8 @@ from mlotel_cli.recorder import prometheus
 from mlotel_cli.recorder.http import HttpServer, Reply, Routes
 from mlotel_cli.recorder.live import LiveState, Published
 from mlotel_cli.recorder.machine import GpuWatch, gpu_families, process_families
-from mlotel_cli.recorder.measurements import Family, Point
+from mlotel_cli.recorder.measurements import Family, Measurements, Point
+from mlotel_cli.recorder.otlp import Export, create_otlp
 from mlotel_cli.recorder.spanmetrics import SpanMetrics
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord, SpanRecord
@@ -25,7 +27,7 @@ Health = Mapping[str, Mapping[str, Any]]
 
 
 class Exports(Protocol):
-    """What the main loop feeds."""
+    """What the main loop feeds; closed by `end`, `deliver`, `close`, in this order."""
 
     @property
     def span_takers(self) -> Sequence[SpanTaker]:
@@ -41,7 +43,7 @@ class Exports(Protocol):
         ...
 
     def tick(self) -> None:
-        """Called a few times a second."""
+        """Called after every frame, and a few times a second without one."""
         ...
 
     def describe(self) -> Mapping[str, Any]:
@@ -50,6 +52,10 @@ class Exports(Protocol):
 
     def end(self) -> None:
         """The run is over; what is measured stays to be read until `close`."""
+        ...
+
+    def deliver(self, timeout_s: float) -> Mapping[str, Any]:
+        """Send what waits, within `timeout_s`; returns what the summary says of it under `telemetry`."""
         ...
 
     def close(self) -> None:
@@ -78,12 +84,51 @@ class NoExports:
     def end(self) -> None:
         """Nothing to do."""
 
+    def deliver(self, timeout_s: float) -> Mapping[str, Any]:
+        """Nothing to send."""
+        return {"otlp": None}
+
     def close(self) -> None:
         """Nothing to finish."""
 
 
+class OtlpExports(NoExports):
+    """An evaluation's with OTLP: every span as it arrives, and metrics where those are wanted."""
+
+    def __init__(self, opening: Mapping[str, Any], *, say: Callable[[str], None]) -> None:
+        """Start sending, if the settings or the environment name somebody to send to."""
+        self._metrics = SpanMetrics(opening["identity"], max_names=opening["max_names"])
+        self._arrived: list[SpanRecord] = []
+        self._otlp = _create_otlp(opening, measurements=self, say=say)
+        described = self._otlp.describe()
+        self._counts = described is not None and described["metrics"] is not None
+        takers = [self._arrived.append] if described is not None and described["endpoint"] is not None else []
+        self.span_takers = (*takers, self._metrics.add_span) if self._counts else tuple(takers)
+
+    def families(self) -> Sequence[Family]:
+        """Everything measured so far; safe from any thread."""
+        return [*self._metrics.families(), *process_families({})]
+
+    def add_batch(self, record: BatchRecord) -> None:
+        """Count a row."""
+        if self._counts:
+            self._metrics.add_batch(record)
+
+    def tick(self) -> None:
+        """Hand over what arrived."""
+        if self._arrived:
+            self._otlp.add(self._arrived)
+            self._arrived.clear()
+
+    def deliver(self, timeout_s: float) -> Mapping[str, Any]:
+        """Send the rest."""
+        self.tick()
+        self._otlp.close(timeout_s)
+        return {"otlp": self._otlp.describe()}
+
+
 class LiveExports:
-    """A monitor's: span metrics over HTTP, live figures for the workload and the status page."""
+    """A monitor's: span metrics over HTTP and OTLP, live figures for the workload and the status page."""
 
     def __init__(
         self,
@@ -114,12 +159,14 @@ class LiveExports:
         self._gpus = gpus or GpuWatch()
         self._workload = Workload()
         self._is_ending = False
-        self._published = Published(clock(), {})
+        self._published = Published(clock(), {"sinks": {}})
+        self._kept: list[SpanRecord] = []
+        self._otlp = _create_otlp(opening, measurements=self, say=say)
         self._http = HttpServer(self._routes(), **live["http"])
         if self._http.error:
             say(f"No /metrics and no status page: {self._http.error}. The run goes on without; set monitor.http.port.")
         self._publish()
-        self.span_takers: Sequence[SpanTaker] = (self._metrics.add_span,)
+        self.span_takers: Sequence[SpanTaker] = (self._metrics.add_span, self._kept.append)
 
     def add_batch(self, record: BatchRecord) -> None:
         """Count a row."""
@@ -137,7 +184,10 @@ class LiveExports:
         self._workload = told
 
     def tick(self) -> None:
-        """Once a second: publish, and tell the workload."""
+        """Hand over what is kept; once a second publish, and tell the workload."""
+        if self._kept:
+            self._otlp.add(self._kept)
+            self._kept.clear()
         if self._live.advance(now=self._clock()):
             self._publish()
             self._answer(self._published.snapshot)
@@ -146,14 +196,20 @@ class LiveExports:
         """Where it is served."""
         return {"http": self._http.url}
 
+    def end(self) -> None:
+        """From now on not ready; figures are served until `close`."""
+        self._is_ending = True
+
+    def deliver(self, timeout_s: float) -> Mapping[str, Any]:
+        """Send the rest to the collector."""
+        self.tick()
+        self._otlp.close(timeout_s)
+        return {"otlp": self._otlp.describe()}
+
     def close(self) -> None:
         """Stop serving."""
         self._gpus.close()
         self._http.close()
-
-    def end(self) -> None:
-        """The run is over; what is measured stays to be read until `close`."""
-        self._is_ending = True
 
     def families(self) -> Sequence[Family]:
         """Everything measured so far; safe from any thread."""
@@ -167,7 +223,7 @@ class LiveExports:
         ]
 
     def _publish(self) -> None:
-        sinks = {**self._sinks(), "http": self._describe_http()}
+        sinks = {**self._sinks(), **self._describe_otlp(), "http": self._describe_http()}
         self._published = self._live.publish(
             now=self._clock(),
             workload=self._workload,
@@ -180,6 +236,17 @@ class LiveExports:
         http = self._http
         detail = http.url or http.error
         return {"ok": http.url is not None, "sent": http.num_requests, "lost": http.num_refused, "detail": detail}
+
+    def _describe_otlp(self) -> dict[str, dict[str, Any]]:
+        described = self._otlp.describe()
+        if described is None:
+            return {}
+        sinks = {"otlp": described, "otlp_metrics": described["metrics"]}
+        return {
+            name: {"ok": not sink["detail"], **{key: sink[key] for key in ("sent", "lost", "detail")}}
+            for name, sink in sinks.items()
+            if sink and sink["endpoint"]
+        }
 
     # -- routes: on HTTP's threads --------------------------------------------------------------------------------
 
@@ -230,6 +297,17 @@ def _sink_families(sinks: Health, service: Mapping[str, str]) -> Sequence[Family
     ]
 
 
+def _create_otlp(opening: Mapping[str, Any], *, measurements: Measurements, say: Callable[[str], None]) -> Export:
+    return create_otlp(
+        opening.get("otlp") or {},
+        environ=os.environ,
+        resource=opening["identity"],
+        measurements=measurements,
+        say=say,
+        started_ns=opening["started_ns"],
+    )
+
+
 def create_exports(
     opening: Mapping[str, Any],
     *,
@@ -238,4 +316,6 @@ def create_exports(
     sinks: Callable[[], Health],
 ) -> Exports:
     """What the run's mode has: a monitor's when the opening has `live`."""
-    return NoExports() if not opening.get("live") else LiveExports(opening, answer=answer, say=say, sinks=sinks)
+    if not opening.get("live"):
+        return OtlpExports(opening, say=say)
+    return LiveExports(opening, answer=answer, say=say, sinks=sinks)

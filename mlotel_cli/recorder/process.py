@@ -27,10 +27,10 @@ from mlotel_cli.analysis.summary import summarise
 from mlotel_cli.errors import MlotelError, RecorderError
 from mlotel_cli.recorder.assemble import Assembler, Settled, unpack
 from mlotel_cli.recorder.exports import Exports, create_exports
-from mlotel_cli.recorder.otlp import CLOSE_S, NoMeasurements, create_otlp, notes
+from mlotel_cli.recorder.otlp import CLOSE_S, notes
 from mlotel_cli.recorder.parquet import ParquetSink
 from mlotel_cli.recorder.wandb import TrackerSettings, create_tracker
-from mlotel_cli.records import BatchRecord, Sample, SpanRecord
+from mlotel_cli.records import BatchRecord, Sample
 
 SCHEMA_VERSION = 1
 
@@ -51,15 +51,6 @@ class Recorder:
         )
         self._parquet = ParquetSink(run_dir)
         self._tracker = create_tracker(_tracker_settings(opening, run_dir), say=answers.say)
-        self._otlp = create_otlp(
-            opening.get("otlp") or {},
-            environ=os.environ,
-            resource=opening["identity"],
-            measurements=NoMeasurements(),
-            say=answers.say,
-            started_ns=opening["started_ns"],
-        )
-        self._arrived: list[SpanRecord] = []
         self._exports: Exports = create_exports(
             opening, answer=answers.live, say=answers.say, sinks=self._describe_sinks
         )
@@ -104,8 +95,6 @@ class Recorder:
                 self._refused += 1
                 if self._refused == 1:
                     print(f"refused {item!r}: {error!r}", file=sys.stderr, flush=True)  # noqa: T201 - recorder.log
-        self._otlp.add(self._arrived)
-        self._arrived.clear()
         self._write_rows(self._assembler.finished(now=now))
 
     def _take_one(self, item: tuple[Any, ...], *, now: float) -> None:
@@ -114,7 +103,6 @@ class Recorder:
             self._spans += 1
             stamp = unpack(item)
             self._parquet.write_span(stamp.span)
-            self._arrived.append(stamp.span)
             for take_span in self._exports.span_takers:
                 take_span(stamp.span)
             self._assembler.add(stamp, now=now)
@@ -158,9 +146,9 @@ class Recorder:
             items_refused=self._refused,
         )
         self._info.update(ended_ns=time.time_ns(), error=closing.get("error") or None, summary=summary)
-        self._otlp.close(CLOSE_S)
-        summary["telemetry"]["otlp"] = self._otlp.describe()
-        self._info["notes"] += notes(self._otlp.describe())
+        delivered = self._exports.deliver(CLOSE_S)
+        summary["telemetry"].update(delivered)
+        self._info["notes"] += notes(delivered["otlp"])
         self._write_info()  # a kill while W&B finishes must not cost the summary
         self._tracker.close(summary, exit_code=0 if closing["status"] == "complete" else 1)
         self._info.update(status=closing["status"], wandb=self._tracker.describe())
@@ -173,7 +161,7 @@ class Recorder:
         with contextlib.suppress(RecorderError):
             self._write_rows(self._assembler.finished(now=time.monotonic(), closing=True))
             self._parquet.flush()
-        self._otlp.close(1.0)
+        self._exports.deliver(1.0)
         self._tracker.close({}, exit_code=1)
         self._exports.close()
         self._info.update(status="failed", error=reason, ended_ns=time.time_ns())
