@@ -51,9 +51,6 @@ class Recorder:
         )
         self._parquet = ParquetSink(run_dir)
         self._tracker = create_tracker(_tracker_settings(opening, run_dir), say=answers.say)
-        self._exports: Exports = create_exports(
-            opening, answer=answers.live, say=answers.say, sinks=self._describe_sinks
-        )
         self._settle_roots: bool = opening["settle_roots"]
         self._flushed_at = time.monotonic()
         self._spans = self._rows = 0
@@ -76,6 +73,9 @@ class Recorder:
             "wandb": None,
             "summary": None,
         }
+        self._exports: Exports = create_exports(
+            opening, answer=answers.live, say=answers.say, sinks=self._describe_sinks
+        )
         self._write_info()
         self._tracker.start()
         self._tracker.update_config({**opening["config"], **opening["identity"]})
