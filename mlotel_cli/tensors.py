@@ -25,6 +25,39 @@ def first_device(value: Any) -> Any:
     return next(devices, None)
 
 
+def tensors_in(value: Any) -> Iterator[Any]:
+    """Every torch tensor in `value`: in mappings, lists, tuples, dataclasses, and attributes of other plain objects.
+
+    Each object is looked into once, so that values may refer to each other; modules and functions are left alone.
+    """
+    seen: set[int] = set()
+    waiting: list[Any] = [value]
+    while waiting:
+        item = waiting.pop()
+        if hasattr(item, "is_cuda") and hasattr(item, "record_stream"):
+            yield item
+        elif id(item) not in seen and not isinstance(item, _NOTHING_INSIDE) and not callable(item):
+            seen.add(id(item))
+            waiting.extend(_inside(item))
+
+
+def _inside(item: Any) -> Iterator[Any]:
+    """What an object holds: items, and attributes."""
+    if isinstance(item, Mapping):
+        yield from cast("Mapping[Any, Any]", item).values()
+    elif isinstance(item, list | tuple | set | frozenset):
+        yield from cast("list[Any]", item)
+    whole: Any = cast("Any", item)
+    for kind in type(whole).__mro__:
+        slots: Any = getattr(kind, "__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            yield getattr(whole, name, None)
+    yield from getattr(whole, "__dict__", {}).values()
+
+
+_NOTHING_INSIDE = (str, bytes, int, float, type(None))
+
+
 def move(value: Any, device: Any) -> Any:
     """`value` with every tensor in its mappings, lists and tuples on `device`; what is there already is not copied."""
     if hasattr(value, "is_cuda"):

@@ -12,6 +12,7 @@ from mlotel_cli.execute.batches import Executor, Finished, Numbered
 from mlotel_cli.execute.inference import Inference
 from mlotel_cli.execute.pipelined import PipelinedExecutor
 from mlotel_cli.execute.sequential import SequentialExecutor
+from mlotel_cli.execute.streams import CudaStreams
 
 __all__ = [
     "Executor",
@@ -62,6 +63,7 @@ def create_executor(
         queue_size=queue_size,
         replicas=replicas or {},
         stage_timeout_s=stage_timeout_s,
+        streams=CudaStreams(inference.device) if inference.device.startswith("cuda") else None,
     )
 
 

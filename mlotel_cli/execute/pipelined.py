@@ -20,6 +20,7 @@ from mlotel_cli.execute.batches import Finished, Hold, Numbered, never
 from mlotel_cli.execute.carried import Carried
 from mlotel_cli.execute.inference import Inference
 from mlotel_cli.execute.line import End, Line
+from mlotel_cli.execute.streams import HostStreams, Lane, Streams
 from mlotel_cli.telemetry.api import PROVIDER, SCOPE
 
 logger = logging.getLogger("mlotel.execute")
@@ -48,6 +49,27 @@ class Station:
     turn: "threading.Lock | None"
 
 
+@dataclass(slots=True)
+class Held:
+    """A batch in the hands of a stage since `began_ns`."""
+
+    stage: str
+    carried: Carried
+    began_ns: int
+
+    def too_long(self, timeout_s: float | None) -> StageError | None:
+        """What to say when that is longer than `timeout_s`; ends the batch by it. None allows any time."""
+        held_s = (time.perf_counter_ns() - self.began_ns) / 1e9
+        if timeout_s is None or held_s <= timeout_s:
+            return None
+        error = StageError(
+            f"batch {self.carried.numbered.index}: stage {self.stage} held it for {held_s:.2f} s, and "
+            f"executor.stage_timeout_s={timeout_s:g} allows no more"
+        )
+        self.carried.abandon(str(error))
+        return error
+
+
 class PipelinedExecutor:
     """Runs every stage in threads of its own. See `Executor`; one `run` at a time."""
 
@@ -61,12 +83,18 @@ class PipelinedExecutor:
         queue_size: int = 2,
         replicas: Mapping[str, int] | None = None,
         stage_timeout_s: float | None = None,
+        streams: Streams | None = None,
         grace_s: float = GRACE_S,
     ) -> None:
-        """Prepare; see `create_executor`. `grace_s` is how long a run that ends early waits for its threads."""
+        """Prepare; see `create_executor`.
+
+        `streams` are the device's, where there is one; `grace_s` is how long a run that ends early waits for its
+        threads.
+        """
         counts = replicas or {}
         self.inference = inference
         self.stage_timeout_s = stage_timeout_s
+        self.streams = streams or HostStreams()
         self.grace_s = grace_s
         self.stations = [
             Station(name, call, counts.get(name, 1), None if counts.get(name, 1) > 1 else threading.Lock())
@@ -131,11 +159,15 @@ class Run:
         self._lines = lines
         self._is_stopping = False
         self._threads: list[threading.Thread] = []
-        self._held: dict[threading.Thread, tuple[str, Carried, int] | None] = {}
+        self._held: dict[threading.Thread, Held | None] = {}
+        self._hung: set[threading.Thread] = set()
         self._tracer = PROVIDER.get_tracer(SCOPE)
+        self._before: Any = None
 
     def results(self, batches: Iterator[Numbered], hold: Hold) -> Generator[Finished]:
         """On the caller's thread: whatever has gone through the last line."""
+        lane = self._executor.streams.current()
+        self._before = lane.mark()
         try:
             self._start(batches, hold)
             while True:
@@ -144,6 +176,7 @@ class Run:
                     if entry.error is not None:
                         raise entry.error
                     return
+                lane.receive(entry.value, entry.mark)
                 yield entry.finished()
         finally:
             self._stop()
@@ -165,7 +198,7 @@ class Run:
         now = time.perf_counter_ns
         ticket, error = 0, None
         try:
-            with self._executor.inference():
+            with self._on_device(self._executor.streams.current()) as lane:
                 while True:
                     asked_ns = now()
                     numbered = next(batches, None)
@@ -175,6 +208,7 @@ class Run:
                     carried = Carried(
                         numbered, ticket=ticket, tracer=self._tracer, start_ns=start_ns, wait_ns=start_ns - asked_ns
                     )
+                    carried.mark = lane.mark()
                     self._pass_on(carried, 0)
                     ticket += 1
                     hold()
@@ -182,26 +216,35 @@ class Run:
             error = raised
         self._lines[0].put(ticket, End(ticket, error))
 
+    @contextmanager
+    def _on_device(self, lane: Lane) -> Generator[Lane]:
+        """Enter what a thread needs; its stream goes on where the caller's was when the run began."""
+        with self._executor.inference(), lane.entered():
+            lane.receive(None, self._before)
+            yield lane
+
     # -- on a stage's thread ------------------------------------------------------------------------------------
 
     def _work(self, station: Station, position: int) -> None:
         inbox, outbox = self._lines[position], self._lines[position + 1]
         try:
-            with self._executor.inference():
+            with self._on_device(self._executor.streams.lane(threading.current_thread().name)) as lane:
                 while not isinstance(entry := inbox.get(), End):
-                    self._process(station, entry, position)
+                    self._process(station, entry, position, lane)
                 outbox.put(entry.ticket, entry)
         except BaseException as error:  # not a stage's: this thread is broken
             self._lines[-1].close(error)
 
-    def _process(self, station: Station, carried: Carried, position: int) -> None:
+    def _process(self, station: Station, carried: Carried, position: int, lane: Lane) -> None:
         if self._is_stopping:
             carried.abandon(UNFINISHED)
             return
         if not carried.is_over:
             with _turn(station):
                 carried.take()
+                lane.receive(carried.value, carried.mark)
                 error = self._hold_and_run(station, carried)
+                carried.mark = lane.mark()
             if error is not None:
                 self._lines[position + 1].put(carried.ticket, End(carried.ticket, error))
                 return
@@ -211,15 +254,15 @@ class Run:
 
     def _hold_and_run(self, station: Station, carried: Carried) -> BaseException | None:
         """Run the stage; returns what ends the whole run."""
-        thread, began_ns = threading.current_thread(), time.perf_counter_ns()
-        self._held[thread] = (station.name, carried, began_ns)
+        thread = threading.current_thread()
+        held = self._held[thread] = Held(station.name, carried, time.perf_counter_ns())
         try:
             carried.run(station.name, station.call)
         except BaseException as error:  # a KeyboardInterrupt or SystemExit of the stage's is the caller's
             return error
         finally:
             self._held[thread] = None
-        return None
+        return held.too_long(self._executor.stage_timeout_s)
 
     def _pass_on(self, carried: Carried, position: int) -> None:
         if position < len(self._executor.stations):
@@ -240,22 +283,17 @@ class Run:
 
     def _patience_s(self, timeout_s: float) -> float:
         """Seconds until a stage may have held a batch too long."""
-        began_ns = [held[2] for held in list(self._held.values()) if held is not None]
+        began_ns = [held.began_ns for held in list(self._held.values()) if held is not None]
         if not began_ns:
             return timeout_s
         return max(0.001, timeout_s - (time.perf_counter_ns() - min(began_ns)) / 1e9)
 
     def _check_held(self, timeout_s: float) -> None:
-        for held in list(self._held.values()):
-            if held is None:
-                continue
-            name, carried, began_ns = held
-            held_s = (time.perf_counter_ns() - began_ns) / 1e9
-            if held_s >= timeout_s:
-                raise StageError(
-                    f"batch {carried.numbered.index}: stage {name} has held it for {held_s:.1f} s; "
-                    f"executor.stage_timeout_s={timeout_s:g} allows no more"
-                )
+        for thread, held in list(self._held.items()):
+            error = None if held is None else held.too_long(timeout_s)
+            if error is not None:
+                self._hung.add(thread)
+                raise error
 
     def _stop(self) -> None:
         """Wake every thread and wait for it, `grace_s` at most; what is under way ends as unfinished."""
@@ -264,7 +302,7 @@ class Run:
             line.close()
         deadline = time.monotonic() + self._executor.grace_s
         for thread in self._threads:
-            if thread.is_alive():
+            if thread.is_alive() and thread not in self._hung:
                 thread.join(max(0.0, deadline - time.monotonic()))
         for line in self._lines:
             for carried in line.drain():
@@ -273,7 +311,7 @@ class Run:
         for thread in left:
             held = self._held.get(thread)
             if held is not None:
-                held[1].abandon(UNFINISHED)
-        if left:
-            names = ", ".join(thread.name for thread in left)
-            logger.warning("%s did not end within %g s and is left behind", names, self._executor.grace_s)
+                held.carried.abandon(UNFINISHED)
+        waited = [thread.name for thread in left if thread not in self._hung]
+        if waited:
+            logger.warning("%s: no end within %g s, left behind", ", ".join(waited), self._executor.grace_s)

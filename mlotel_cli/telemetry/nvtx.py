@@ -213,9 +213,16 @@ class Nvtx:
         context: Context | None = None,
         kind: SpanKind = SpanKind.INTERNAL,
         attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        start_time: int | None = None,
         *_others: Any,
     ) -> trace.Span:
-        """A range that may end on another thread; arguments as in `start_span`."""
+        """A range that may end on another thread; arguments as in `start_span`.
+
+        Waiting that began before it could be told (`queue source`) is left out: a range begins now or not at all.
+        """
+        if start_time is not None and attributes and KIND in attributes:
+            return trace.INVALID_SPAN
         batch = _batch_in(attributes)
         category = _category(kind, attributes, is_root=batch is not None)
         if batch is None:

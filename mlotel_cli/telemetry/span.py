@@ -18,7 +18,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFl
 from opentelemetry.trace.propagation import _SPAN_KEY
 from opentelemetry.util.types import Attributes
 
-from mlotel_cli.records import BATCH_INDEX
+from mlotel_cli.records import BATCH_INDEX, KIND
 from mlotel_cli.telemetry.attributes import clean_all, text
 from mlotel_cli.telemetry.content import MAX_INT, Carrying
 from mlotel_cli.telemetry.current import CURRENT
@@ -110,7 +110,8 @@ class Span(Carrying):
         given = self._start_time
         self._start: int = stamping.now() if given is None else self._to_clock(given, "start_time")
         device = stamping.device
-        self._mark = None if device is None else device.begin()
+        # A batch that waits in a queue gives the device nothing to do.
+        self._mark = None if device is None or KIND in (self._attributes or ()) else device.begin()
         if stamping.processors:
             stamping.notify_started(self, context)
 

@@ -1,0 +1,122 @@
+"""A CUDA stream per stage thread, and what makes it safe to hand tensors from one to the next without waiting.
+
+A stage's thread returns before its kernels have run. Whoever takes the value puts three things right: its stream waits
+(on the device) for the mark that the stage left behind its kernels, and each tensor's memory is kept from being used
+anew before the taking stream is done with it (`record_stream`). The host waits for nothing.
+"""
+
+import contextlib
+from collections.abc import Generator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from mlotel_cli.tensors import tensors_in
+
+
+class Lane(Protocol):
+    """One thread's place on the device."""
+
+    def entered(self) -> AbstractContextManager[None]:
+        """Make its stream the thread's current one."""
+        ...
+
+    def mark(self) -> Any:
+        """A mark behind everything that the current stream was given so far."""
+        ...
+
+    def receive(self, value: Any, mark: Any) -> None:
+        """Before `value` is used here: the current stream waits for `mark`. The host does not."""
+        ...
+
+
+class Streams(Protocol):
+    """The lanes of a pipeline."""
+
+    def lane(self, name: str) -> Lane:
+        """A stream of its own, the same one whenever the name is: what memory it holds stays warm."""
+        ...
+
+    def current(self) -> Lane:
+        """The lane of a thread that keeps the stream it has."""
+        ...
+
+
+class HostLane:
+    """The lane where there is no device: nothing to wait for. See `Lane`."""
+
+    def entered(self) -> AbstractContextManager[None]:
+        """Nothing."""
+        return contextlib.nullcontext()
+
+    def mark(self) -> None:
+        """Nothing."""
+
+    def receive(self, value: Any, mark: Any) -> None:
+        """Nothing."""
+
+
+class HostStreams:
+    """Without a device. See `Streams`."""
+
+    def lane(self, name: str) -> Lane:
+        """The one there is."""
+        return _HOST
+
+    def current(self) -> Lane:
+        """The one there is."""
+        return _HOST
+
+
+_HOST = HostLane()
+
+
+class CudaLane:
+    """A stream of torch.cuda, or whichever is current. See `Lane`."""
+
+    def __init__(self, cuda: Any, stream: Any | None) -> None:
+        """`cuda` is torch.cuda; `stream` None keeps the thread's own."""
+        self._cuda = cuda
+        self._stream = stream
+
+    @contextlib.contextmanager
+    def entered(self) -> Generator[None]:
+        """Make the stream current, if there is one."""
+        with self._cuda.stream(self._stream):  # None is no change
+            yield
+
+    def mark(self) -> Any:
+        """A new event."""
+        return self._cuda.current_stream().record_event()
+
+    def receive(self, value: Any, mark: Any) -> None:
+        """Wait on the device, and keep the memory; tensors are found as `tensors_in` finds them."""
+        stream = self._cuda.current_stream()
+        if mark is not None:
+            stream.wait_event(mark)
+        for tensor in tensors_in(value):
+            if tensor.is_cuda:
+                tensor.record_stream(stream)
+
+
+class CudaStreams:
+    """Streams of one CUDA device. See `Streams`."""
+
+    def __init__(self, device: str, *, cuda: Any = None) -> None:
+        """`cuda` stands in for torch.cuda in tests."""
+        if cuda is None:
+            import torch
+
+            cuda = torch.cuda
+        self._cuda: Any = cuda
+        self._device = device
+        self._lanes: dict[str, CudaLane] = {}
+
+    def lane(self, name: str) -> Lane:
+        """The stream of that name; made when it is first asked for."""
+        if name not in self._lanes:
+            self._lanes[name] = CudaLane(self._cuda, self._cuda.Stream(device=self._device))
+        return self._lanes[name]
+
+    def current(self) -> Lane:
+        """Whatever stream the thread has."""
+        return CudaLane(self._cuda, None)
