@@ -6,14 +6,25 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="session")
 def nsys() -> Path:
     """Nsight Systems, from PATH or from where tests/system/install_nsys.sh puts it."""
-    unpacked = Path(__file__).parents[2] / ".nsys" / "bin"
-    found = shutil.which("nsys") or shutil.which("nsys", path=str(unpacked))
+    return find("nsys", ROOT / ".nsys" / "bin")
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> Path:
+    """Prometheus, with promtool beside it, from PATH or from where tests/system/install_prometheus.sh puts it."""
+    return find("prometheus", ROOT / ".prometheus" / "usr" / "bin")
+
+
+def find(program: str, unpacked: Path) -> Path:
+    found = shutil.which(program) or shutil.which(program, path=str(unpacked))
     if found is None:
-        reason = "nsys is not installed: tests/system/install_nsys.sh unpacks it"
+        reason = f"{program} is not installed: tests/system/install_{program}.sh unpacks it"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
