@@ -111,6 +111,9 @@ def print_results(info: Mapping[str, Any], run_dir: Path, *, console: Console | 
     _print_accuracy(console, summary)
     _print_latency(console, summary)
     say = sayer(console)
+    bottleneck: Mapping[str, Any] = summary.get("bottleneck") or {}
+    for line in bottleneck.get("sentences", ()):
+        say(line)
     for line in _closing_lines(info, _short(run_dir)):
         say(line)
 

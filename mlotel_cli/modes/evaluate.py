@@ -116,6 +116,7 @@ class Evaluation:
                 session.closing.wall_s = time.perf_counter() - start
                 # Beside running stages scoring takes no time of theirs that could be subtracted.
                 session.closing.scoring_s = 0.0 if self._executor.is_concurrent else self._scoring_ns / 1e9
+                session.closing.caller_s = self._scoring_ns / 1e9
                 reasons = self._compute()
                 if self._control is not None:
                     session.closing.telemetry["control"] = self._control.result()

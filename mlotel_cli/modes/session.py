@@ -43,7 +43,8 @@ class Closing:
         accuracy: every metric over the run, None where it cannot be computed.
         accuracy_ci95: [low, high] of the metrics that know their own interval.
         wall_s: from the first batch to the last, scoring included.
-        scoring_s: the part of it that scoring took.
+        scoring_s: the part of it that scoring took, and that would not have passed without.
+        caller_s: what scoring took, even beside running stages.
         warmup: batches, first_batch_ms, total_s.
         telemetry: counters of this side.
     """
@@ -54,6 +55,7 @@ class Closing:
     accuracy_ci95: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     wall_s: float | None = None
     scoring_s: float | None = None
+    caller_s: float | None = None
     warmup: dict[str, Any] | None = None
     telemetry: dict[str, Any] = field(default_factory=dict[str, Any])
 

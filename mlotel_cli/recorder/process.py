@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlotel_cli.analysis.bottleneck import find_in_run
 from mlotel_cli.analysis.runs import read_table
 from mlotel_cli.analysis.summary import summarise
 from mlotel_cli.errors import MlotelError, RecorderError
@@ -52,6 +53,8 @@ class Recorder:
         self._parquet = ParquetSink(run_dir)
         self._tracker = create_tracker(_tracker_settings(opening, run_dir), say=answers.say)
         self._settle_roots: bool = opening["settle_roots"]
+        # A loop that runs itself has no executor, whatever its configuration calls so.
+        self._executor: dict[str, Any] = {} if self._settle_roots else opening["config"].get("executor") or {}
         self._flushed_at = time.monotonic()
         self._spans = self._rows = 0
         self._lost: int | None = None
@@ -134,7 +137,11 @@ class Recorder:
         self._write_rows(self._assembler.finished(now=time.monotonic(), closing=True))
         self._parquet.close({})
         self._info["notes"] += self._parquet.notes
-        summary = summarise(self._read_batches(), closing, mean_scores=self._settle_roots)
+        batches = self._read_batches()
+        summary = summarise(batches, closing, mean_scores=self._settle_roots)
+        summary["bottleneck"] = find_in_run(
+            batches, self._run_dir / "spans.parquet", closing=closing, executor=self._executor
+        )
         cost_us = summary["telemetry"].pop("span_cost_us", None)
         rows = sum(summary["batches"].values())
         summary["telemetry"].update(
