@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mlotel_cli import nsys
 from mlotel_cli.analysis.timeline import Timeline
-from mlotel_cli.errors import MlotelError
+from mlotel_cli.errors import MlotelError, UsageError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -134,9 +134,16 @@ def make_profiler(cfg: "DictConfig", run_dir: Path) -> Profiler:
     """The profiler that `profiler.kind` names.
 
     Raises:
-        UsageError: when it is not installed.
+        UsageError: when it is not installed, or cannot show what the executor does.
     """
-    return TorchProfiler(run_dir) if str(cfg.profiler.kind) == "torch" else NsysProfiler(cfg, run_dir)
+    if str(cfg.profiler.kind) != "torch":
+        return NsysProfiler(cfg, run_dir)
+    if str(cfg.executor.kind) != "sequential":
+        raise UsageError(
+            "profiler=torch with executor=pipelined: its annotations begin and end on one thread, and a batch's do not "
+            "here; use profiler=nsys or executor=sequential"
+        )
+    return TorchProfiler(run_dir)
 
 
 def _workload(spec: Path) -> list[str]:
