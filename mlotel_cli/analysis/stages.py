@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from mlotel_cli.analysis.attribution import Attributed, Work
 from mlotel_cli.analysis.stats import describe
-from mlotel_cli.analysis.timeline import Range
 
 SCHEMA_VERSION = 1
 STAGE = "internal"
@@ -173,8 +172,3 @@ def _copies(work: Sequence[Work]) -> Mapping[str, tuple[int, int, int]]:
             before = total.get(direction, (0, 0, 0))
             total[direction] = (before[0] + num_bytes, before[1] + time_ns, before[2] + number)
     return total
-
-
-def outermost(ranges: Sequence[Range]) -> dict[int, Range]:
-    """The root range of each batch."""
-    return {each.batch: each for each in ranges if each.is_root and each.batch is not None}
