@@ -133,32 +133,80 @@ def scan_parts(parts: Sequence[Path]) -> "pl.LazyFrame":
     return pl.concat([pl.scan_parquet(part) for part in parts], how="diagonal_relaxed")
 
 
+def newest_rows(folder: Path, count: int) -> "pl.DataFrame":
+    """The `count` rows of a table that were written last, read from the parts that hold them and no others."""
+    import polars as pl
+
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _newest_rows(current_parts(folder), count)
+        except FileNotFoundError:  # merged away, or too old by now
+            if attempt == _ATTEMPTS - 1:
+                raise
+    return pl.DataFrame()
+
+
+def _newest_rows(parts: Sequence[Path], count: int) -> "pl.DataFrame":
+    import polars as pl
+
+    chosen: list[Path] = []
+    rows = 0
+    for part in reversed(parts):
+        if rows >= count:
+            break
+        chosen.insert(0, part)
+        rows += int(pl.scan_parquet(part).select(pl.len()).collect().item())
+    if not chosen:
+        return pl.DataFrame()
+    return scan_parts(chosen).slice(max(0, rows - count), count).collect()
+
+
 def current_parts(folder: Path) -> list[Path]:
     """The parts of a table that are not covered by a merged one, in order.
 
     A listing is no snapshot: while parts are merged it can miss the merged one and some of those that it replaced.
-    Parts count up from 1, so a gap gives that away, and the folder is listed again.
+    Parts count up from 1, so a gap gives that away, and the folder is listed again. A gap that stays is none of those:
+    a monitor's oldest parts are deleted in time.
     """
-    parts: list[Path] = []
+    before: list[tuple[int, int, Path]] = []
+    current = before
     for _ in range(_ATTEMPTS):
-        numbered = _list_parts(folder)
-        merged = [(first, last) for first, last, _ in numbered if last > first]
-        current = [
-            (first, last, part)
-            for first, last, part in numbered
-            if not any(start <= first and last <= end and (start, end) != (first, last) for start, end in merged)
-        ]
-        parts = [part for _, _, part in current]
-        if all(first == last + 1 for (_, last, _), (first, _, _) in pairwise([(0, 0, folder), *current])):
+        current = _uncovered(_list_parts(folder))
+        has_gap = any(first != last + 1 for (_, last, _), (first, _, _) in pairwise([(0, 0, folder), *current]))
+        if not has_gap or current == before:
             break
-    return parts
+        before = current
+    return [part for _, _, part in current]
+
+
+def covered_parts(folder: Path) -> list[Path]:
+    """Parts whose rows are in a merged one too, which nobody had the time to remove."""
+    listed = _list_parts(folder)
+    return [part for _, _, part in sorted(set(listed) - set(_uncovered(listed)))]
+
+
+def last_part(folder: Path) -> int:
+    """The highest number of a part; 0 when there is none."""
+    return max((last for _, last, _ in _list_parts(folder)), default=0)
+
+
+def _uncovered(listed: Sequence[tuple[int, int, Path]]) -> list[tuple[int, int, Path]]:
+    """Those of `listed`, in order, that no wider one covers."""
+    uncovered: list[tuple[int, int, Path]] = []
+    reach = 0
+    for first, last, part in sorted(listed, key=lambda each: (each[0], -each[1])):
+        if last > reach:
+            uncovered.append((first, last, part))
+            reach = last
+    return uncovered
+
+
+def part_numbers(part: Path) -> tuple[int, int]:
+    """First and last number that a part covers, by its name; (0, 0) for what is no part."""
+    match = _PART.fullmatch(part.name)
+    return (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
 
 
 def _list_parts(folder: Path) -> list[tuple[int, int, Path]]:
-    numbered: list[tuple[int, int, Path]] = []
-    for part in folder.glob("part-*.parquet"):
-        match = _PART.fullmatch(part.name)
-        if match:
-            first = int(match[1])
-            numbered.append((first, int(match[2] or first), part))
-    return sorted(numbered)
+    listed = ((*part_numbers(part), part) for part in folder.glob("part-*.parquet"))
+    return sorted(each for each in listed if each[0])

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from mlotel_cli.analysis.runs import current_parts, scan_parts
+from mlotel_cli.analysis.runs import current_parts, last_part, scan_parts
 from mlotel_cli.errors import RecorderError
+from mlotel_cli.recorder.rolling import Retention, Rolling
 from mlotel_cli.records import BatchRecord, SpanRecord
 
 logger = logging.getLogger("mlotel.recorder")
@@ -68,6 +69,8 @@ class TableWriter(Generic[Row]):
     """Collects rows and writes them as parts of one table. Runs on the recorder's main thread.
 
     Attributes:
+        folder: the table.
+        num_written: rows written by this writer.
         note: why the parts could not be merged; empty when they were.
     """
 
@@ -78,11 +81,12 @@ class TableWriter(Generic[Row]):
 
         A column that `types` does not name is Float64; where its name ends in .calls and it holds integers, Int64.
         """
-        self._folder = folder
+        self.folder = folder
         self._types = types
         self._columns = columns
         self._rows: list[Row] = []
-        self._parts = 0
+        self._parts = last_part(folder)  # a recorder that takes the place of another goes on behind its parts
+        self.num_written = 0
         self.note = ""
 
     def add(self, row: Row) -> None:
@@ -107,9 +111,15 @@ class TableWriter(Generic[Row]):
         try:
             self._write(frame.write_parquet, f"part-{self._parts + 1:06d}.parquet")
         except _write_errors() as error:
-            raise RecorderError(f"{self._folder} cannot be written: {error}") from error
+            raise RecorderError(f"{self.folder} cannot be written: {error}") from error
         self._parts += 1
+        self.num_written += len(self._rows)
         self._rows = []
+
+    def discard(self) -> int:
+        """Forget the rows kept so far; returns how many they were."""
+        count, self._rows = len(self._rows), []
+        return count
 
     def merge(self) -> None:
         """Flush, and make one file of all parts, with the union of their columns.
@@ -118,16 +128,16 @@ class TableWriter(Generic[Row]):
         both) stay as they are, just as readable; `note` says why.
         """
         self.flush()
-        parts = current_parts(self._folder)
+        parts = current_parts(self.folder)
         if len(parts) < 2:
             return
         merged = f"part-{1:06d}-{self._parts:06d}.parquet"
         try:
             self._write(scan_parts(parts).sink_parquet, merged)
         except _write_errors() as error:
-            self.note = f"{self._folder.name}: its {len(parts)} parts were not merged: {error}"
+            self.note = f"{self.folder.name}: its {len(parts)} parts were not merged: {error}"
             return
-        for part in self._folder.glob("part-*.parquet"):
+        for part in self.folder.glob("part-*.parquet"):
             if part.name != merged:
                 part.unlink(missing_ok=True)
 
@@ -139,11 +149,11 @@ class TableWriter(Generic[Row]):
 
     def _write(self, write: Callable[[Path], object], name: str) -> None:
         """Write beside it, and rename: a reader sees the whole part or none."""
-        self._folder.mkdir(exist_ok=True)
-        unfinished = self._folder / f".{name}.tmp"
+        self.folder.mkdir(exist_ok=True)
+        unfinished = self.folder / f".{name}.tmp"
         try:
             write(unfinished)
-            os.replace(unfinished, self._folder / name)
+            os.replace(unfinished, self.folder / name)
         finally:
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
@@ -196,6 +206,63 @@ class ParquetSink:
         self.flush()
         for table in self.tables:
             table.merge()
+
+    def describe(self) -> dict[str, Any]:
+        """Rows written, and lost."""
+        return {"ok": True, "sent": sum(table.num_written for table in self.tables), "lost": 0, "detail": ""}
+
+
+class RollingParquetSink(ParquetSink):
+    """A monitor's: the oldest rows go, and a disk that takes no more ends nothing; what it costs is counted."""
+
+    def __init__(self, run_dir: Path, retention: Retention, *, say: Callable[[str], None]) -> None:
+        """Write below `run_dir`, behind what another recorder left there; `say` takes one line for the user."""
+        super().__init__(run_dir)
+        self._say = say
+        self._rolling = Rolling([table.folder for table in self.tables], retention)
+        self._lost = 0
+        self._problem = ""
+        self._ok = True
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know about the files."""
+        deleted = self._rolling.deleted_bytes
+        lines = [f"the oldest {deleted / 1e6:.1f} MB were deleted, as monitor.retention says"] if deleted else []
+        if self._lost:
+            lines.append(f"{self._lost} rows could not be written ({self._problem})")
+        return [*super().notes, *lines]
+
+    def flush(self) -> None:
+        """Make everything kept so far readable, or count it as lost; merge and delete what is due."""
+        failed = False
+        for table in self.tables:
+            try:
+                table.flush()
+            except RecorderError as error:
+                self._lost += table.discard()
+                if self._problem != str(error):
+                    self._say(f"{error}. The run goes on; rows that cannot be written are counted.")
+                self._problem = str(error)
+                failed = True
+        self._ok = not failed
+        self._rolling.tick()
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Flush; merge the last period's parts, unless that takes long. Earlier ones are not read again."""
+        self.flush()
+        self._rolling.close()
+
+    def describe(self) -> dict[str, Any]:
+        """Rows written, and lost; why, also once it works again."""
+        return {**super().describe(), "ok": self._ok, "lost": self._lost, "detail": self._problem}
+
+
+def create_parquet(
+    run_dir: Path, retention: Mapping[str, Any] | None, *, say: Callable[[str], None]
+) -> ParquetSink | RollingParquetSink:
+    """The sink of a run; with `retention`, the fields of `RetentionConfig`, one that rolls."""
+    return ParquetSink(run_dir) if retention is None else RollingParquetSink(run_dir, Retention(**retention), say=say)
 
 
 def join_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
