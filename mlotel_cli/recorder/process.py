@@ -29,7 +29,7 @@ from mlotel_cli.errors import MlotelError, RecorderError
 from mlotel_cli.recorder.assemble import Assembler, Settled, unpack
 from mlotel_cli.recorder.exports import Exports, create_exports
 from mlotel_cli.recorder.otlp import CLOSE_S, notes
-from mlotel_cli.recorder.parquet import ParquetSink
+from mlotel_cli.recorder.parquet import create_parquet
 from mlotel_cli.recorder.wandb import TrackerSettings, create_tracker
 from mlotel_cli.records import BatchRecord, Sample
 
@@ -50,7 +50,8 @@ class Recorder:
         self._assembler = Assembler(
             settle_s=opening["settle_s"], max_names=opening["max_names"], settle_roots=opening["settle_roots"]
         )
-        self._parquet = ParquetSink(run_dir)
+        live: Mapping[str, Any] = opening.get("live") or {}
+        self._parquet = create_parquet(run_dir, live.get("retention"), say=answers.say)
         self._tracker = create_tracker(_tracker_settings(opening, run_dir), say=answers.say)
         self._settle_roots: bool = opening["settle_roots"]
         # A loop that runs itself has no executor, whatever its configuration calls so.
