@@ -6,6 +6,7 @@ The main loop calls everything here, but for the routes, which HTTP's threads ca
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from mlotel_cli.recorder import prometheus
@@ -14,6 +15,8 @@ from mlotel_cli.recorder.live import LiveState, Published
 from mlotel_cli.recorder.machine import GpuWatch, gpu_families, process_families
 from mlotel_cli.recorder.measurements import Family, Measurements, Point
 from mlotel_cli.recorder.otlp import Export, create_otlp
+from mlotel_cli.recorder.page import Status, render_page
+from mlotel_cli.recorder.sampling import TailSampler
 from mlotel_cli.recorder.spanmetrics import SpanMetrics
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord, SpanRecord
@@ -102,7 +105,7 @@ class OtlpExports(NoExports):
         self._otlp = _create_otlp(opening, measurements=self, say=say)
         described = self._otlp.describe()
         self._counts = described is not None and described["metrics"] is not None
-        takers = [self._arrived.append] if described is not None and described["endpoint"] is not None else []
+        takers = [self._arrived.append] if _wants_spans(self._otlp) else []
         self.span_takers = (*takers, self._metrics.add_span) if self._counts else tuple(takers)
 
     def families(self) -> Sequence[Family]:
@@ -134,6 +137,7 @@ class LiveExports:
         self,
         opening: Mapping[str, Any],
         *,
+        run_dir: Path,
         answer: Callable[[Mapping[str, Any]], None],
         say: Callable[[str], None],
         sinks: Callable[[], Health],
@@ -144,6 +148,7 @@ class LiveExports:
 
         Args:
             opening: the run's first message.
+            run_dir: shown on the status page.
             answer: takes the snapshot for the workload, once a second.
             say: takes one line for the user.
             sinks: health of the sinks that are not here.
@@ -151,27 +156,31 @@ class LiveExports:
             gpus: asked for the GPUs; by default NVML, where there is one.
         """
         live: Mapping[str, Any] = opening["live"]
+        self._name, self._run_dir = str(opening["name"]), str(run_dir)
         self._answer, self._sinks, self._clock = answer, sinks, clock
         self._identity: Mapping[str, Any] = opening["identity"]
         self._service = {"service.name": str(self._identity.get("service.name") or "unknown_service")}
         self._metrics = SpanMetrics(self._identity, max_names=opening["max_names"])
-        self._live = LiveState(now=clock(), slow_ms=live.get("slow_ms"))
+        self._live = LiveState(now=clock())
+        self._sampler = TailSampler(slow_ms=live["slow_ms"], background_rate=live["background_rate"], clock=clock)
         self._gpus = gpus or GpuWatch()
         self._workload = Workload()
         self._is_ending = False
         self._published = Published(clock(), {"sinks": {}})
-        self._kept: list[SpanRecord] = []
         self._otlp = _create_otlp(opening, measurements=self, say=say)
         self._http = HttpServer(self._routes(), **live["http"])
         if self._http.error:
             say(f"No /metrics and no status page: {self._http.error}. The run goes on without; set monitor.http.port.")
         self._publish()
-        self.span_takers: Sequence[SpanTaker] = (self._metrics.add_span, self._kept.append)
+        takers = (self._metrics.add_span, self._sampler.add)
+        self.span_takers: Sequence[SpanTaker] = takers if _wants_spans(self._otlp) else takers[:1]
 
     def add_batch(self, record: BatchRecord) -> None:
         """Count a row."""
         self._metrics.add_batch(record)
         self._live.add(record, now=self._clock())
+        if kept := self._sampler.decide(record):
+            self._otlp.add(kept)
 
     def take_live(self, text: str) -> None:
         """Read what the workload reports.
@@ -184,11 +193,11 @@ class LiveExports:
         self._workload = told
 
     def tick(self) -> None:
-        """Hand over what is kept; once a second publish, and tell the workload."""
-        if self._kept:
-            self._otlp.add(self._kept)
-            self._kept.clear()
+        """Send what needs no row; once a second publish, and tell the workload."""
+        if kept := self._sampler.ready():
+            self._otlp.add(kept)
         if self._live.advance(now=self._clock()):
+            self._live.slow_ms = self._sampler.threshold_ms
             self._publish()
             self._answer(self._published.snapshot)
 
@@ -251,7 +260,19 @@ class LiveExports:
     # -- routes: on HTTP's threads --------------------------------------------------------------------------------
 
     def _routes(self) -> Routes:
-        return {"/metrics": self._scrape, "/healthz": self._health, "/readyz": self._ready}
+        return {"/": self._show, "/metrics": self._scrape, "/healthz": self._health, "/readyz": self._ready}
+
+    def _show(self) -> Reply:
+        return render_page(
+            Status(
+                name=self._name,
+                run_dir=self._run_dir,
+                identity=self._identity,
+                published=self._published,
+                problem=self._stuck() or self._not_ready(),
+                now_ns=time.time_ns(),
+            )
+        )
 
     def _scrape(self) -> Reply:
         return Reply(prometheus.render(self.families(), self._identity), prometheus.CONTENT_TYPE)
@@ -297,6 +318,11 @@ def _sink_families(sinks: Health, service: Mapping[str, str]) -> Sequence[Family
     ]
 
 
+def _wants_spans(otlp: Export) -> bool:
+    described = otlp.describe()
+    return described is not None and described["endpoint"] is not None
+
+
 def _create_otlp(opening: Mapping[str, Any], *, measurements: Measurements, say: Callable[[str], None]) -> Export:
     return create_otlp(
         opening.get("otlp") or {},
@@ -311,6 +337,7 @@ def _create_otlp(opening: Mapping[str, Any], *, measurements: Measurements, say:
 def create_exports(
     opening: Mapping[str, Any],
     *,
+    run_dir: Path,
     answer: Callable[[Mapping[str, Any]], None],
     say: Callable[[str], None],
     sinks: Callable[[], Health],
@@ -318,4 +345,4 @@ def create_exports(
     """What the run's mode has: a monitor's when the opening has `live`."""
     if not opening.get("live"):
         return OtlpExports(opening, say=say)
-    return LiveExports(opening, answer=answer, say=say, sinks=sinks)
+    return LiveExports(opening, run_dir=run_dir, answer=answer, say=say, sinks=sinks)

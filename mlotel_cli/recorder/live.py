@@ -24,8 +24,6 @@ NUM_POINTS = 180
 MAX_NAMES = 64
 """Stages and values shown; metrics have a limit of their own."""
 MAX_EVENTS = 12
-MIN_BATCHES_TO_JUDGE = 100
-"""Batches in the window from which its p99 tells a slow one."""
 
 Point = float | None
 
@@ -119,13 +117,17 @@ class Rates:
 
 
 class LiveState:
-    """Rolling statistics of batches. Everything but reading what was published happens on one thread."""
+    """Rolling statistics of batches. Everything but reading what was published happens on one thread.
 
-    def __init__(self, *, now: float, slow_ms: float | None = None) -> None:
-        """Begin at `now` seconds of the recorder's clock; without `slow_ms`, slow is what lies above the p99."""
+    Attributes:
+        slow_ms: latency above which a batch is listed as slow; None lists none.
+        batch_s: when the last batch came, on the recorder's clock.
+    """
+
+    def __init__(self, *, now: float) -> None:
+        """Begin at `now` seconds of the recorder's clock."""
         self._started = self._slot_began = now
-        self._slow_ms = slow_ms
-        self._slow_above = math.inf if slow_ms is None else slow_ms
+        self.slow_ms: float | None = None
         self._latency = Series()
         self._host: dict[str, Series] = {}
         self._queue: dict[str, Series] = {}
@@ -150,7 +152,7 @@ class LiveState:
             return
         if record.latency_ms is not None:
             self._latency.window.add(record.latency_ms)
-            if record.latency_ms > self._slow_above and _is_slower(record, self._slowest):
+            if self._is_slow(record.latency_ms) and _is_slower(record, self._slowest):
                 self._slowest = record
         for name, time in record.stages.items():
             if time.calls:
@@ -196,6 +198,7 @@ class LiveState:
             "items_per_s": self._items.per_s(),
             "batches_per_s": self._batches.per_s(),
             "dropped_per_s": self._dropped.per_s(),
+            "slow_ms": self.slow_ms,
             "latency_ms": {"p50": p50, "p95": p95, "p99": p99, "max": latency.largest if latency.count else None},
             "stages": {name: self._stage(name, seconds=seconds) for name in self._host | self._queue},
             "queues": {name: list(depth) for name, depth in workload.queues.items()},
@@ -207,6 +210,9 @@ class LiveState:
             "ready": ready,
         }
         return Published(now, snapshot, self._charts(), tuple(self._slow), tuple(self._failed), self.batch_s)
+
+    def _is_slow(self, latency_ms: float) -> bool:
+        return self.slow_ms is not None and latency_ms > self.slow_ms
 
     def _add(self, series: dict[str, Series], name: str, value: float) -> None:
         found = series.get(name)
@@ -226,10 +232,6 @@ class LiveState:
         if self._slowest is not None:
             self._slow.appendleft(_event(self._slowest))
             self._slowest = None
-        if self._slow_ms is None:
-            latency = self._latency.window.counts()
-            (p99,) = latency.quantiles(0.99)
-            self._slow_above = math.inf if p99 is None or latency.count < MIN_BATCHES_TO_JUDGE else p99
 
     def _stage(self, name: str, *, seconds: float) -> dict[str, float | None]:
         host, queue = _counts(self._host.get(name)), _counts(self._queue.get(name))

@@ -78,7 +78,7 @@ class Recorder:
             "summary": None,
         }
         self._exports: Exports = create_exports(
-            opening, answer=answers.live, say=answers.say, sinks=self._describe_sinks
+            opening, run_dir=run_dir, answer=answers.live, say=answers.say, sinks=self._describe_sinks
         )
         self._write_info()
         self._tracker.start()
