@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import loss, spans
+from tests.bench import collector, loss, spans
 from tests.bench.workload import make_stages
 
 CONSOLE = Console()
@@ -23,7 +23,7 @@ KINDS = ("bare", "off", "on", "hand")
 def main() -> None:
     """Run all parts, or the one that is named."""
     parser = argparse.ArgumentParser(prog="make bench")
-    parser.add_argument("part", nargs="?", choices=("spans", "throughput", "loss"))
+    parser.add_argument("part", nargs="?", choices=("spans", "throughput", "loss", "collector"))
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the throughput comparison")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one throughput stretch")
     given = parser.parse_args()
@@ -35,6 +35,8 @@ def main() -> None:
             print_throughput(rate, measure_throughput(rate, rounds=given.rounds, seconds=given.seconds))
     if given.part in (None, "loss"):
         print_loss(loss.measure())
+    if given.part in (None, "collector"):
+        print_collector(collector.measure(rounds=given.rounds))
 
 
 def print_spans(costs: dict[str, float]) -> None:
@@ -105,6 +107,19 @@ def print_loss(result: dict[str, Any]) -> None:
     table = Table(title="50,000 spans/s for 10 s", title_justify="left", show_header=False)
     for name, value in result.items():
         table.add_row(name, str(value))
+    CONSOLE.print(table)
+
+
+def print_collector(results: dict[str, list[dict[str, float]]]) -> None:
+    """Ratios to the run of the same round that sends nothing."""
+    table = Table(title=f"a monitor, {collector.BATCHES} batches, and a collector that never answers")
+    for column in ("kind", "p50, ms", "p99, ms", "p99 / nothing sent", "spans lost"):
+        table.add_column(column, justify="left" if column == "kind" else "right", no_wrap=True)
+    for kind, runs in results.items():
+        pairs = zip(runs, results["nothing sent"], strict=True)
+        figures = [f"{statistics.median(run[key] for run in runs):.2f}" for key in ("p50_ms", "p99_ms")]
+        lost = f"{statistics.median(run['spans_lost'] for run in runs):.0f}"
+        table.add_row(kind, *figures, _spread([run["p99_ms"] / other["p99_ms"] for run, other in pairs]), lost)
     CONSOLE.print(table)
 
 
