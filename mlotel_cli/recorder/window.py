@@ -56,7 +56,7 @@ class Counts:
         for bucket, count in sorted(self.buckets.items()):
             seen += count
             while seen >= rank:
-                found.append(min(_middle(bucket), self.largest))
+                found.append(min(middle(bucket), self.largest))
                 if (rank := next(ranks, 0)) == 0:
                     return found
         raise AssertionError("the buckets hold fewer than were counted")
@@ -113,5 +113,6 @@ def _bucket(value: float) -> int:
     return number if value > 0 else -number
 
 
-def _middle(bucket: int) -> float:
+def middle(bucket: int) -> float:
+    """The value that a bucket stands for."""
     return 0.0 if not bucket else math.copysign(math.exp((abs(bucket) - _FIRST + 0.5) / _PER_LOG), bucket)
