@@ -1,112 +1,168 @@
-"""What a monitor says of itself, once a second: to its recorder, and to whoever looks at the terminal."""
+"""What is known of a running monitor, kept up to date once a second and told to its recorder.
+
+What it looks like is in `monitor_view`.
+"""
 
 import json
 import os
 import resource
 import threading
 import time
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from rich.console import Console
-
-from mlotel_cli.modes.display import sayer
+from mlotel_cli.modes.monitor_loop import Loop
+from mlotel_cli.sources import Health
+from mlotel_cli.sources.intake import CONNECTED
+from mlotel_cli.telemetry.persistent import PersistentLink
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_LINE_EVERY_S = 10.0
+_DROPS_EVERY_S = 60.0
 
 
-class Status:
-    """What is known of the run, shown on a terminal."""
+@dataclass(slots=True)
+class Board:
+    """The newest figures. Each is replaced as a whole, so that any thread may read them.
 
-    def __init__(self, console: Console) -> None:
-        """Nothing is known yet."""
-        self._console = console
-        self.say = sayer(console)
-        self.snapshot: Mapping[str, Any] = {}
-        self._said_s = time.monotonic()
+    Attributes:
+        name: of the run.
+        snapshot: the recorder's figures of the last minute; empty before the first.
+        heard_s: when it came, monotonic.
+        source: the intake's report.
+        source_detail: why the source is not connected.
+        queues: depth and capacity by name.
+        gaps: recorder_restarts, batches_lost.
+        phase: of the loop.
+        num_failed: batches that failed so far.
+        last_failure: why the newest of them did.
+        ending: why the run ends; empty while it goes on.
+    """
+
+    name: str
+    snapshot: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    heard_s: float | None = None
+    source: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    source_detail: str = ""
+    queues: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    gaps: Mapping[str, int] = field(default_factory=dict[str, int])
+    phase: str = "starting"
+    num_failed: int = 0
+    last_failure: str = ""
+    ending: str = ""
 
     def hear(self, snapshot: Mapping[str, Any]) -> None:
-        """Take the recorder's newest figures; on the listening thread."""
-        self.snapshot = snapshot
+        """Take the recorder's newest figures; on the thread that listens to it."""
+        self.snapshot, self.heard_s = snapshot, time.monotonic()
 
-    def refresh(self) -> None:
-        """Show what is new."""
-        now = time.monotonic()
-        if now - self._said_s >= _LINE_EVERY_S:
-            self._said_s = now
-            if self.snapshot:
-                self.say(json.dumps(self.snapshot))
-
-    def __enter__(self) -> Self:
-        """Begin to show."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Leave the terminal as it was."""
-
-
-class Watched(Protocol):
-    """What a ticker reports of."""
-
-    feed: Any
-
-    @property
-    def gaps(self) -> dict[str, int]:
-        """What is missing from the record."""
-        ...
-
-    def depths(self) -> dict[str, tuple[int, int]]:
-        """Depth and capacity of every queue."""
-        ...
-
-    def send(self, message: str) -> None:
-        """Tell the recorder."""
-        ...
+    def look_at(self, loop: Loop, link: PersistentLink) -> None:
+        """Take the workload's newest figures."""
+        intake = loop.feed.intake
+        self.source, self.source_detail = intake.report(), intake.health.detail
+        self.queues, self.gaps, self.phase = loop.depths(), link.gaps, loop.phase
+        self.num_failed, self.last_failure = loop.num_failed, loop.last_failure
 
 
 class Ticker(threading.Thread):
-    """Tells the recorder once a second how the workload is doing, whatever the main thread is busy with."""
+    """Once a second: keeps the board, tells the recorder, and says what changed. On a thread of its own.
 
-    def __init__(self, watched: Watched, status: Status, *, every_s: float = 1.0) -> None:
+    The main thread may be stuck in a terminal that somebody stopped.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        link: PersistentLink,
+        board: Board,
+        *,
+        say: Callable[[str], None],
+        every_s: float = 1.0,
+    ) -> None:
         """Prepare; `start` begins."""
         super().__init__(name="mlotel-live", daemon=True)
-        self._watched = watched
-        self._status = status
+        self._loop = loop
+        self._link = link
+        self._board = board
+        self._changes = Changes(say)
         self._every_s = every_s
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Until `stop`, and a last time then."""
+        """Until `stop`, and once more then."""
+        stopped = False
         while True:
-            self._watched.send(json.dumps(self._message()))
-            if self._stopped.wait(self._every_s):
-                self._watched.send(json.dumps(self._message()))
+            self._board.look_at(self._loop, self._link)
+            self._link.send("live", json.dumps(message(self._board)))
+            self._changes.tell(self._board, self._loop.feed.intake.health, now_s=time.monotonic())
+            if stopped:
                 return
+            stopped = self._stopped.wait(self._every_s)
 
     def stop(self) -> None:
         """End, and wait for the last message."""
         self._stopped.set()
         self.join(2)
 
-    def _message(self) -> dict[str, Any]:
-        watched = self._watched
-        return {
-            "source": watched.feed.intake.report(),
-            "queues": {name: list(depth) for name, depth in watched.depths().items()},
-            "workload": {"rss_bytes": _rss_bytes(), "cpu_s": _cpu_s(), "pid": os.getpid()},
-            "gaps": watched.gaps,
-        }
+
+class Changes:
+    """Says what an operator should know at once, and nothing twice."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """`say` takes a line."""
+        self._say = say
+        self._state = ""
+        self._was_connected = False
+        self._lost_s = 0.0
+        self._dropped: Mapping[str, int] = {}
+        self._dropped_s: float | None = None
+        self._has_failed = False
+
+    def tell(self, board: Board, health: Health, *, now_s: float) -> None:
+        """Compare with the last time."""
+        self._tell_source(health, now_s)
+        self._tell_drops(board.source.get("dropped", {}), now_s)
+        if board.num_failed and not self._has_failed:
+            self._has_failed = True
+            self._say(f"{board.last_failure} (said once; further batches that fail are counted, the run goes on)")
+
+    def _tell_source(self, health: Health, now_s: float) -> None:
+        state, detail = health.state, health.detail
+        if state == CONNECTED and self._state != CONNECTED:
+            again = f" again after {now_s - self._lost_s:.0f} s" if self._lost_s else ""
+            if again or self._state:
+                self._say(f"source: connected{again}")
+            self._was_connected = True
+        elif detail and self._state in ("", CONNECTED, "quiet") and state != CONNECTED:
+            what = "lost" if self._was_connected else "cannot be reached yet"
+            self._say(f"source: {what}: {detail}; it is tried again and again")
+            self._lost_s = now_s if self._was_connected else 0.0
+        elif not detail and state != CONNECTED:
+            state = "quiet"
+        self._state = state
+
+    def _tell_drops(self, dropped: Mapping[str, int], now_s: float) -> None:
+        if self._dropped_s is not None and now_s - self._dropped_s < _DROPS_EVERY_S:
+            return
+        new = {reason: count - self._dropped.get(reason, 0) for reason, count in dropped.items()}
+        new = {reason: count for reason, count in new.items() if count and reason not in ("warmup", "stopped")}
+        if new:
+            counts = ", ".join(f"{count} {reason}" for reason, count in new.items())
+            self._say(f"source: dropped {counts}; {sum(dropped.values())} in all")
+            self._dropped, self._dropped_s = dict(dropped), now_s
 
 
-def _rss_bytes() -> int:
+def message(board: Board) -> dict[str, Any]:
+    """What the recorder is told once a second; every count is since the start of the run."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "source": board.source,
+        "queues": board.queues,
+        "workload": {"rss_bytes": rss_bytes(), "cpu_s": usage.ru_utime + usage.ru_stime, "pid": os.getpid()},
+        "gaps": board.gaps,
+    }
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * _PAGE_BYTES
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime

@@ -21,6 +21,8 @@ from mlotel_cli.records import Batch
 
 CONNECTING, CONNECTED, ENDED = "connecting", "connected", "ended"
 _JOIN_S = 0.3
+_LOOK_S = 0.5
+"""How soon `ask_to_stop` is noticed."""
 
 
 @dataclass(slots=True)
@@ -42,10 +44,13 @@ class Policy:
 
 @dataclass(slots=True)
 class Arrival:
-    """An item and when it arrived, `perf_counter_ns`, for a source that knows better than its reader."""
+    """An item and when it arrived, `perf_counter_ns`, for a source that knows better than its reader.
+
+    None: it did not arrive by itself; its latency starts when it is picked up.
+    """
 
     data: Any
-    arrived_ns: int
+    arrived_ns: int | None
     id: str = ""
 
 
@@ -156,10 +161,13 @@ class Intake:
                 self._items.clear()
             self._changed.notify_all()
 
+    def ask_to_stop(self) -> None:
+        """Take no more, as soon as somebody looks. Takes no lock: for the handler of a signal."""
+        self._stopped = True
+
     def stop(self) -> None:
         """Take no more; what waits is dropped and counted, and the iteration ends at once."""
-        with self._changed:
-            self._stopped = True
+        self.ask_to_stop()
         self.forget_waiting("stopped")
 
     def close(self) -> None:
@@ -212,7 +220,7 @@ class Intake:
                 left_s = None if deadline_ns is None else (deadline_ns - self._now()) / 1e9
                 if left_s is not None and left_s <= 0:
                     return None
-                self._changed.wait(left_s)
+                self._changed.wait(_LOOK_S if left_s is None else min(left_s, _LOOK_S))
             if like is not None and not _fits(self._items[0][0], like):
                 return None
             item = self._items.popleft()

@@ -1,0 +1,177 @@
+"""The loop of `mlotel monitor`: warm-up, every batch through the executor, and how it ended. On a thread of its own."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlotel_cli.errors import StageError
+from mlotel_cli.execute import Executor, Finished, Inference, Numbered
+from mlotel_cli.modes.evaluate import autocast_of, check_finished, result_waiter, seed_everything
+from mlotel_cli.modes.session import Settling
+from mlotel_cli.records import Batch
+from mlotel_cli.sources import Intake
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+SOURCE_ENDED = "the source ended"
+
+
+@dataclass(slots=True)
+class Ending:
+    """Why the run is to end; empty while it goes on. Polled, and without a lock: a signal's handler sets it too."""
+
+    reason: str = ""
+
+    def ask(self, reason: str) -> None:
+        """End the run; the first reason stays."""
+        self.reason = self.reason or reason
+
+
+class Feed:
+    """The intake's batches in one pass, of which the first may be looked at beforehand."""
+
+    def __init__(self, intake: Intake) -> None:
+        """Nothing is read yet."""
+        self.intake = intake
+        self._head: list[Batch] = []
+        self._rest = iter(intake)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches that were looked at, then the others; once only."""
+        while self._head:
+            yield self._head.pop(0)
+        yield from self._rest
+
+    def look(self, count: int) -> Iterator[Batch]:
+        """Yield the next `count` batches, which come again in the pass."""
+        for number in range(count):
+            if number >= len(self._head):
+                batch = next(self._rest, None)
+                if batch is None:
+                    return
+                self._head.append(batch)
+            yield self._head[number]
+
+    def forget(self, reason: str) -> None:
+        """What was looked at, and what came meanwhile, is of the past: dropped, and counted under `reason`."""
+        self.intake.count_dropped(reason, sum(batch.size for batch in self._head))
+        self._head.clear()
+        self.intake.forget_waiting(reason)
+
+
+class Loop:
+    """Runs and settles batch after batch.
+
+    Attributes:
+        feed: where batches come from.
+        phase: connecting | warming up | running | ended.
+        error: what ended it; None after a normal end.
+        num_failed: batches that failed.
+        last_failure: why the newest of them did.
+    """
+
+    def __init__(self, cfg: "DictConfig", session: Settling, feed: Feed, executor: Executor, ending: Ending) -> None:
+        """Prepare; `run` does the work."""
+        self._cfg = cfg
+        self._session = session
+        self._executor = executor
+        self._ending = ending
+        self._fails = str(cfg.monitor.on_error) == "fail"
+        self.feed = feed
+        self.phase = "connecting"
+        self.error: Exception | None = None
+        self.num_failed = 0
+        self.last_failure = ""
+
+    def depths(self) -> dict[str, tuple[int, int]]:
+        """Items and batches that wait now, and how many may, by the name of what they wait for."""
+        return {"source": self.feed.intake.depth, **self._executor.depths()}
+
+    def run(self) -> None:
+        """Until the source ends or is stopped, `monitor.max_batches` are through or one fails; asks for the run's end.
+
+        Raises nothing: see `error`.
+        """
+        session = self._session
+        start = time.perf_counter()
+        try:
+            with Inference(self._cfg.device, autocast=autocast_of(self._cfg))():
+                self._warm_up()
+                seed_everything(self._cfg.seed)
+                session.record()
+                self.phase, start = "running", time.perf_counter()
+                wait_for_result = result_waiter(self._cfg.device)
+                with closing(self._executor.run(self._numbered(), hold=session.link.wait_for_room)) as running:
+                    for finished in running:
+                        wait_for_result()
+                        self.settle(finished)
+            self._ending.ask(SOURCE_ENDED)
+        except Exception as error:
+            self.error = error
+            self._ending.ask("an error")
+        finally:
+            self.phase = "ended"
+            session.closing.wall_s = time.perf_counter() - start
+            session.closing.scoring_s = session.closing.caller_s = 0.0
+
+    def settle(self, finished: Finished) -> None:
+        """Say how a batch ended. Whoever judges live values, or keeps batches worth keeping, sees each one here.
+
+        Raises:
+            StageError: when it failed and `monitor.on_error=fail`.
+        """
+        numbered, batch = finished.numbered, finished.numbered.batch
+        failure: StageError | None = None
+        try:
+            check_finished(finished)
+        except StageError as error:
+            failure = error
+        self._session.settle(
+            numbered.index,
+            status="done" if failure is None else "failed",
+            size=batch.size,
+            source_batch=batch.index,
+            repeat=numbered.repeat,
+            root=finished.root,
+            start_ns=finished.start_ns,
+            wait_ns=finished.wait_ns,
+            source_time_ns=batch.source_time_ns,
+            error="" if failure is None else str(failure),
+        )
+        if failure is not None:
+            self.num_failed += 1
+            self.last_failure = str(failure)
+            if self._fails:
+                raise failure
+
+    def _warm_up(self) -> None:
+        """Run the first batches, with spans off. Live ones are over then; a data set's come again in the run."""
+        times_s: list[float] = []
+        for batch in self.feed.look(self._cfg.eval.warmup_batches):
+            self.phase = "warming up"
+            began = time.perf_counter()
+            with closing(self._executor.run(iter([Numbered(batch.index, 0, batch)]))) as running:
+                failed = next(running).error is not None
+            times_s.append(time.perf_counter() - began)
+            if failed:
+                break  # the run itself will meet it, and say so
+        if self.feed.intake.is_live:
+            self.feed.forget("warmup")
+        self._session.closing.warmup = {
+            "batches": len(times_s),
+            "first_batch_ms": times_s[0] * 1e3 if times_s else None,
+            "total_s": sum(times_s),
+        }
+
+    def _numbered(self) -> Iterator[Numbered]:
+        limit = self._cfg.monitor.max_batches
+        count = 0
+        for batch in itertools.islice(self.feed, limit):
+            yield Numbered(count, 0, batch)
+            count += 1
+        if count == limit:
+            self._ending.ask(f"monitor.max_batches={limit}")
