@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mlotel_cli.analysis.waterfall import bar_kind
+from mlotel_cli.analysis.waterfall import bar_kind, ranks
 from mlotel_cli.records import SpanRecord
 
 _PID = 1
+_FIRST_TID = 2  # a thread with the number of its process would be called the main thread
 _CATEGORIES = {"batch": "batch", "waiting": "queue", "compute": "stage"}
 
 Event = dict[str, Any]
@@ -32,11 +33,18 @@ def chrome_trace(spans: Sequence[SpanRecord], *, info: Mapping[str, Any]) -> dic
     ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
     zero_ns = ordered[0].start_ns if ordered else 0
     tracks = _Tracks()
+    rank = ranks(ordered)
     events: list[Event] = []
-    for span, tid in _root_tracks(ordered, tracks):
-        events.append(_slice(span, tid, zero_ns))
-        events += _flow(span, tid, ordered, tracks, zero_ns)
+    roots = _root_tracks(ordered, tracks)
     below = [span for span in ordered if bar_kind(span) == "compute"]
+    for span in sorted(below, key=lambda each: (rank[each.span_id], each.thread)):
+        tracks.thread(span.thread)  # numbered as a batch meets them, which is how viewers sort
+    stages: defaultdict[int, list[SpanRecord]] = defaultdict(list)
+    for span in below:
+        stages[span.parent_id].append(span)
+    for span, tid in roots:
+        events.append(_slice(span, tid, zero_ns))
+        events += _flow(span, tid, stages[span.span_id], tracks, zero_ns)
     nested = _nested(below)
     for span in ordered:
         kind = bar_kind(span)
@@ -44,7 +52,8 @@ def chrome_trace(spans: Sequence[SpanRecord], *, info: Mapping[str, Any]) -> dic
             events.append(_slice(span, tracks.thread(span.thread), zero_ns))
         elif kind != "batch":
             events += _asynchronous(span, tracks.thread(span.thread), zero_ns)
-        events += _instants(span, tracks.thread(span.thread), zero_ns)
+        if span.events:
+            events += _instants(span, tracks.thread(span.thread), zero_ns)
     name = f"mlotel {info.get('mode', 'run')} {info.get('name', '')}".strip()
     return {
         "displayTimeUnit": "ms",
@@ -60,10 +69,13 @@ class _Tracks:
         self.tids: dict[tuple[str, str], int] = {}
 
     def thread(self, name: str) -> int:
-        return self.tids.setdefault(("thread", name), len(self.tids) + 1)
+        return self._number(("thread", name))
 
     def batches(self, slot: int) -> int:
-        return self.tids.setdefault(("batch", f"batches {slot + 1}"), len(self.tids) + 1)
+        return self._number(("batch", f"batches {slot + 1}"))
+
+    def _number(self, key: tuple[str, str]) -> int:
+        return self.tids.setdefault(key, len(self.tids) + _FIRST_TID)
 
 
 def _root_tracks(ordered: Iterable[SpanRecord], tracks: _Tracks) -> list[tuple[SpanRecord, int]]:
@@ -92,9 +104,8 @@ def _nested(ordered: Sequence[SpanRecord]) -> set[int]:
     return fitting
 
 
-def _flow(root: SpanRecord, root_tid: int, ordered: Iterable[SpanRecord], tracks: _Tracks, zero_ns: int) -> list[Event]:
+def _flow(root: SpanRecord, root_tid: int, stages: Sequence[SpanRecord], tracks: _Tracks, zero_ns: int) -> list[Event]:
     """Arrows from the root to each of its stages in turn."""
-    stages = [span for span in ordered if span.parent_id == root.span_id and bar_kind(span) == "compute"]
     stops = [("s", root_tid, root.start_ns)]
     stops += [("t", tracks.thread(span.thread), span.start_ns) for span in stages[:-1]]
     stops += [("f", tracks.thread(span.thread), span.start_ns) for span in stages[-1:]]
@@ -108,7 +119,8 @@ def _slice(span: SpanRecord, tid: int, zero_ns: int) -> Event:
 
 
 def _asynchronous(span: SpanRecord, tid: int, zero_ns: int) -> list[Event]:
-    shared = {"cat": _category(span), "name": span.name, "id": f"{span.span_id:016x}", "pid": _PID, "tid": tid}
+    local = {"local": f"{span.span_id:016x}"}  # `id` would be global, and lie outside the process
+    shared = {"cat": _category(span), "name": span.name, "id2": local, "pid": _PID, "tid": tid}
     begin = {**_described(span), **shared, "ph": "b", "ts": _us(span.start_ns, zero_ns)}
     return [begin, {**shared, "ph": "e", "ts": _us(span.end_ns, zero_ns)}]
 

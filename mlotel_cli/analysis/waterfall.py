@@ -43,7 +43,7 @@ class Lane:
 
 @dataclass(slots=True)
 class Waterfall:
-    """A picture of one batch, or several: lanes by the start of their first bar, roots first. Times in nanoseconds."""
+    """A picture of one batch, or several: the roots' lane first, then as a batch meets them. Times in nanoseconds."""
 
     lanes: list[Lane]
     start_ns: int
@@ -85,9 +85,21 @@ def lay_out(spans: Sequence[SpanRecord]) -> Waterfall:
         lanes.setdefault(key, Lane(name)).bars.append(Bar(span, kind, 0))
     for lane in lanes.values():
         _stack(lane)
-    first = [lane for (is_root, _), lane in lanes.items() if is_root]
-    others = [lane for (is_root, _), lane in lanes.items() if not is_root]
-    return Waterfall([*first, *others], ordered[0].start_ns, max(span.end_ns for span in ordered))
+    rank = ranks(ordered)
+    in_order = sorted(lanes.values(), key=lambda lane: (min(rank[bar.span.span_id] for bar in lane.bars), lane.name))
+    return Waterfall(in_order, ordered[0].start_ns, max(span.end_ns for span in ordered))
+
+
+def ranks(spans: Iterable[SpanRecord]) -> dict[int, int]:
+    """The place of each span in its batch, by span id: 0 for the root, then as they start; replicas share a place."""
+    places: dict[int, int] = {}
+    counts: dict[int | None, int] = {}
+    for span in sorted(spans, key=lambda each: (each.start_ns, -each.end_ns)):
+        if bar_kind(span) == "batch":
+            places[span.span_id] = 0
+        else:
+            counts[span.batch] = places[span.span_id] = counts.get(span.batch, 0) + 1
+    return places
 
 
 def _threads_of_stages(spans: Iterable[SpanRecord]) -> dict[tuple[int | None, str], str]:
