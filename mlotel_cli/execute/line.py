@@ -6,6 +6,7 @@ thread.
 """
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -52,8 +53,9 @@ class Line:
             if ticket >= self._due:
                 self._early.setdefault(ticket, entry)
             while self._due in self._early:
-                self._num_ready += 1
-                self._ready.put(self._early.pop(self._due))
+                due = self._early.pop(self._due)
+                self._num_ready += not isinstance(due, End)
+                self._ready.put(due)
                 self._due += 1
                 self._changed.notify_all()
             return True
@@ -81,14 +83,15 @@ class Line:
         self._ready.put(End(self._due, error))
 
     def drain(self) -> list[Any]:
-        """Everything that is left, but the end, once nobody uses the line any more."""
-        left = list(self._early.values())
-        self._early.clear()
-        while True:
-            try:
+        """Everything that is left in a closed line; the end stays, for a thread that still comes to take."""
+        with self._lock:
+            left = list(self._early.values())
+            self._early.clear()
+        with suppress(Empty):
+            while True:
                 left.append(self._ready.get_nowait())
-            except Empty:
-                return [entry for entry in left if not isinstance(entry, End)]
+        self._ready.put(End(self._due))
+        return [entry for entry in left if not isinstance(entry, End)]
 
     def _has_room(self, ticket: int) -> bool:
         waiting = self._num_ready if ticket <= self._due else self._num_ready + len(self._early)

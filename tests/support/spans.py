@@ -42,7 +42,8 @@ class Recorded:
 def recording(**options: Any) -> Generator[Recorded]:
     """Record every span of this process inside the block; the n-th reading of the clock is n * STEP_NS."""
     recorded, before = Recorded(), api.PROVIDER.backend
-    clock = Clock(itertools.count(STEP_NS, STEP_NS).__next__, epoch_offset_ns=0)
+    offset_ns: int = options.pop("epoch_offset_ns", 0)
+    clock = Clock(itertools.count(STEP_NS, STEP_NS).__next__, epoch_offset_ns=offset_ns)
     api.install()
 
     def emit(span: Any) -> None:

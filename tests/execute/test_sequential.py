@@ -1,16 +1,15 @@
-"""The sequential executor: spans, parents, order, blame for errors, waiting for the source, thread state."""
+"""The sequential executor: spans, parents, order, blame for errors, waiting for the source."""
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
-import torch
 
-from mlotel_cli.execute import Finished, Inference, Numbered, SequentialExecutor
-from mlotel_cli.records import BATCH_INDEX, BATCH_SIZE, Batch
+from mlotel_cli.execute import Finished, Numbered, SequentialExecutor
+from mlotel_cli.records import BATCH_INDEX, BATCH_SIZE, KIND, Batch
 from mlotel_cli.telemetry import api
+from mlotel_cli.telemetry.clock import CLOCK
 from tests.support.spans import STEP_NS, recording
 
 
@@ -162,30 +161,39 @@ def test_an_error_of_the_source_is_the_callers() -> None:
         next(running)
 
 
-def test_inference_mode_is_entered_on_the_thread_that_asks() -> None:
-    seen: dict[str, bool] = {}
-
-    def stage_thread() -> None:
-        seen["before"] = torch.is_inference_mode_enabled()
-        with inference():
-            seen["inside"] = torch.is_inference_mode_enabled()
-            assert not (torch.ones(1, requires_grad=True) * 2).requires_grad
-        seen["after"] = torch.is_inference_mode_enabled()
-
-    inference = Inference("cpu")
-    with inference():
-        assert torch.is_inference_mode_enabled()
-        thread = threading.Thread(target=stage_thread)
-        thread.start()
-        thread.join()
-    assert seen == {"before": False, "inside": True, "after": False}
-    assert not torch.is_inference_mode_enabled()
+def test_waiting_since_arrival_is_a_span_of_the_batch() -> None:
+    with recording(epoch_offset_ns=CLOCK.epoch_offset_ns) as recorded:
+        arrived_ns = time.perf_counter_ns() - 5_000_000
+        batch = Batch(0, ["a"], 1, source_time_ns=arrived_ns)
+        (finished,) = run(STAGES, [Numbered(0, 0, batch)])
+    waited = recorded.named("queue source")
+    assert ("queue source", "batch") in recorded.tree()
+    assert waited.attributes == {KIND: "queue"}
+    assert waited.start_ns == arrived_ns + CLOCK.epoch_offset_ns
+    assert waited.end_ns == finished.start_ns + CLOCK.epoch_offset_ns
 
 
-def test_autocast_is_what_was_asked_for() -> None:
-    a = torch.ones(2, 2)
-    with Inference("cpu", autocast="bfloat16")():
-        assert (a @ a).dtype == torch.bfloat16
-    with Inference("cpu")():
-        assert (a @ a).dtype == torch.float32
-    assert not torch.is_autocast_enabled("cpu")
+def test_an_arrival_in_the_future_is_no_negative_wait() -> None:
+    with recording(epoch_offset_ns=CLOCK.epoch_offset_ns) as recorded:
+        batch = Batch(0, ["a"], 1, source_time_ns=time.perf_counter_ns() + 10**12)
+        run(STAGES, [Numbered(0, 0, batch)])
+    waited = recorded.named("queue source")
+    assert waited.start_ns == waited.end_ns
+
+
+def test_it_is_held_back_between_batches_outside_any_span() -> None:
+    seen: list[Any] = []
+
+    def hold() -> None:
+        seen.append(api.trace.get_current_span())
+
+    with recording():
+        seen.extend(one.numbered.index for one in SequentialExecutor(STAGES).run(numbered(1, 2), hold=hold))
+    assert seen == [0, api.trace.INVALID_SPAN, 1, api.trace.INVALID_SPAN]
+
+
+def test_outputs_of_each_stage_and_no_queue() -> None:
+    executor = SequentialExecutor(STAGES)
+    assert list(executor.outputs(4)) == [("add", 5), ("double", 10)]
+    assert list(SequentialExecutor(lambda x: x).outputs(4)) == []
+    assert executor.depths() == {}
