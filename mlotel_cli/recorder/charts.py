@@ -7,6 +7,7 @@ Points = Sequence[float | None]
 WIDTH, HEIGHT = 300, 100
 """Of the coordinate system; the page stretches it."""
 _MARGIN = 3
+_GRID = "".join(f'<line class="rule" x2="{WIDTH}" y1="{y}" y2="{y}"/>' for y in (_MARGIN, HEIGHT // 2))
 
 
 def line_chart(lines: Mapping[str, Points], *, num_points: int, label: str, zero: bool = True) -> str:
@@ -26,7 +27,7 @@ def line_chart(lines: Mapping[str, Points], *, num_points: int, label: str, zero
     )
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{label}">{drawn}</svg>'
+        f'aria-label="{label}">{_GRID}{drawn}</svg>'
     )
 
 

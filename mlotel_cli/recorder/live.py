@@ -23,7 +23,7 @@ NUM_POINTS = 180
 """... for half an hour."""
 MAX_NAMES = 64
 """Stages and values shown; metrics have a limit of their own."""
-MAX_EVENTS = 12
+MAX_EVENTS = 8
 
 Point = float | None
 
@@ -133,8 +133,7 @@ class LiveState:
         self._queue: dict[str, Series] = {}
         self._data: dict[str, Series] = {}
         self._units: dict[str, str] = {}
-        self._batches, self._items, self._dropped = Rates(), Rates(), Rates()
-        self._num_failed = 0
+        self._batches, self._items, self._failures, self._dropped = Rates(), Rates(), Rates(), Rates()
         self._slots = 0
         self._slowest: BatchRecord | None = None
         self._slow: deque[Event] = deque(maxlen=MAX_EVENTS)
@@ -147,7 +146,7 @@ class LiveState:
         self._items.add(record.size)
         self.batch_s = now
         if record.status not in COUNTED:
-            self._num_failed += 1
+            self._failures.add(1)
             self._failed.appendleft(_event(record))
             return
         if record.latency_ms is not None:
@@ -194,9 +193,10 @@ class LiveState:
             "uptime_s": now - self._started,
             "batches": self._batches.total,
             "items": self._items.total,
-            "failed": self._num_failed,
+            "failed": self._failures.total,
             "items_per_s": self._items.per_s(),
             "batches_per_s": self._batches.per_s(),
+            "failed_per_s": self._failures.per_s(),
             "dropped_per_s": self._dropped.per_s(),
             "slow_ms": self.slow_ms,
             "latency_ms": {"p50": p50, "p95": p95, "p99": p99, "max": latency.largest if latency.count else None},
@@ -227,7 +227,7 @@ class LiveState:
         is_point = self._slots % POINT_SLOTS == 0
         for series in (self._latency, *self._host.values(), *self._queue.values(), *self._data.values()):
             series.rotate(is_point=is_point)
-        for rates in (self._batches, self._items, self._dropped):
+        for rates in (self._batches, self._items, self._failures, self._dropped):
             rates.rotate(is_point=is_point)
         if self._slowest is not None:
             self._slow.appendleft(_event(self._slowest))

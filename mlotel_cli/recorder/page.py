@@ -131,13 +131,13 @@ def _tiles(snapshot: Mapping[str, Any]) -> str:
             "Failed",
             f"{snapshot['failed']:,}",
             _share(snapshot["failed"], snapshot["batches"]),
-            bad=bool(snapshot["failed"]),
+            bad=snapshot["failed_per_s"] > 0,
         ),
         _tile(
             "Dropped",
             f"{sum(dropped.values()):,}",
             f"{reasons or 'nothing'} &middot; {kind} {state}, {seen}",
-            bad=bool(dropped),
+            bad=snapshot["dropped_per_s"] > 0,
         ),
     ]
     return f'<div class="tiles">{"".join(tiles)}</div>'
@@ -149,7 +149,7 @@ def _tile(title: str, value: str, below: str, *, bad: bool = False) -> str:
 
 
 def _latency(published: Published) -> str:
-    lines = {"two": published.charts["latency", "p95"], "one": published.charts["latency", "p50"]}
+    lines = {"one": published.charts["latency", "p50"], "two": published.charts["latency", "p95"]}
     legend = '<span class="legend"><i class="one"></i>p50<i class="two"></i>p95</span>'
     return _panel("half", f"Batch latency{legend}", _chart(lines, label="latency", unit="ms"))
 
@@ -170,17 +170,18 @@ def _chart(lines: Mapping[str, Points], *, label: str, unit: str, zero: bool = T
     ago = duration(num_points * _POINT_S)
     scale = f"{number(low)} to {number(high)} {unit}".strip()
     drawn = line_chart(lines, num_points=num_points, label=escape(f"{label}, {scale}"), zero=zero)
-    return f'{drawn}<p class="axis"><span>{ago} ago</span><span>{scale}</span><span>now</span></p>'
+    edges = f'<span class="high">{number(high)} {unit}</span><span class="low">{number(low)}</span>'
+    return f'<div class="plot">{drawn}{edges}</div><p class="axis"><span>{ago} ago</span><span>now</span></p>'
 
 
 def _stages(published: Published) -> str:
     snapshot = published.snapshot
     rows = [
         _row(
-            ("", escape(name)),
+            ("", escape(name), "name"),
             ("p50", milliseconds(stage["p50_ms"])),
             ("p95", milliseconds(stage["p95_ms"])),
-            ("busy", f"{bar(stage['busy'], label='busy')}{stage['busy']:.0%}"),
+            ("busy", f'{bar(stage["busy"], label="busy")}<span class="share">{stage["busy"]:.0%}</span>'),
             ("wait p50", milliseconds(stage["queue_p50_ms"])),
             ("wait p95", milliseconds(stage["queue_p95_ms"])),
             ("waiting now", _depth(snapshot["queues"].get(name))),
@@ -211,7 +212,9 @@ def _values(published: Published) -> str:
     for name, value in published.snapshot["data"].items():
         unit = escape(value["unit"].strip("{}")) if value["unit"] != "1" else ""
         chart = _chart({"one": published.charts["data", name]}, label=name, unit="", zero=False)
-        figures = f"<strong>{number(value['mean'])} <small>{unit} mean</small></strong>"
+        figures = (
+            f"<strong>{number(value['mean'])} <small>{unit}</small></strong><p>mean; median {number(value['p50'])}</p>"
+        )
         cards.append(f'<section class="value"><h2>{escape(name)}</h2>{figures}{chart}</section>')
     return f'<div class="values">{"".join(cards)}</div>' if cards else ""
 
@@ -257,7 +260,7 @@ def _next_step(status: Status, events: Sequence[Event]) -> str:
 def _sinks(snapshot: Mapping[str, Any]) -> str:
     rows = [
         _row(
-            ("", escape(name)),
+            ("", escape(name), "name"),
             ("state", '<span class="good">ok</span>' if sink["ok"] else '<span class="bad">failing</span>'),
             ("taken", f"{sink['sent']:,}"),
             ("lost", f'<span class="bad">{sink["lost"]:,}</span>' if sink["lost"] else "0"),
