@@ -98,6 +98,16 @@ def check_endpoint(url: str, *, key: str = _KEY) -> None:
         raise UsageError(f"{key}={url}: allowed: an http or https URL, such as {DEFAULT_ENDPOINT} (OTLP over HTTP)")
 
 
+def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration to be shown to others: headers, which may hold keys, by name only."""
+    telemetry: Mapping[str, Any] = config.get("telemetry") or {}
+    otlp: Mapping[str, Any] = telemetry.get("otlp") or {}
+    if not otlp.get("headers"):
+        return dict(config)
+    hidden = {**otlp, "headers": dict.fromkeys(otlp["headers"], "***")}
+    return {**config, "telemetry": {**telemetry, "otlp": hidden}}
+
+
 def unsupported(environ: Mapping[str, str]) -> str | None:
     """What the environment asks for that does not apply, in one sentence."""
     for name in (f"{_PREFIX}_PROTOCOL", f"{_PREFIX}_TRACES_PROTOCOL", f"{_PREFIX}_METRICS_PROTOCOL"):

@@ -5,6 +5,7 @@ that fails is said once and counted; nothing is raised into the recorder. What a
 what wandb needs is in wandb_run.py.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -15,15 +16,19 @@ from typing import Any
 from mlotel_cli.errors import UsageError
 from mlotel_cli.recorder.wandb_rows import BatchOrder, Row, RowBuilder, Windows, WorstSamples
 from mlotel_cli.recorder.wandb_run import Run, TrackerSettings, first_line, mode_of_environment, open_run
+from mlotel_cli.recorder.wandb_windows import Closed, LiveRowBuilder, LiveWindows
 from mlotel_cli.records import BatchRecord
 
-__all__ = ["NullTracker", "TrackerSettings", "WandbSink", "create_tracker"]
+__all__ = ["NullTracker", "TrackerSettings", "WandbSink", "WindowedWandbSink", "create_tracker"]
 
 MODES = ("auto", "online", "offline", "disabled")
 TICK_S = 0.2
 """How often the thread looks at windows and gaps while nothing arrives."""
 CLOSE_GRACE_S = 10.0
 """What `close` waits beyond the finish timeout, for a queue to drain and a run to open."""
+
+MAX_WINDOWS = 1_000
+"""Windows that may wait for W&B; four hours of the default length."""
 
 OpenRun = Callable[..., Run]
 
@@ -33,7 +38,9 @@ def create_tracker(settings: TrackerSettings, *, say: Callable[[str], None]) -> 
     if settings.mode not in MODES:
         raise UsageError(f"tracker.mode={settings.mode} is not a mode. Allowed: {', '.join(MODES)}.")
     mode = mode_of_environment() if settings.mode == "auto" else settings.mode
-    return NullTracker() if mode == "disabled" else WandbSink(settings, say=say)
+    if mode == "disabled":
+        return NullTracker()
+    return WandbSink(settings, say=say) if settings.window_s is None else WindowedWandbSink(settings, say=say)
 
 
 class NullTracker:
@@ -49,6 +56,9 @@ class NullTracker:
         """Do nothing."""
 
     def write(self, record: BatchRecord) -> None:
+        """Do nothing."""
+
+    def take_live(self, text: str) -> None:
         """Do nothing."""
 
     def close(self, summary: Mapping[str, Any], *, exit_code: int = 0) -> None:
@@ -123,6 +133,9 @@ class WandbSink:
                 return
             self._queue.append(record)
             self._changed.notify_all()
+
+    def take_live(self, text: str) -> None:
+        """What a monitor's workload reports; rows of batches have no use for it."""
 
     def close(self, summary: Mapping[str, Any], *, exit_code: int = 0) -> None:
         """Log what waits, the summary and the worst samples, and finish the run.
@@ -256,6 +269,77 @@ class WandbSink:
         run = self._run
         upload = f"; upload what was logged with: wandb sync {self._settings.dir / run.dir}" if run else ""
         self._say(f"W&B: stopped ({reason}). Every batch is in batches.parquet{upload}")
+
+
+class WindowedWandbSink(WandbSink):
+    """A monitor's: one row per window of `window_s`, never one a batch. `write` adds up and never waits.
+
+    Rows that W&B does not take while it cannot be reached are kept by wandb-core, in its file; a window costs the same
+    however many batches are in it.
+    """
+
+    def __init__(
+        self,
+        settings: TrackerSettings,
+        *,
+        say: Callable[[str], None],
+        open_run: OpenRun = open_run,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Prepare. `clock` is the wall clock here: windows are those of the run, also after a restart."""
+        super().__init__(settings, say=say, open_run=open_run, clock=clock)
+        self._clock = clock
+        window_s, now_s = settings.window_s or 15.0, clock()
+        self._live = LiveWindows(window_s=window_s, started_s=settings.started_s or now_s, now_s=now_s)
+        self._rows = LiveRowBuilder()
+        self._closed: deque[Closed] = deque(maxlen=MAX_WINDOWS)
+        self._num_windows = 0
+
+    def write(self, record: BatchRecord) -> None:
+        """Count one batch in the open window."""
+        with self._changed:
+            self._num_written += 1
+            if self._failed:
+                self._num_dropped += 1
+                return
+            self._close_window(self._live.due(self._clock()))
+            self._live.add(record)
+
+    def take_live(self, text: str) -> None:
+        """Count what the workload reports; what makes no sense is left out, and said by others."""
+        with self._changed, contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
+            self._live.take_live(text)
+
+    def describe(self) -> dict[str, Any]:
+        """The `wandb` part of run.json; `rows_logged` counts batches here too, `windows` the rows."""
+        return super().describe() | {"windows": self._num_windows, "renamed": self._rows.renamed}
+
+    def _close_window(self, window: Closed | None) -> None:
+        """Queue a window, under the lock; the oldest one makes room and is counted."""
+        if window is None:
+            return
+        if len(self._closed) == MAX_WINDOWS:
+            self._num_dropped += self._closed[0].num_batches
+        self._closed.append(window)
+
+    def _step(self) -> tuple[Mapping[str, Any], int] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._config or self._ending, timeout=TICK_S)
+            self._close_window(self._live.due(self._clock()))
+            ending = self._ending
+            if ending is not None:
+                self._close_window(self._live.close(self._clock()))
+            windows = list(self._closed)
+            self._closed.clear()
+            config, self._config = self._config, {}
+        if config and self._run is not None:
+            self._run.update_config(config)
+        for window in windows:
+            if self._run is not None:
+                self._run.log(self._rows.row(window))
+            self._num_windows += 1
+            self._num_logged += window.num_batches
+        return ending
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

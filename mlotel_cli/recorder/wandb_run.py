@@ -5,6 +5,7 @@ owns its environment; wandb is imported inside. Never a prompt: credentials are 
 """
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -15,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from mlotel_cli.recorder.wandb_rows import AXIS, SECTIONS, Row
+from mlotel_cli.recorder.wandb_rows import AXIS, SECTIONS
+from mlotel_cli.recorder.wandb_windows import LIVE_SECTIONS, WINDOW_AXIS, Bins
 
 Mode = Literal["online", "offline"]
 FLUSH_INTERVAL_S = 1.0
@@ -44,6 +46,9 @@ class TrackerSettings:
         write_timeout_s: how long `write` may block before rows are dropped.
         system_metrics: let W&B sample CPU, memory and GPU every 15 s.
         workload_pid: the process that those are about; None is the parent of this one.
+        window_s: a monitor's: seconds that one row sums up; None is one row a batch.
+        started_s: start of the run, seconds since the epoch; windows count from it.
+        resume_id: the run that a recorder before this one logged to, to go on with it.
     """
 
     mode: str
@@ -62,6 +67,9 @@ class TrackerSettings:
     write_timeout_s: float = 10.0
     system_metrics: bool = True
     workload_pid: int | None = None
+    window_s: float | None = None
+    started_s: float = 0.0
+    resume_id: str | None = None
 
 
 class Run(Protocol):
@@ -72,7 +80,7 @@ class Run(Protocol):
     url: str | None
     dir: str
 
-    def log(self, row: Row) -> None:
+    def log(self, row: Mapping[str, Any]) -> None:
         """Log one row. Raises whatever wandb raises once wandb-core is gone."""
         ...
 
@@ -112,7 +120,7 @@ def open_run(settings: TrackerSettings, *, config: Mapping[str, Any], say: Calla
     """
     _own_environment(settings.dir)
 
-    run_id = secrets.token_hex(6)
+    run_id = settings.resume_id or secrets.token_hex(6)
     mode, host, reason = _choose_mode(settings)
     if mode == "online":
         try:
@@ -125,6 +133,10 @@ def open_run(settings: TrackerSettings, *, config: Mapping[str, Any], say: Calla
         else:
             say(f"W&B: {run.url}")
             return run
+    if settings.resume_id is not None:
+        # W&B resumes on the server only; a second offline run of the same id would replace the first when synced.
+        run_id = secrets.token_hex(6)
+        say(f"W&B: run {settings.resume_id} cannot go on offline; what follows is a second run, {run_id}")
     try:
         run = WandbRun(settings, mode="offline", run_id=run_id, config=config)
     except Exception:
@@ -153,13 +165,15 @@ class WandbRun:
         self.url: str | None = self._run.url
         self.dir: str = os.path.relpath(Path(self._run.dir).parent, settings.dir)
         # The summary is run.json's; without "none" W&B would put the last batch beside it.
-        self._run.define_metric(AXIS, summary="none")
-        for section in SECTIONS:
-            self._run.define_metric(f"{section}/*", step_metric=AXIS, step_sync=False, summary="none")
+        is_live = settings.window_s is not None
+        axis, sections = (WINDOW_AXIS, LIVE_SECTIONS) if is_live else (AXIS, SECTIONS)
+        self._run.define_metric(axis, summary="none")
+        for section in sections:
+            self._run.define_metric(f"{section}/*", step_metric=axis, step_sync=False, summary="none")
 
-    def log(self, row: Row) -> None:
+    def log(self, row: Mapping[str, Any]) -> None:
         """Log one row."""
-        self._run.log(row)
+        self._run.log({key: as_wandb(value) for key, value in row.items()})
 
     def update_config(self, config: Mapping[str, Any]) -> None:
         """Add to the run's config."""
@@ -245,7 +259,12 @@ class WandbRun:
 
 
 def as_wandb(cell: Any) -> Any:
-    """A cell as W&B takes it: PNG bytes become an image."""
+    """A value as W&B takes it: PNG bytes become an image, Bins a histogram."""
+    if isinstance(cell, Bins):
+        import numpy as np
+        import wandb
+
+        return wandb.Histogram(np_histogram=(np.asarray(cell.counts), np.asarray(cell.edges)))
     if not isinstance(cell, bytes):
         return cell
     import io
@@ -254,6 +273,15 @@ def as_wandb(cell: Any) -> Any:
     from PIL import Image
 
     return wandb.Image(Image.open(io.BytesIO(cell)))
+
+
+def earlier_run_id(run_dir: Path) -> str | None:
+    """The W&B run that a recorder before this one logged to, by its run.json; None when there was none."""
+    try:
+        run_id = json.loads((run_dir / "run.json").read_text())["wandb"]["id"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return run_id if isinstance(run_id, str) else None
 
 
 def mode_of_environment() -> str | None:
@@ -342,6 +370,8 @@ def _run_settings(settings: TrackerSettings, *, mode: Mode, run_id: str) -> Any:
     }
     if mode == "online":
         values["init_timeout"] = settings.init_timeout_s
+        if settings.resume_id is not None:
+            values["resume"] = "allow"
     optional = {"entity": settings.entity, "run_group": settings.group, "run_notes": settings.notes}
     values |= {key: value for key, value in optional.items() if value is not None}
     return wandb.Settings(**values)
