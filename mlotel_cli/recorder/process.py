@@ -26,11 +26,13 @@ from mlotel_cli.analysis.bottleneck import find_in_run
 from mlotel_cli.analysis.runs import read_table
 from mlotel_cli.analysis.summary import summarise
 from mlotel_cli.errors import MlotelError, RecorderError
+from mlotel_cli.otlp_settings import without_secrets
 from mlotel_cli.recorder.assemble import Assembler, Settled, unpack
 from mlotel_cli.recorder.exports import Exports, create_exports
 from mlotel_cli.recorder.otlp import CLOSE_S, notes
 from mlotel_cli.recorder.parquet import create_parquet
 from mlotel_cli.recorder.wandb import TrackerSettings, create_tracker
+from mlotel_cli.recorder.wandb_run import earlier_run_id
 from mlotel_cli.records import BatchRecord, Sample
 
 SCHEMA_VERSION = 1
@@ -82,7 +84,7 @@ class Recorder:
         )
         self._write_info()
         self._tracker.start()
-        self._tracker.update_config({**opening["config"], **opening["identity"]})
+        self._tracker.update_config({**without_secrets(opening["config"]), **opening["identity"]})
 
     @property
     def is_closing(self) -> bool:
@@ -114,6 +116,7 @@ class Recorder:
             self._assembler.settle(_settled(item), now=now)
         elif kind == "live":
             self._exports.take_live(item[1])
+            self._tracker.take_live(item[1])
         elif kind == "info":
             self._take_info(json.loads(item[1]))
         elif kind == "attach":
@@ -244,7 +247,16 @@ class Answers:
 
 
 def _tracker_settings(opening: Mapping[str, Any], run_dir: Path) -> TrackerSettings:
-    return TrackerSettings(**opening["tracker"], name=opening["name"], job_type=opening["mode"], dir=run_dir)
+    live: Mapping[str, Any] = opening.get("live") or {}
+    return TrackerSettings(
+        **opening["tracker"],
+        name=opening["name"],
+        job_type=opening["mode"],
+        dir=run_dir,
+        window_s=live.get("window_s"),
+        started_s=opening["started_ns"] / 1e9,
+        resume_id=earlier_run_id(run_dir) if live.get("restarts") else None,
+    )
 
 
 def _settled(item: tuple[Any, ...]) -> Settled:
