@@ -191,6 +191,6 @@ def _record(row: dict[str, Any]) -> SpanRecord:
         status=row["status"] or "UNSET",
         status_message=row["status_message"] or "",
         attributes=json.loads(row["attributes"] or "{}"),
-        events=[(each["time_ns"], each["name"], each["attributes"] or {}) for each in events],
-        links=[(int(each["trace_id"], 16), int(each["span_id"], 16), each["attributes"] or {}) for each in links],
+        events=tuple((each["time_ns"], each["name"], each["attributes"] or {}) for each in events),
+        links=tuple((int(each["trace_id"], 16), int(each["span_id"], 16), each["attributes"] or {}) for each in links),
     )
