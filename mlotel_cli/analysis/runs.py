@@ -27,10 +27,12 @@ class Run:
     Attributes:
         path: the directory.
         info: run.json, with `status` put right when its process died without a word.
+        died: that it did; run.json itself still says running.
     """
 
     path: Path
     info: Mapping[str, Any]
+    died: bool = False
 
     @property
     def status(self) -> str:
@@ -75,9 +77,10 @@ def read_run(path: str | Path) -> Run:
             f"{folder} is no run directory: its run.json cannot be read ({error}). "
             "Give the folder that the run printed, such as outputs/eval/<date>_<time>"
         ) from error
-    if info.get("status") == "running" and not _is_alive(info.get("recorder_pid"), folder):
+    died = info["status"] == "running" and not _is_alive(info.get("recorder_pid"), folder)
+    if died:
         info["status"] = "interrupted"
-    return Run(folder, info)
+    return Run(folder, info, died)
 
 
 def _is_alive(pid: int | None, folder: Path) -> bool:
@@ -144,6 +147,14 @@ def newest_rows(folder: Path, count: int) -> "pl.DataFrame":
             if attempt == _ATTEMPTS - 1:
                 raise
     return pl.DataFrame()
+
+
+def count_rows(folder: Path) -> int:
+    """Rows of a table so far, by the files' own counts."""
+    import polars as pl
+
+    rows = query_table(folder, lambda frame: frame.select(pl.len()))
+    return int(rows.item()) if rows.height else 0
 
 
 def _newest_rows(parts: Sequence[Path], count: int) -> "pl.DataFrame":

@@ -1,0 +1,162 @@
+"""`mlotel runs [DIR]`: every run below a folder, newest first, with its headline figures."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlotel_cli.analysis.runs import Run, count_rows, read_run
+from mlotel_cli.errors import MlotelError, UsageError
+
+_STYLES = {"complete": "green", "running": "cyan", "failed": "red"}
+
+
+@dataclass(slots=True)
+class Listed:
+    """One run as the list shows it; what is not known is None.
+
+    Attributes:
+        path: its directory.
+        mode: eval | profile | monitor | loop.
+        name: the run's name.
+        run_id: `mlotel.run.id`.
+        status: as in run.json; `interrupted?` for one that says running and has no recorder any more.
+        started_ns: ns since the epoch.
+        batches: rows.
+        p50_ms: latency of a batch.
+        p95_ms: the same; None as well when there were too few batches to say.
+        items_per_s: throughput.
+        accuracy: value by metric.
+    """
+
+    path: str
+    mode: str
+    name: str
+    run_id: str | None
+    status: str
+    started_ns: int
+    batches: int | None = None
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    items_per_s: float | None = None
+    accuracy: dict[str, float | None] = field(default_factory=dict[str, float | None])
+
+
+def main(folder: Path, *, as_json: bool = False) -> int:
+    """Print the list; returns the exit code."""
+    try:
+        if not folder.is_dir():
+            raise UsageError(
+                f"{folder}: there is no such folder. Runs are written below outputs, or where run.dir says"
+            )
+        runs, skipped = list_runs(folder)
+    except MlotelError as error:
+        print(f"mlotel: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    for note in skipped:
+        print(f"skipped: {note}", file=sys.stderr)  # noqa: T201
+    if as_json:
+        print(json.dumps([asdict(run) for run in runs], indent=2))  # noqa: T201
+    elif runs:
+        print_runs(runs)
+    else:
+        print(f"{folder} holds no run", file=sys.stderr)  # noqa: T201
+    return 0
+
+
+def list_runs(folder: Path) -> tuple[list[Listed], list[str]]:
+    """All runs below `folder`, sweeps' jobs included, newest first; and why some folders with a run.json are none."""
+    runs: list[Listed] = []
+    skipped: list[str] = []
+    for path in _run_dirs(folder):
+        try:
+            runs.append(_listed(read_run(path)))
+        except UsageError as error:
+            skipped.append(str(error).partition(". Give")[0])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            skipped.append(f"{path} is no run directory: its run.json makes no sense ({error!r})")
+    return sorted(runs, key=lambda run: (-run.started_ns, run.path)), skipped
+
+
+def print_runs(runs: list[Listed], *, console: Console | None = None) -> None:
+    """The table on stdout."""
+    console = console or Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
+    table = Table(box=None, pad_edge=False)
+    for column in ("started", "mode", "name", "status"):
+        table.add_column(column, no_wrap=True)
+    for column in ("batches", "p50 ms", "p95 ms", "items/s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("accuracy", no_wrap=True)
+    table.add_column("path", overflow="fold")
+    for run in runs:
+        started = datetime.fromtimestamp(run.started_ns / 1e9, tz=UTC).astimezone()
+        table.add_row(
+            started.strftime("%Y-%m-%d %H:%M:%S"),
+            _plain(run.mode),
+            _plain(run.name),
+            Text(run.status, style=_STYLES.get(run.status, "yellow")),
+            "" if run.batches is None else f"{run.batches:,}",
+            _figure(run.p50_ms),
+            _figure(run.p95_ms),
+            _figure(run.items_per_s),
+            _headline(run.accuracy),
+            _plain(run.path),
+        )
+    console.print(table)
+
+
+def _run_dirs(folder: Path) -> Iterator[Path]:
+    """Folders with a run.json; nothing below one is another run."""
+    for path, folders, files in os.walk(folder):
+        if "run.json" in files:
+            folders.clear()
+            yield Path(path)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def _listed(run: Run) -> Listed:
+    info, summary = run.info, run.summary
+    latency: Mapping[str, Any] = (summary.get("latency_ms") or {}).get("batch") or {}
+    counts: Mapping[str, int] = summary.get("batches") or {}
+    accuracy: Mapping[str, Mapping[str, Any]] = summary.get("accuracy") or {}
+    return Listed(
+        path=str(run.path),
+        mode=str(info["mode"]),
+        name=str(info["name"]),
+        run_id=info.get("run_id"),
+        status="interrupted?" if run.died else str(run.status),
+        started_ns=int(info["started_ns"]),
+        batches=sum(counts.values()) if summary else count_rows(run.path / "batches.parquet"),
+        p50_ms=latency.get("p50"),
+        p95_ms=latency.get("p95"),
+        items_per_s=(summary.get("throughput") or {}).get("items_per_s"),
+        accuracy={name: score.get("value") for name, score in accuracy.items()},
+    )
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _headline(accuracy: Mapping[str, float | None]) -> Text:
+    """The first metric, and how many more there are."""
+    if not accuracy:
+        return Text("")
+    name, value = next(iter(accuracy.items()))
+    more = f" +{len(accuracy) - 1}" if len(accuracy) > 1 else ""
+    return _plain(f"{name} {'n/a' if value is None else format(value, '.3f')}{more}")
+
+
+def _plain(text: str) -> Text:
+    """Text as it is: no markup, and nothing that a terminal obeys."""
+    return Text("".join(letter for letter in text if letter.isprintable()))
