@@ -228,6 +228,17 @@ def trace(
 
 
 @app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder to look below.")] = Path("outputs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """List all runs of a folder, newest first, with their headline figures."""
+    from mlotel_cli.modes.runs import main
+
+    raise typer.Exit(main(folder, as_json=as_json))
+
+
+@app.command()
 def doctor() -> None:
     """Show what this machine has, and the fix for what is missing."""
     from mlotel_cli.doctor import print_findings
