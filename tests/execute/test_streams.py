@@ -1,0 +1,127 @@
+"""A stream per stage: what a stage reads was written before, on the device, and nobody waits on the host."""
+
+import contextlib
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from mlotel_cli.execute import Finished, Inference, Numbered, PipelinedExecutor
+from mlotel_cli.execute.streams import CudaLane, CudaStreams, HostStreams
+from mlotel_cli.records import Batch
+from tests.support.fake_cuda import FakeCuda, Stream, Tensor
+
+
+@dataclass
+class Scene:
+    """What the stages of a real pipeline hand over: tensors somewhere inside."""
+
+    frames: Tensor
+    boxes: list[Any]
+
+
+def pipeline(cuda: FakeCuda, weights: Tensor) -> dict[str, Any]:
+    def detect(frames: Tensor) -> Scene:
+        frames.read()
+        return Scene(frames, [{"boxes": Tensor(cuda)}])
+
+    def read(scene: Scene) -> tuple[Tensor, Scene]:
+        scene.frames.read()
+        scene.boxes[0]["boxes"].read()
+        return Tensor(cuda), scene
+
+    return {"detect": detect, "read": read}
+
+
+def run(
+    cuda: FakeCuda, streams: CudaStreams, replicas: dict[str, int] | None = None, batches: int = 6
+) -> list[Finished]:
+    def source() -> Any:
+        for index in range(batches):
+            yield Numbered(index, 0, Batch(index, ["a"], Tensor(cuda)))
+
+    executor = PipelinedExecutor(
+        pipeline(cuda, Tensor(cuda)), inference=Inference("cpu"), streams=streams, replicas=replicas
+    )
+    with contextlib.closing(executor.run(source())) as running:
+        finished = []
+        for one in running:
+            if one.error is None:
+                text, scene = one.output
+                text.read()  # as scoring does, on the caller's stream
+                scene.frames.read()
+            finished.append(one)
+    return finished
+
+
+@pytest.mark.parametrize("replicas", [{}, {"detect": 2, "read": 3}])
+def test_every_reader_comes_after_its_writer(replicas: dict[str, int]) -> None:
+    cuda = FakeCuda()
+    finished = run(cuda, CudaStreams("cuda:1", cuda=cuda), replicas)
+    assert [one.error for one in finished] == [None] * 6
+    assert len(cuda.made) == (5 if replicas else 2)
+    assert cuda.made[0].name.startswith("cuda:1")
+
+
+@pytest.mark.parametrize("broken", ["wait_event", "record_stream"])
+def test_the_fake_notices_what_is_left_out(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    if broken == "wait_event":
+        monkeypatch.setattr(Stream, "wait_event", lambda self, event: None)
+    else:
+        monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None)
+    finished = run(cuda, CudaStreams("cuda", cuda=cuda))
+    assert [type(one.error) for one in finished] == [AssertionError] * 6
+
+
+def test_a_run_goes_on_where_the_callers_stream_was() -> None:
+    cuda = FakeCuda()
+    weights = Tensor(cuda)  # loaded on the caller's stream, perhaps not there yet
+    seen: list[bool] = []
+
+    def stage(value: Any) -> Any:
+        stream = cuda.current_stream()
+        seen.append(stream.after.get(weights.stream, 0) >= weights.written)
+        return value
+
+    executor = PipelinedExecutor({"stage": stage}, inference=Inference("cpu"), streams=CudaStreams("cuda", cuda=cuda))
+    list(executor.run(iter([Numbered(0, 0, Batch(0, ["a"], None))])))
+    assert seen == [True]
+
+
+def test_streams_stay_the_same_from_run_to_run() -> None:
+    cuda = FakeCuda()
+    streams = CudaStreams("cuda", cuda=cuda)
+    run(cuda, streams)
+    run(cuda, streams)
+    assert len(cuda.made) == 2
+
+
+def test_a_lane_is_current_while_it_is_entered_and_leaves_other_threads_alone() -> None:
+    cuda = FakeCuda()
+    lane = CudaStreams("cuda", cuda=cuda).lane("detect")
+    elsewhere: list[Stream] = []
+    with lane.entered():
+        assert cuda.current_stream() is cuda.made[0]
+        thread = threading.Thread(target=lambda: elsewhere.append(cuda.current_stream()))
+        thread.start()
+        thread.join(10)
+    assert elsewhere == [cuda.current_stream()]
+    assert cuda.current_stream() is not cuda.made[0]
+
+
+def test_what_is_no_tensor_of_the_device_is_left_alone() -> None:
+    cuda = FakeCuda()
+    on_host = Tensor(cuda, is_cuda=False)
+    stream = Stream("other")
+    with cuda.stream(stream):
+        CudaLane(cuda, None).receive({"a": [on_host, "text", 1]}, None)
+    assert stream not in on_host.kept_for
+
+
+def test_without_a_device_there_is_nothing_to_do() -> None:
+    lane = HostStreams().lane("any")
+    with lane.entered():
+        lane.receive([1], lane.mark())
+    assert lane.mark() is None
