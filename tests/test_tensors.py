@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlotel_cli.tensors import find_nan, first_device, move
+from mlotel_cli.tensors import find_nan, first_device, move, tensors_in
 
 NAN = float("nan")
 
@@ -83,3 +83,37 @@ def test_what_is_there_already_is_not_copied() -> None:
 def test_first_device() -> None:
     assert first_device([None, {"a": torch.ones(1, device="meta")}, torch.ones(1)]) == torch.device("meta")
     assert first_device([1, "two", np.ones(3)]) is None
+
+
+class Slotted:
+    __slots__ = ("image", "name")
+
+    def __init__(self, image: Any) -> None:
+        self.image = image  # `name` is never set
+
+
+class Holder:
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+        self.itself = self
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: x,
+        lambda x: [1, "text", x],
+        lambda x: {"a": {"b": (x, None)}},
+        lambda x: {x},
+        Boxes,
+        Slotted,
+        lambda x: Holder([Slotted(Boxes(x))]),
+    ],
+)
+def test_tensors_are_found_in_whatever_holds_them(wrap: Any) -> None:
+    tensor = torch.ones(2)
+    assert [found is tensor for found in tensors_in(wrap(tensor))] == [True]
+
+
+def test_modules_functions_and_arrays_hold_no_tensors_of_a_batch() -> None:
+    assert list(tensors_in([torch.nn.Linear(2, 2), len, np.ones(2), b"1", None, 1.5])) == []

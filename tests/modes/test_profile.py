@@ -18,6 +18,7 @@ from rich.console import Console
 from mlotel_cli.analysis.timeline import Range, Timeline
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.modes.profile import Profile, Results
+from mlotel_cli.modes.profilers import make_profiler
 from mlotel_cli.modes.session import Closing
 from mlotel_cli.schema import ProfileConfig
 
@@ -322,3 +323,12 @@ def is_running(pid: int | None) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_torch_cannot_show_batches_that_cross_threads(tmp_path: Path):
+    cfg = OmegaConf.structured(ProfileConfig)
+    cfg.profiler.kind, cfg.executor.kind = "torch", "pipelined"
+    with pytest.raises(UsageError, match=r"profiler=torch with executor=pipelined.*use profiler=nsys or executor=seq"):
+        make_profiler(cfg, tmp_path)
+    cfg.executor.kind = "sequential"
+    assert make_profiler(cfg, tmp_path).backend == "torch"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from mlotel_cli.records import KIND
 from mlotel_cli.telemetry import device as device_module
 from mlotel_cli.telemetry.clock import Clock
 from mlotel_cli.telemetry.device import ANCHOR_EVERY_NS, CudaEvents, DeviceTimer, Mark, relax_capture
@@ -336,3 +337,14 @@ def test_every_asking_thread_is_told_apart_once(monkeypatch: pytest.MonkeyPatch)
     thread.start()
     thread.join()
     assert len(told) == len(set(told)) == 2
+
+
+def test_waiting_in_a_queue_takes_no_events(device: SimulatedDevice):
+    timer = DeviceTimer(device, now=device.now)
+    tracer = Provider(Recording([].append, device=timer)).get_tracer("test")
+    tracer.start_span("queue reader", attributes={KIND: "queue"}).end()
+    with tracer.start_as_current_span("queue reader", attributes={KIND: "queue"}):
+        pass
+    assert (timer.created, device.recorded) == (0, [])
+    tracer.start_span("reader", attributes={"other": 1}).end()
+    assert len(device.recorded) == 2

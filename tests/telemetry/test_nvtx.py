@@ -267,3 +267,32 @@ def test_memory_stays_flat(tracer: trace.Tracer):
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert grown < 20_000  # ten bytes a batch
+
+
+def test_a_batch_whose_spans_are_on_several_threads(tracer: trace.Tracer, notes: Notes):
+    root = tracer.start_span("batch", trace.set_span_in_context(trace.INVALID_SPAN), **batch(7))
+    inside = trace.set_span_in_context(root)
+    waiting = tracer.start_span("queue reader", inside, attributes={KIND: "queue"})
+
+    def stage() -> None:
+        waiting.end()
+        with tracer.start_as_current_span("reader", inside), tracer.start_as_current_span("own"):
+            pass
+        root.end()
+
+    in_thread(stage)
+    assert notes.seen() == [
+        ("batch", "batch", 7),
+        ("queue reader", "queue", 7),
+        ("reader", "internal", 7),
+        ("own", "internal", None),
+    ]
+    here = threading.get_ident()
+    assert [began == here for _, _, _, began, _ in notes.ranges] == [True, True, False, False]
+    assert [ended == here for *_, ended in notes.ranges[:2]] == [False, False]
+
+
+def test_waiting_that_began_before_it_could_be_told_is_left_out(tracer: trace.Tracer, notes: Notes):
+    tracer.start_span("queue source", attributes={KIND: "queue"}, start_time=1).end(2)
+    tracer.start_span("stage", start_time=1).end()
+    assert notes.seen() == [("stage", "internal", None)]

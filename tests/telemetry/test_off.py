@@ -1,10 +1,12 @@
 """Off: nothing is recorded, nothing is current, nothing breaks."""
 
+import threading
+
 import pytest
 from opentelemetry import trace
 
 from mlotel_cli.telemetry import api
-from mlotel_cli.telemetry.off import OFF, OffSpan
+from mlotel_cli.telemetry.off import OFF, OffHere, OffSpan
 from tests.telemetry.conftest import Telemetry
 
 
@@ -56,3 +58,20 @@ def test_generated_names_do_not_fill_the_memory(use: Telemetry) -> None:
             pass
     assert len(api._off_spans) == 1000
     api._off_spans.clear()
+
+
+def test_off_on_one_thread_only(telemetry: Telemetry) -> None:
+    provider, tracer = telemetry.provider, telemetry.tracer
+    provider.backend = OffHere(telemetry.recording)
+
+    def work() -> None:
+        with tracer.start_as_current_span("elsewhere"):
+            tracer.start_span("started").end()
+
+    work()
+    assert telemetry.ended == []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert [span.name for span in telemetry.ended] == ["started", "elsewhere"]
+    assert telemetry.parents()["started"] == "elsewhere"
