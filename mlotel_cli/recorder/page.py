@@ -212,9 +212,7 @@ def _values(published: Published) -> str:
     for name, value in published.snapshot["data"].items():
         unit = escape(value["unit"].strip("{}")) if value["unit"] != "1" else ""
         chart = _chart({"one": published.charts["data", name]}, label=name, unit="", zero=False)
-        figures = (
-            f"<strong>{number(value['mean'])} <small>{unit}</small></strong><p>mean; median {number(value['p50'])}</p>"
-        )
+        figures = f"<strong>{number(value['mean'])} <small>{unit}</small></strong><p>mean; median {number(value['p50'], digits=2)}</p>"
         cards.append(f'<section class="value"><h2>{escape(name)}</h2>{figures}{chart}</section>')
     return f'<div class="values">{"".join(cards)}</div>' if cards else ""
 
@@ -301,13 +299,13 @@ def _row(*cells: tuple[str, ...]) -> str:
     return f"<tr>{''.join(drawn)}</tr>"
 
 
-def number(value: float | None) -> str:
-    """Three significant digits, thousands separated; a dash for None."""
+def number(value: float | None, *, digits: int = 3) -> str:
+    """Significant digits, thousands separated; a dash for None."""
     if value is None:
         return "&ndash;"
     if abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 0.001 or not value else f"{value:.1e}"
+    return f"{value:.{digits}g}" if abs(value) >= 0.001 or not value else f"{value:.1e}"
 
 
 def milliseconds(value: float | None) -> str:

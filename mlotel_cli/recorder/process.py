@@ -5,16 +5,11 @@ of a terminal or a service manager are blocked (in `__main__`), because the work
 """
 
 import contextlib
-import fcntl
 import gc
 import importlib
 import json
-import marshal
 import os
-import select
-import struct
 import sys
-import termios
 import threading
 import time
 import traceback
@@ -22,20 +17,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.analysis.bottleneck import find_in_run
-from mlotel_cli.analysis.runs import read_table
-from mlotel_cli.analysis.summary import summarise
 from mlotel_cli.errors import MlotelError, RecorderError
 from mlotel_cli.otlp_settings import without_secrets
 from mlotel_cli.recorder.assemble import Assembler, Settled, unpack
+from mlotel_cli.recorder.ending import summarise_monitor, summarise_run
 from mlotel_cli.recorder.exports import Exports, create_exports
 from mlotel_cli.recorder.otlp import CLOSE_S, notes
 from mlotel_cli.recorder.parquet import create_parquet
+from mlotel_cli.recorder.pipe import Answers, read_frames
+from mlotel_cli.recorder.runfile import RunFile, Totals
 from mlotel_cli.recorder.wandb import TrackerSettings, create_tracker
 from mlotel_cli.recorder.wandb_run import earlier_run_id
 from mlotel_cli.records import BatchRecord, Sample
-
-SCHEMA_VERSION = 1
 
 
 class Recorder:
@@ -59,26 +52,14 @@ class Recorder:
         # A loop that runs itself has no executor, whatever its configuration calls so.
         self._executor: dict[str, Any] = {} if self._settle_roots else opening["config"].get("executor") or {}
         self._flushed_at = time.monotonic()
-        self._spans = self._rows = 0
         self._lost: int | None = None
         self._refused = 0
         self._closing: dict[str, Any] | None = None
-        self._info: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "mode": opening["mode"],
-            "name": opening["name"],
-            "run_id": opening["run_id"],
-            "status": "running",
-            "started_ns": opening["started_ns"],
-            "ended_ns": None,
-            "overrides": opening["overrides"],
-            "identity": opening["identity"],
-            "recorder_pid": os.getpid(),
-            "environment": None,
-            "notes": [],
-            "wandb": None,
-            "summary": None,
-        }
+        self._file = RunFile(run_dir, opening)
+        self._info = self._file.info
+        self._is_live = bool(live)
+        self._totals = Totals()
+        self._rows_on_disk = 0
         self._exports: Exports = create_exports(
             opening, run_dir=run_dir, answer=answers.live, say=answers.say, sinks=self._describe_sinks
         )
@@ -106,7 +87,7 @@ class Recorder:
     def _take_one(self, item: tuple[Any, ...], *, now: float) -> None:
         kind = item[0]
         if kind == "span":
-            self._spans += 1
+            self._totals.spans += 1
             stamp = unpack(item)
             self._parquet.write_span(stamp.span)
             for take_span in self._exports.span_takers:
@@ -123,34 +104,38 @@ class Recorder:
             self._tracker.attach(json.loads(item[1]))
         elif kind == "close":
             self._closing = json.loads(item[1])
-            self._lost = item[2] - self._spans  # here and not at the end: spans may end after the run
+            self._lost = item[2] - self._totals.spans  # here and not at the end: spans may end after the run
 
     def tick(self) -> None:
         """Called a few times a second: rows that waited long enough, and a Parquet part when one is due."""
         now = time.monotonic()
         self._write_rows(self._assembler.finished(now=now))
         if now - self._flushed_at >= self._part_s:
-            self._parquet.flush()
+            self._flush()
             self._flushed_at = now
         self._exports.tick()
+
+    def _flush(self) -> None:
+        self._parquet.flush()
+        self._rows_on_disk = self._totals.rows
+        if self._is_live:
+            self._info["totals"] = self._file.earlier.plus(self._totals).to_json()
+            self._write_info()
 
     def close(self) -> dict[str, Any]:
         """Finish rows, files and sinks; returns what run.json says in the end."""
         closing = self._closing or {"status": "interrupted", "error": "the workload ended without a word"}
         self._exports.end()
         self._write_rows(self._assembler.finished(now=time.monotonic(), closing=True))
+        self._flush()
         self._parquet.close({})
         self._info["notes"] += self._parquet.notes
-        batches = self._read_batches()
-        summary = summarise(batches, closing, mean_scores=self._settle_roots)
-        summary["bottleneck"] = find_in_run(
-            batches, self._run_dir / "spans.parquet", closing=closing, executor=self._executor
-        )
+        totals = self._file.earlier.plus(self._totals)
+        summary = self._summarise(closing, totals)
         cost_us = summary["telemetry"].pop("span_cost_us", None)
-        rows = sum(summary["batches"].values())
         summary["telemetry"].update(
-            hot_path_us_per_batch=cost_us * self._spans / rows if cost_us is not None and rows else None,
-            spans_recorded=self._spans,
+            hot_path_us_per_batch=cost_us * totals.spans / totals.rows if cost_us and totals.rows else None,
+            spans_recorded=totals.spans,
             spans_lost=self._lost,
             spans_late=self._assembler.late,
             spans_unnamed=self._assembler.overflowed,
@@ -167,6 +152,12 @@ class Recorder:
         self._write_info()
         return self._info
 
+    def _summarise(self, closing: Mapping[str, Any], totals: Totals) -> dict[str, Any]:
+        if not self._is_live:
+            return summarise_run(self._run_dir, closing, executor=self._executor, mean_scores=self._settle_roots)
+        started_ns: int = self._file.info["started_ns"]
+        return summarise_monitor(self._run_dir, closing, executor=self._executor, totals=totals, started_ns=started_ns)
+
     def fail(self, reason: str) -> None:
         """End a run that cannot be recorded any further; what still can be written is."""
         with contextlib.suppress(RecorderError):
@@ -180,14 +171,16 @@ class Recorder:
 
     def _write_rows(self, records: Iterator[BatchRecord]) -> None:
         for record in records:
-            self._rows += 1
+            self._totals.add(record)
             self._parquet.write(record)
             self._tracker.write(record)
             self._exports.add_batch(record)
 
     def _describe_sinks(self) -> dict[str, dict[str, Any]]:
         """Health of the sinks that are no exports."""
-        sinks: dict[str, dict[str, Any]] = {"parquet": {"ok": True, "sent": self._rows, "lost": 0, "detail": ""}}
+        sinks: dict[str, dict[str, Any]] = {
+            "parquet": {"ok": True, "sent": self._rows_on_disk, "lost": 0, "detail": ""}
+        }
         wandb = self._tracker.describe()
         if wandb["mode"] != "disabled":
             detail = wandb["error"] or wandb["url"] or wandb["mode"]
@@ -196,54 +189,13 @@ class Recorder:
         return sinks
 
     def _take_info(self, info: dict[str, Any]) -> None:
-        self._info.update({key: value for key, value in info.items() if key != "config"})
+        self._file.update(info)
         self._tracker.update_config(info.get("config") or {})
         self._write_info()
 
-    def _read_batches(self) -> Any:
-        return read_table(self._run_dir / "batches.parquet")
-
     def _write_info(self) -> None:
         self._info.update(wandb=self._tracker.describe(), **self._exports.describe())
-        unfinished = self._run_dir / ".run.json.tmp"
-        try:
-            unfinished.write_text(json.dumps(self._info, indent=2, default=str))
-            os.replace(unfinished, self._run_dir / "run.json")
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-            raise RecorderError(f"{self._run_dir / 'run.json'} cannot be written: {error}") from error
-
-
-class Answers:
-    """The pipe back to the workload: one JSON object a line. Writing to a workload that is gone is fine."""
-
-    def __init__(self, write_fd: int) -> None:
-        """Own the file descriptor."""
-        self._pipe = os.fdopen(write_fd, "w", encoding="utf-8")
-        self._lock = threading.Lock()  # the W&B thread has things to say too
-
-    def say(self, text: str) -> None:
-        """One line for the user, also kept in recorder.log."""
-        with contextlib.suppress(OSError):  # a full disk must not silence the other way
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - stderr is recorder.log
-        self._send({"say": text})
-
-    def live(self, snapshot: Mapping[str, Any]) -> None:
-        """What happens now; left out while the last one has not been read, so that it never blocks."""
-        with contextlib.suppress(OSError, ValueError):
-            (unread,) = struct.unpack("i", fcntl.ioctl(self._pipe, termios.FIONREAD, b"\0" * 4))
-            if not unread:
-                self._send({"live": snapshot})
-
-    def result(self, info: Mapping[str, Any]) -> None:
-        """The last answer."""
-        self._send({"result": info})
-
-    def _send(self, message: Mapping[str, Any]) -> None:
-        with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
-            self._pipe.write(json.dumps(message, default=str) + "\n")
-            self._pipe.flush()
+        self._file.write()
 
 
 def _tracker_settings(opening: Mapping[str, Any], run_dir: Path) -> TrackerSettings:
@@ -263,36 +215,6 @@ def _settled(item: tuple[Any, ...]) -> Settled:
     """The inverse of the tuple that `modes.session.Session.settle` sends."""
     *fields, samples, error = item[1:]
     return Settled(*fields, samples=[Sample(*sample) for sample in samples], error=error)
-
-
-def read_frames(read_fd: int, *, tick_s: float) -> Iterator[list[tuple[Any, ...]] | None]:
-    """Yield frames as they come, and None about every `tick_s` without one; ends when the pipe closes.
-
-    Half a frame at the end is what a killed workload leaves; it is left out.
-
-    Raises:
-        RecorderError: for bytes that are no frame.
-    """
-    buffer = bytearray()
-    while True:
-        readable, _, _ = select.select([read_fd], [], [], tick_s)
-        if not readable:
-            yield None
-            continue
-        chunk = os.read(read_fd, 1 << 20)
-        if not chunk:
-            return
-        buffer += chunk
-        while len(buffer) >= 4:
-            (length,) = struct.unpack_from("<I", buffer)
-            if len(buffer) < 4 + length:
-                break
-            try:
-                frame = marshal.loads(buffer[4 : 4 + length])
-            except (EOFError, TypeError, ValueError) as error:
-                raise RecorderError(f"the workload sent what cannot be read: {error}") from error
-            del buffer[: 4 + length]
-            yield frame
 
 
 def main() -> None:

@@ -1,0 +1,138 @@
+"""run.json: what a run is and how it went, whole at every moment; a recorder that replaces another one continues it."""
+
+import contextlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlotel_cli.analysis.summary import COUNTED
+from mlotel_cli.errors import RecorderError
+from mlotel_cli.records import BatchRecord
+
+SCHEMA_VERSION = 1
+_OF_EACH_RECORDER = ("status", "ended_ns", "recorder_pid", "wandb", "summary")
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts since the start of a run, which its rows may not tell any more.
+
+    Attributes:
+        batches: by status.
+        items: in all batches.
+        items_done: in those that count, which are the ones that finished.
+        spans: recorded, in a batch or not.
+    """
+
+    batches: Counter[str] = field(default_factory=Counter[str])
+    items: int = 0
+    items_done: int = 0
+    spans: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Batches, however they ended."""
+        return self.batches.total()
+
+    def add(self, record: BatchRecord) -> None:
+        """Count a row."""
+        self.batches[record.status] += 1
+        self.items += record.size
+        if record.status in COUNTED:
+            self.items_done += record.size
+
+    def plus(self, other: "Totals") -> "Totals":
+        """Both together."""
+        return Totals(
+            self.batches + other.batches,
+            self.items + other.items,
+            self.items_done + other.items_done,
+            self.spans + other.spans,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As run.json has it."""
+        return {
+            "batches": dict(self.batches),
+            "items": self.items,
+            "items_done": self.items_done,
+            "spans": self.spans,
+        }
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> "Totals":
+        """The inverse; what is missing is 0."""
+        counts = [int(told.get(name, 0)) for name in ("items", "items_done", "spans")]
+        return cls(Counter({str(name): int(count) for name, count in told.get("batches", {}).items()}), *counts)
+
+
+class RunFile:
+    """Holds and writes run.json.
+
+    Attributes:
+        info: its content; change it and `write`.
+        earlier: totals of the recorders before this one.
+    """
+
+    def __init__(self, run_dir: Path, opening: Mapping[str, Any]) -> None:
+        """Begin, or go on where a recorder that died left it; writes nothing yet."""
+        self._path = run_dir / "run.json"
+        self.info: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "mode": opening["mode"],
+            "name": opening["name"],
+            "run_id": opening["run_id"],
+            "status": "running",
+            "started_ns": opening["started_ns"],
+            "ended_ns": None,
+            "overrides": opening["overrides"],
+            "identity": opening["identity"],
+            "recorder_pid": os.getpid(),
+            "environment": None,
+            "notes": [],
+            "wandb": None,
+            "summary": None,
+        }
+        restarts: int = (opening.get("live") or {}).get("restarts", 0)
+        self.earlier = self._continue(restarts) if restarts else Totals()
+
+    def update(self, info: Mapping[str, Any]) -> None:
+        """Take what the workload tells; notes are added to those that are there."""
+        notes: list[str] = self.info["notes"]
+        notes += [note for note in info.get("notes", ()) if note not in notes]
+        self.info.update({key: value for key, value in info.items() if key not in ("config", "notes")})
+
+    def write(self) -> None:
+        """Write it whole, and rename.
+
+        Raises:
+            RecorderError: when it cannot be written.
+        """
+        unfinished = self._path.with_name(".run.json.tmp")
+        try:
+            unfinished.write_text(json.dumps(self.info, indent=2, default=str))
+            os.replace(unfinished, self._path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise RecorderError(f"{self._path} cannot be written: {error}") from error
+
+    def _continue(self, restarts: int) -> Totals:
+        """Take over what the last recorder wrote; says so in the notes."""
+        when = f"{datetime.fromtimestamp(time.time(), UTC):%Y-%m-%d %H:%M:%S} UTC"
+        note = f"recorder {restarts + 1} took over at {when}; what the one before had not written is lost"
+        try:
+            told: dict[str, Any] = json.loads(self._path.read_text())
+            earlier = Totals.from_json(told.get("totals") or {})
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            self.info["notes"].append(f"{note}; its run.json could not be read: {error}")
+            return Totals()
+        self.info = {**told, **{key: self.info[key] for key in _OF_EACH_RECORDER}}
+        self.info["notes"] = [*told.get("notes", ()), note]
+        return earlier
