@@ -55,7 +55,7 @@ def main(folder: Path, *, as_json: bool = False) -> int:
     try:
         if not folder.is_dir():
             raise UsageError(
-                f"{folder}: there is no such folder. Runs are written below outputs, or where run.dir says"
+                f"{folder}: no such folder. Give one that holds runs; they are written below outputs, or in run.dir"
             )
         runs, skipped = list_runs(folder)
     except MlotelError as error:
@@ -124,9 +124,8 @@ def _run_dirs(folder: Path) -> Iterator[Path]:
 
 def _listed(run: Run) -> Listed:
     info, summary = run.info, run.summary
-    latency: Mapping[str, Any] = (summary.get("latency_ms") or {}).get("batch") or {}
-    counts: Mapping[str, int] = summary.get("batches") or {}
-    accuracy: Mapping[str, Mapping[str, Any]] = summary.get("accuracy") or {}
+    latency, counts = _part(summary, "latency_ms", "batch"), _part(summary, "batches")
+    accuracy = _part(summary, "accuracy")
     return Listed(
         path=str(run.path),
         mode=str(info["mode"]),
@@ -137,9 +136,16 @@ def _listed(run: Run) -> Listed:
         batches=sum(counts.values()) if summary else count_rows(run.path / "batches.parquet"),
         p50_ms=latency.get("p50"),
         p95_ms=latency.get("p95"),
-        items_per_s=(summary.get("throughput") or {}).get("items_per_s"),
+        items_per_s=_part(summary, "throughput").get("items_per_s"),
         accuracy={name: score.get("value") for name, score in accuracy.items()},
     )
+
+
+def _part(summary: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """A part of a summary; empty where it is not there."""
+    for key in keys:
+        summary = summary.get(key) or {}
+    return summary
 
 
 def _figure(value: float | None) -> str:
