@@ -90,6 +90,7 @@ class HttpServer:
             self._thread.join(5)
             self._server.server_close()
             self._server.end_overdue(now=float("inf"))
+            self.url = None
 
 
 class _Server(ThreadingMixIn, TCPServer):

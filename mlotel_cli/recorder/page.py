@@ -212,7 +212,8 @@ def _values(published: Published) -> str:
     for name, value in published.snapshot["data"].items():
         unit = escape(value["unit"].strip("{}")) if value["unit"] != "1" else ""
         chart = _chart({"one": published.charts["data", name]}, label=name, unit="", zero=False)
-        figures = f"<strong>{number(value['mean'])} <small>{unit}</small></strong><p>mean; median {number(value['p50'], digits=2)}</p>"
+        median = number(value["p50"], digits=2)
+        figures = f"<strong>{number(value['mean'])} <small>{unit}</small></strong><p>mean; median {median}</p>"
         cards.append(f'<section class="value"><h2>{escape(name)}</h2>{figures}{chart}</section>')
     return f'<div class="values">{"".join(cards)}</div>' if cards else ""
 

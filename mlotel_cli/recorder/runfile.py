@@ -99,8 +99,8 @@ class RunFile:
             "wandb": None,
             "summary": None,
         }
-        restarts: int = (opening.get("live") or {}).get("restarts", 0)
-        self.earlier = self._continue(restarts) if restarts else Totals()
+        live: Mapping[str, Any] = opening.get("live") or {}
+        self.earlier = self._continue(live["restarts"]) if live.get("restarts") else Totals()
 
     def update(self, info: Mapping[str, Any]) -> None:
         """Take what the workload tells; notes are added to those that are there."""
