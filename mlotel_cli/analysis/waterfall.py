@@ -54,6 +54,11 @@ class Waterfall:
         """At least 1."""
         return max(1, self.end_ns - self.start_ns)
 
+    @property
+    def is_single(self) -> bool:
+        """True for one batch; of several, bars say which."""
+        return len({bar.span.batch for lane in self.lanes for bar in lane.bars}) == 1
+
 
 def bar_kind(span: SpanRecord) -> BarKind:
     """What a span is in a picture; children of mlotel's own kinds other than queue are compute."""
@@ -132,6 +137,17 @@ def _stack(lane: Lane) -> None:
         free_from[row] = span.end_ns
         rows[span.span_id] = bar.row = row
     lane.num_rows = len(free_from)
+
+
+def bar_texts(bar: Bar, lane: Lane, *, is_single: bool) -> list[str]:
+    """What may stand on a bar, the longest first."""
+    took = f"{format_ms(bar.span.end_ns - bar.span.start_ns)} ms"
+    number = str(bar.span.batch)
+    if bar.kind == "batch":
+        return [f"batch {number}: {took}", number]
+    what = "waits" if bar.kind == "waiting" else "" if bar.span.name == lane.name else bar.span.name
+    named = [f"{what} {took}".strip(), took if bar.kind == "waiting" or not what else what]
+    return list(dict.fromkeys(named)) if is_single else [f"{number}: {named[0]}", number]
 
 
 def ticks(duration_ns: int, *, at_most: int) -> list[int]:

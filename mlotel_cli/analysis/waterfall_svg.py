@@ -1,9 +1,9 @@
 """A waterfall as one SVG file: no script, no font, no link; follows the reader's light or dark scheme. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 
-from mlotel_cli.analysis.waterfall import ROOTS, Bar, Lane, Waterfall, format_ms, format_tick, ticks, waits_for
+from mlotel_cli.analysis.waterfall import Bar, Lane, Waterfall, bar_texts, format_ms, format_tick, ticks, waits_for
 
 WIDTH = 960
 _ROW = 26
@@ -89,7 +89,8 @@ def _lane(lane: Lane, waterfall: Waterfall, *, left: float, scale: float, y: flo
         classes = f"{bar.kind} failed" if bar.is_failed else bar.kind
         yield f"<g><title>{escape(_hover(bar))}</title>"
         yield f'<rect class="{classes}" x="{x:.2f}" y="{top:.1f}" width="{width:.2f}" height="{_BAR}" rx="2"/>'
-        text = next((text for text in _texts(bar, lane) if _CHARACTER * len(text) + 10 <= width), "")
+        texts = bar_texts(bar, lane, is_single=waterfall.is_single)
+        text = next((text for text in texts if _CHARACTER * len(text) + 10 <= width), "")
         if text and bar.kind == "waiting":  # letters on a hatch are hard to read: give them ground
             yield (
                 f'<rect class="hatch-back" x="{x + width / 2 - _CHARACTER * len(text) / 2 - 3:.2f}" '
@@ -98,15 +99,6 @@ def _lane(lane: Lane, waterfall: Waterfall, *, left: float, scale: float, y: flo
         if text:
             yield f'<text x="{x + width / 2:.2f}" y="{top + 14:.1f}" text-anchor="middle">{escape(text)}</text>'
         yield "</g>"
-
-
-def _texts(bar: Bar, lane: Lane) -> Sequence[str]:
-    took = f"{format_ms(bar.span.end_ns - bar.span.start_ns)} ms"
-    if bar.kind == "batch":
-        return f"batch {bar.span.batch}: {took}", str(bar.span.batch)
-    if bar.kind == "waiting":
-        return f"waits {took}", took
-    return (took,) if bar.span.name == lane.name != ROOTS else (f"{bar.span.name} {took}", bar.span.name)
 
 
 def _hover(bar: Bar) -> str:

@@ -6,7 +6,7 @@ Compute is a solid bar, waiting a dotted one, a batch a line with ends; a failed
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlotel_cli.analysis.waterfall import Bar, Lane, Waterfall, format_ms, format_tick, ticks, waits_for
+from mlotel_cli.analysis.waterfall import Bar, Lane, Waterfall, bar_texts, format_tick, ticks
 
 MIN_COLUMNS = 40
 _MAX_LABEL = 26
@@ -82,7 +82,7 @@ def _draw_row(lane: Lane, row: int, waterfall: Waterfall, width: int, glyphs: Gl
         line.append(Piece(" " * (first - at)))
         before = placed[number - 1] if number else None
         touches = before is not None and before[2] == first and before[0].kind == bar.kind
-        texts = _texts(bar, lane)
+        texts = bar_texts(bar, lane, is_single=waterfall.is_single)
         line.append(
             Piece(_bar(bar, end - first, texts, glyphs, touches=touches), "failed" if bar.is_failed else bar.kind)
         )
@@ -110,19 +110,6 @@ def _place(bars: Sequence[Bar], waterfall: Waterfall, width: int) -> list[tuple[
         placed.append((bar, first, end))
         used = end
     return placed
-
-
-def _texts(bar: Bar, lane: Lane) -> list[str]:
-    """What may stand on a bar, the longest first."""
-    took = f"{format_ms(bar.span.end_ns - bar.span.start_ns)} ms"
-    if bar.kind == "batch":
-        return [f"batch {bar.span.batch}: {took}", str(bar.span.batch)]
-    if bar.kind == "waiting":
-        name = "waits" if waits_for(bar.span) in lane.name else bar.span.name
-        return [f"{name} {took}", took]
-    if bar.span.name == lane.name:
-        return [took]
-    return [f"{bar.span.name} {took}", bar.span.name]
 
 
 def _bar(bar: Bar, length: int, texts: Sequence[str], glyphs: Glyphs, *, touches: bool) -> str:
