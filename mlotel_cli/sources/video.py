@@ -173,7 +173,7 @@ class Video:
                 reason = f"nothing came for {self._timeout_s:g} s"
             if not self._reconnect:
                 return
-            if (self._now() - began_ns) / 1e9 > 2 * delay_s and self._num_frames > before:
+            if (self._now() - began_ns) / 1e9 > delay_s and self._num_frames > before:
                 delay_s = FIRST_DELAY_S  # it was well for a while
             wait_s = delay_s * (0.5 + 0.5 * self._draw())
             self.health.state = CONNECTING
