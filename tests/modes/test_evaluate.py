@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from mlotel_cli.errors import DataError, StageError
+from mlotel_cli.execute import Inference, create_executor
 from mlotel_cli.metrics import Scorer
 from mlotel_cli.modes import evaluate
 from mlotel_cli.modes.evaluate import Evaluation, Parts
@@ -70,11 +71,14 @@ def evaluation(
     pipeline: Any = None,
     metrics: dict[str, Any] | None = None,
     session: Noting | None = None,
+    executor: dict[str, Any] | None = None,
     **changed: Any,
 ) -> tuple[Evaluation, Noting]:
     session = session or Noting()
     scorer = Scorer({"right": Right()} if metrics is None else metrics)
-    parts = Parts(stages_of(pipeline or Stages()), Batches(data), scorer)
+    stages = stages_of(pipeline or Stages())
+    made = create_executor(stages, inference=Inference("cpu"), **executor) if executor else None
+    parts = Parts(stages, Batches(data), scorer, executor=made)
     console = Console(file=io.StringIO())
     return Evaluation(settings(**changed), session, parts, console), session  # type: ignore[arg-type]
 
