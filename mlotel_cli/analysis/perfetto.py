@@ -39,13 +39,14 @@ def chrome_trace(spans: Sequence[SpanRecord], *, info: Mapping[str, Any]) -> dic
     below = [span for span in ordered if bar_kind(span) == "compute"]
     for span in sorted(below, key=lambda each: (rank[each.span_id], each.thread)):
         tracks.thread(span.thread)  # numbered as a batch meets them, which is how viewers sort
+    nested = _nested(below)
     stages: defaultdict[int, list[SpanRecord]] = defaultdict(list)
     for span in below:
-        stages[span.parent_id].append(span)
+        if span.span_id in nested:  # arrows lead to slices of a thread only
+            stages[span.parent_id].append(span)
     for span, tid in roots:
         events.append(_slice(span, tid, zero_ns))
         events += _flow(span, tid, stages[span.span_id], tracks, zero_ns)
-    nested = _nested(below)
     for span in ordered:
         kind = bar_kind(span)
         if kind == "compute" and span.span_id in nested:

@@ -147,7 +147,9 @@ def bar_texts(bar: Bar, lane: Lane, *, is_single: bool) -> list[str]:
         return [f"batch {number}: {took}", number]
     what = "waits" if bar.kind == "waiting" else "" if bar.span.name == lane.name else bar.span.name
     named = [f"{what} {took}".strip(), took if bar.kind == "waiting" or not what else what]
-    return list(dict.fromkeys(named)) if is_single else [f"{number}: {named[0]}", number]
+    if is_single:
+        return list(dict.fromkeys(named))
+    return [f"{number}: {named[0]}", *([f"{number}: {what}"] if what else []), number]
 
 
 def ticks(duration_ns: int, *, at_most: int) -> list[int]:
