@@ -138,7 +138,8 @@ class PersistentLink(RecorderLink):
 
     def _reopen(self) -> None:
         opening = asdict(self._opening)
-        opening["live"] = {**(opening["live"] or {}), "restarts": self.restarts}
+        if opening["live"] is not None:
+            opening["live"] = {**opening["live"], "restarts": self.restarts}
         messages = [("open", json.dumps(opening, default=str)), *(("info", text) for text in self._infos)]
         self._queue.extendleft(reversed(messages))
 

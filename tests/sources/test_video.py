@@ -262,7 +262,7 @@ def test_a_stream_that_was_well_for_a_while_is_opened_again_soon(video: Path) ->
 
 
 def test_states_on_the_way(video: Path) -> None:
-    source, clock, _ = played(video, video, SILENT, video, timeout_s=2.0)
+    source, _, _ = played(video, video, SILENT, video, timeout_s=2.0)
     seen: list[tuple[str, str]] = []
     source._closing.wait = lambda seconds: seen.append((source.health.state, source.health.detail))  # type: ignore
     states = {source.health.state for _ in source}

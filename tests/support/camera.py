@@ -14,7 +14,10 @@ import av
 import numpy as np
 
 _TS_PACKET = 188
-_SDP = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=camera\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\na=control:track0\r\n"
+_SDP = (
+    "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=camera\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
+    "m=video 0 RTP/AVP 33\r\na=control:track0\r\n"
+)
 
 
 def transport_stream(*, num_frames: int, fps: int = 25, width: int = 64, height: int = 48) -> list[bytes]:
