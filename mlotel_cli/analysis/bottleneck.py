@@ -168,7 +168,7 @@ def _pipelined(found: Mapping[str, Any]) -> list[str]:
     waits = f", batches wait {_ms(queue_ms)} before it" if queue_ms is not None else ""
     if "twice_as_fast" not in found:
         return [
-            f"{stage} is the busiest stage: {busy:.0%} of the time{waits}",
+            f"{stage} is the busiest stage: busy {busy:.0%} of the time{waits}",
             "the stages' times do not explain the throughput: the workload waits for something that is in no span",
         ]
     gain = found["twice_as_fast"][stage]
@@ -182,7 +182,7 @@ def _pipelined(found: Mapping[str, Any]) -> list[str]:
         return [f"scoring bounds the pipeline: busy {busy:.0%}; twice as fast would give {gain:.2g} x"]
     if gain < _WORTH_SAYING:
         return [
-            f"{stage} is the busiest stage: {busy:.0%}{waits}; no stage alone bounds the pipeline: "
+            f"{stage} is the busiest stage: busy {busy:.0%}{waits}; no stage alone bounds the pipeline: "
             f"{stage} twice as fast would give {gain:.2f} x"
         ]
     return [f"{stage} bounds the pipeline: busy {busy:.0%}{waits}; twice as fast would give {gain:.2g} x"]
