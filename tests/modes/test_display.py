@@ -203,6 +203,7 @@ def test_nothing_is_said_of_percentiles_that_are_there() -> None:
     [
         ({"notes": ["metric m [x] could not be computed"]}, "metric m [x] could not be computed"),
         ({"summary": {"telemetry": {"spans_lost": 7}}}, "telemetry: 7 spans were lost"),
+        ({"summary": {"bottleneck": {"sentences": ["reader [x] bounds it"]}}}, "reader [x] bounds it"),
         (
             {"summary": {"telemetry": {"source_paused_s": 1.256}}},
             "telemetry: the source was paused for 1.26 s because the recorder was behind",
