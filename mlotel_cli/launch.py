@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlotel_cli.config import check, resolve_device
 from mlotel_cli.config_errors import CONFIG_EXCEPTIONS, did_you_mean, exit_code, listed, message
@@ -295,11 +295,18 @@ def register(mode: Mode, config_name: str) -> str:
     """Store the root configuration around `config_name` and return the root's name."""
     Plugins.instance().register(BuiltinConf)
     store, root, schema = ConfigStore.instance(), f"mlotel_{mode.name}", f"{mode.name}_schema"
-    store.store(name=schema, node=mode.schema, provider="mlotel")
+    store.store(name=schema, node=_with_open_names(mode.schema), provider="mlotel")
     watch = {"_target_": f"{SweepWatch.__module__}.{SweepWatch.__qualname__}"}
     defaults = [schema, config_name, "_self_", {"experiment": None}]
     store.store(name=root, node={"defaults": defaults, "hydra": {"callbacks": {"mlotel": watch}}}, provider="mlotel")
     return root
+
+
+def _with_open_names(schema: Any) -> DictConfig:
+    """The schema, with `executor.replicas` open: its keys are names of stages, given without a plus sign."""
+    node = OmegaConf.structured(schema)
+    OmegaConf.set_struct(node.executor.replicas, False)
+    return node
 
 
 def _refuse_run_dir(overrides: list[str]) -> None:
