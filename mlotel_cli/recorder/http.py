@@ -56,8 +56,18 @@ class HttpServer:
         error: why it does not; empty otherwise.
     """
 
-    def __init__(self, routes: Routes, *, host: str, port: int, deadline_s: float = DEADLINE_S) -> None:
-        """Listen on `host` and `port`, 0 for a free one. That it cannot is no exception: `error` says why."""
+    def __init__(
+        self, routes: Routes, *, host: str, port: int, deadline_s: float = DEADLINE_S, poll_s: float = 0.2
+    ) -> None:
+        """Listen on `host` and `port`, 0 for a free one. That it cannot is no exception: `error` says why.
+
+        Args:
+            routes: what answers.
+            host: an address or a name of one.
+            port: 0 takes a free one.
+            deadline_s: how long a connection may take in all.
+            poll_s: how often deadlines are looked at, and how long `close` may take.
+        """
         self.url: str | None = None
         self.error = ""
         self._server: _Server | None = None
@@ -69,7 +79,7 @@ class HttpServer:
         bound = self._server.socket.getsockname()
         self.url = f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
         self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="mlotel-http", daemon=True
+            target=self._server.serve_forever, kwargs={"poll_interval": poll_s}, name="mlotel-http", daemon=True
         )
         self._thread.start()
 
@@ -163,10 +173,8 @@ class _Limited:
 
 class _Handler(BaseHTTPRequestHandler):
     server: "_Server"  # pyright: ignore[reportIncompatibleVariableOverride]
-    protocol_version = "HTTP/1.1"
+    protocol_version = default_request_version = "HTTP/1.1"
     timeout = _SILENCE_S
-    error_message_format = "%(code)d %(message)s\n"
-    error_content_type = "text/plain; charset=utf-8"
 
     def setup(self) -> None:
         super().setup()
@@ -233,6 +241,10 @@ class _Handler(BaseHTTPRequestHandler):
     def version_string(self) -> str:
         """What the Server header says: no version to look up weaknesses by."""
         return "mlotel"
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the library finds wrong with a request, as everything else is answered."""
+        self._answer(Reply(f"{int(code)} the request is not understood\n".encode(), status=int(code)))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: a scrape every few seconds is no news."""

@@ -21,6 +21,7 @@ POINT_SLOTS = 10
 """A chart has a point every ten seconds ..."""
 NUM_POINTS = 180
 """... for half an hour."""
+_SLOTS_REMEMBERED = POINT_SLOTS * NUM_POINTS
 MAX_NAMES = 64
 """Stages and values shown; metrics have a limit of their own."""
 MAX_EVENTS = 8
@@ -171,7 +172,7 @@ class LiveState:
     def advance(self, *, now: float) -> bool:
         """End the slots that are over by now; True when there were any, which is when to publish."""
         over = int((now - self._slot_began) / SLOT_S)
-        for _ in range(min(over, WINDOW_SLOTS)):
+        for _ in range(min(over, _SLOTS_REMEMBERED)):
             self._rotate()
         self._slot_began += over * SLOT_S
         return over > 0

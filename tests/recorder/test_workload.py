@@ -1,0 +1,85 @@
+"""What the workload says once a second: read, bounded, and turned into metrics."""
+
+import json
+
+import pytest
+
+from mlotel_cli.recorder.workload import Workload
+
+TOLD = {
+    "source": {
+        "kind": "video",
+        "state": "connected",
+        "received": 90,
+        "dropped": {"full": 4, "corrupt": 1},
+        "reconnects": 2,
+    },
+    "queues": {"source": [3, 8], "reader": [1, 2]},
+    "workload": {"rss_bytes": 1000, "cpu_s": 1.5, "pid": 7},
+    "gaps": {"recorder_restarts": 1, "batches_lost": 12},
+}
+
+
+def series(told: Workload) -> dict[str, dict[str, float]]:
+    return {
+        family.name: {"".join(point.attributes.values()): point.value for point in family.points}
+        for family in told.families({})
+    }
+
+
+def test_every_count_becomes_a_metric():
+    told = Workload.from_json(json.dumps(TOLD), now=5.0)
+    assert (told.heard_s, told.dropped, told.process["rss_bytes"]) == (5.0, 5, 1000)
+    assert series(told) == {
+        "mlotel.source.received": {"": 90},
+        "mlotel.source.dropped": {"full": 4, "corrupt": 1},
+        "mlotel.source.reconnects": {"": 2},
+        "mlotel.source.connected": {"": 1.0},
+        "mlotel.queue.depth": {"source": 3, "reader": 1},
+        "mlotel.queue.capacity": {"source": 8, "reader": 2},
+        "mlotel.recorder.restarts": {"": 1},
+        "mlotel.recorder.batches_lost": {"": 12},
+    }
+    kinds = {family.name: family.kind for family in told.families({})}
+    assert kinds["mlotel.source.dropped"] == "counter"
+    assert kinds["mlotel.queue.depth"] == "gauge"
+
+
+def test_the_service_is_on_every_series():
+    told = Workload.from_json(json.dumps(TOLD), now=5.0)
+    points = [point for family in told.families({"service.name": "lpr"}) for point in family.points]
+    assert {point.attributes["service.name"] for point in points} == {"lpr"}
+
+
+@pytest.mark.parametrize("state", ["connecting", "ended", ""])
+def test_any_other_state_is_not_connected(state):
+    told = Workload.from_json(json.dumps({"source": {"state": state}}), now=0.0)
+    assert series(told)["mlotel.source.connected"] == {"": 0.0}
+
+
+def test_before_the_first_word_there_is_nothing():
+    assert list(Workload().families({})) == []
+    assert Workload().dropped == 0
+
+
+def test_an_empty_word_is_a_word():
+    assert series(Workload.from_json("{}", now=0.0))["mlotel.source.received"] == {"": 0}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"source": 3}', '{"queues": {"a": 1}}', '{"source": {"dropped": {"full": "x"}}}']
+)
+def test_what_makes_no_sense_is_refused(text):
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        Workload.from_json(text, now=0.0)
+
+
+def test_names_are_bounded_in_number_and_length():
+    told = {"queues": {f"{number}{'x' * 1000}": [0, 1] for number in range(1000)}}
+    queues = Workload.from_json(json.dumps(told), now=0.0).queues
+    assert (len(queues), max(map(len, queues))) == (200, 200)
+
+
+def test_figures_of_the_process_that_are_none_are_left_out():
+    told = Workload.from_json('{"workload": {"rss_bytes": null, "cpu_s": NaN, "pid": 3}}', now=0.0)
+    assert dict(told.process) == {"pid": 3}
