@@ -75,33 +75,50 @@ def find_bottleneck(
         kind, stage (that bounds), utilisation and queue_ms by stage, model_error, and the gains: `twice_as_fast` and
         `one_replica_more` by stage for a pipelined run, `overlap` for a sequential one; `sentences` says it in words.
     """
-    if len(stages) < 2 or not batches.height:
+    model = model_of(batches, stages, closing=closing, executor=executor)
+    if model is None:
         return None
-    is_pipelined = executor.get("kind") == "pipelined"
-    rows = batches.sort("batch").tail(MAX_BATCHES)
-    counted = rows.filter(rows["status"].is_in(COUNTED))
-    if counted.height < max(MIN_BATCHES, _MIN_COUNTED * rows.height):
-        return None
-    wall_s = _wall_s(rows, closing, is_whole=rows.height == batches.height)
-    stations = _stations(counted, stages, executor=executor, caller_s=_caller_s(batches.height, closing), wall_s=wall_s)
-    if wall_s <= 0 or not any(station.busy_s for station in stations):
-        return None
-    model = PipelineModel(stations, int(executor.get("queue_size") or 2), is_pipelined, wall_s)
-    utilisation = {each.name: each.busy_s / (wall_s * each.replicas) for each in stations}
-    bound = max(utilisation, key=lambda name: utilisation[name])
+    utilisation = {each.name: each.busy_s / (model.measured_s * each.replicas) for each in model.stations}
+    counted = _counted(batches)
     error = model.error
     found: dict[str, Any] = {
-        "kind": "pipelined" if is_pipelined else "sequential",
-        "stage": bound,
+        "kind": "pipelined" if model.is_pipelined else "sequential",
+        "stage": max(utilisation, key=lambda name: utilisation[name]),
         "utilisation": utilisation,
         "queue_ms": {name: _mean(counted, f"{name}.queue_ms") for name in stages},
         "model_error": error,
         "num_batches": counted.height,
     }
     if abs(error) <= MAX_ERROR:
-        found |= _gains(model, stages) if is_pipelined else {"overlap": model.gain_of_overlap()}
+        found |= _gains(model, stages) if model.is_pipelined else {"overlap": model.gain_of_overlap()}
     found["sentences"] = sentences(found, of_mlotel=bool(executor))
     return found
+
+
+def model_of(
+    batches: "pl.DataFrame", stages: Sequence[str], *, closing: Mapping[str, Any], executor: Mapping[str, Any]
+) -> PipelineModel | None:
+    """The model of a run, to ask it anything; arguments as for `find_bottleneck`, None where that says nothing."""
+    if len(stages) < 2 or not batches.height:
+        return None
+    counted = _counted(batches)
+    num_rows = min(batches.height, MAX_BATCHES)
+    if counted.height < max(MIN_BATCHES, _MIN_COUNTED * num_rows):
+        return None
+    wall_s = _wall_s(batches.sort("batch").tail(num_rows), closing, is_whole=num_rows == batches.height)
+    caller_s = _caller_s(batches.height, closing)
+    stations = _stations(counted, stages, executor=executor, caller_s=caller_s, wall_s=wall_s)
+    if wall_s <= 0 or not any(station.busy_s for station in stations[1:-1]):
+        return None
+    return PipelineModel(
+        stations, int(executor.get("queue_size") or 2), executor.get("kind") == "pipelined", measured_s=wall_s
+    )
+
+
+def _counted(batches: "pl.DataFrame") -> "pl.DataFrame":
+    """The last batches, of those that went through."""
+    rows = batches.sort("batch").tail(MAX_BATCHES)
+    return rows.filter(rows["status"].is_in(COUNTED))
 
 
 def _wall_s(rows: "pl.DataFrame", closing: Mapping[str, Any], *, is_whole: bool) -> float:

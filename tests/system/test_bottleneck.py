@@ -1,0 +1,89 @@
+"""Predictions from real runs of the dummy's models, checked on real runs of configurations that they never saw."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlotel_cli import read_run
+from mlotel_cli.analysis.bottleneck import model_of, top_stages
+from mlotel_cli.analysis.pipeline_model import PipelineModel
+from mlotel_cli.analysis.trace import load_spans
+from tests.support.evaluation import command, conf, target
+
+pytestmark = pytest.mark.system
+
+NUM_BATCHES = 120
+TOLERANCE = 0.05
+PERIODS = [7, 11, 5]
+"""Short ones: with small queues the waves get into each other's way."""
+SCALES = (0.3, 0.5, 0.35)
+
+
+def evaluate(folder: Path, *overrides: str, scales: tuple[float, ...] = SCALES, executor: str = "pipelined") -> Path:
+    """A run of some seconds, as a process of its own; stages take 15 to 25 ms on average, and sleep."""
+    folder.mkdir()
+    words = conf(
+        folder,
+        pipeline=target("tests.support.sines.Sines", periods=PERIODS, scales=list(scales)),
+        data=target("mlotel_cli.dummy.DummyData", num_batches=NUM_BATCHES),
+        metrics=f"none: {{{target('tests.support.sines.Silent')}}}",
+    )
+    ended = command("eval", "-cd", str(words), f"executor={executor}", "run.dir=run", *overrides, cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    (folder / "stdout").write_text(ended.stdout)
+    return folder / "run"
+
+
+def throughput(path: Path) -> float:
+    return read_run(path).summary["throughput"]["wall_items_per_s"]
+
+
+def fitted(path: Path, executor: str) -> PipelineModel:
+    """The model that the recorder made of a run, from its files."""
+    rows = read_run(path).batches
+    stages = top_stages(load_spans(path / "spans.parquet", 0, 10))
+    assert stages == ["model_1", "model_2", "model_3"]
+    closing = {"wall_s": rows.height / throughput(path)}
+    settings = {"kind": executor, "queue_size": 2, "replicas": {}}
+    model = model_of(rows, stages, closing=closing, executor=settings)
+    assert model is not None
+    return model
+
+
+@pytest.fixture(scope="module")
+def pipelined_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return evaluate(tmp_path_factory.mktemp("fit") / "pipelined")
+
+
+def test_what_the_run_says_of_itself(pipelined_run: Path) -> None:
+    bottleneck = read_run(pipelined_run).summary["bottleneck"]
+    assert bottleneck["stage"] == "model_2"
+    assert abs(bottleneck["model_error"]) < TOLERANCE
+    (said,) = bottleneck["sentences"]
+    assert said.startswith("model_2 bounds the pipeline: busy 9")
+    assert f"{said}\n" in (pipelined_run.parent / "stdout").read_text()
+    assert json.loads((pipelined_run / "run.json").read_text())["summary"]["bottleneck"] == bottleneck
+
+
+def test_a_stage_twice_as_fast(pipelined_run: Path, tmp_path: Path) -> None:
+    gain = read_run(pipelined_run).summary["bottleneck"]["twice_as_fast"]["model_2"]
+    real = evaluate(tmp_path / "faster", scales=(0.3, 0.25, 0.35))
+    assert gain > 1.2
+    assert throughput(pipelined_run) * gain == pytest.approx(throughput(real), rel=TOLERANCE)
+
+
+def test_one_replica_more_and_longer_queues(pipelined_run: Path, tmp_path: Path) -> None:
+    more = {"model_2": 2}
+    gain = fitted(pipelined_run, "pipelined").gain(replicas=more, queue_size=8)
+    real = evaluate(tmp_path / "more", "++executor.replicas.model_2=2", "executor.queue_size=8")
+    assert gain > 1.2
+    assert throughput(pipelined_run) * gain == pytest.approx(throughput(real), rel=TOLERANCE)
+
+
+def test_a_sequential_run_foretells_the_pipelined_one(pipelined_run: Path, tmp_path: Path) -> None:
+    real = evaluate(tmp_path / "sequential", executor="sequential")
+    bottleneck = read_run(real).summary["bottleneck"]
+    assert bottleneck["sentences"][0].startswith("model_2 takes 4")
+    assert throughput(real) * bottleneck["overlap"] == pytest.approx(throughput(pipelined_run), rel=TOLERANCE)
+    assert bottleneck["overlap"] == pytest.approx(fitted(real, "sequential").gain_of_overlap(), rel=0.01)
