@@ -60,8 +60,8 @@ def find_target(signal: Signal, settings: Mapping[str, Any], *, environ: Mapping
     found = _find_url(signal, settings, environ=environ, is_wanted="otlp" in exporters)
     if found is None:
         return None
-    key, url = found
-    check_endpoint(url, key=key)
+    key, given, url = found
+    check_endpoint(given, key=key)
     return Target(
         signal=signal,
         url=url,
@@ -124,16 +124,16 @@ def resource_of_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _find_url(
     signal: Signal, settings: Mapping[str, Any], *, environ: Mapping[str, str], is_wanted: bool
-) -> tuple[str, str] | None:
-    """Key and URL."""
+) -> tuple[str, str, str] | None:
+    """Key, what it says, and the URL of the signal."""
     own, base = f"{_PREFIX}_{signal.upper()}_ENDPOINT", f"{_PREFIX}_ENDPOINT"
     if settings.get("endpoint"):
-        return _KEY, _join(str(settings["endpoint"]), signal)
+        return _KEY, str(settings["endpoint"]), _join(str(settings["endpoint"]), signal)
     if environ.get(own):
-        return own, environ[own]
+        return own, environ[own], environ[own]
     if environ.get(base):
-        return base, _join(environ[base], signal)
-    return (base, _join(DEFAULT_ENDPOINT, signal)) if is_wanted else None
+        return base, environ[base], _join(environ[base], signal)
+    return (base, DEFAULT_ENDPOINT, _join(DEFAULT_ENDPOINT, signal)) if is_wanted else None
 
 
 def _join(base: str, signal: Signal) -> str:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlotel_cli.otlp_settings import Target, find_target, resource_of_environment, unsupported
@@ -233,25 +232,19 @@ class Sender:
     def _forget(self) -> int:
         return 0
 
-    def _send(self, delivery: "Delivery", encode: Callable[[], bytes], *, count: int) -> bool:
-        """Encode and deliver `count` things that are counted as under way. False when they did not arrive."""
-        try:
-            payload = encode()
-        except Exception as error:  # what cannot be encoded must not stop what can
-            logger.warning("OTLP %s: %d could not be encoded and are lost: %r", self.target.signal, count, error)
-            self._settle(lost=count)
-            return True
+    def _send(self, delivery: "Delivery", payload: bytes, *, count: int) -> bool:
+        """Deliver `count` things that are counted as under way. False when they did not arrive."""
         answer = delivery.deliver(payload)
         lost = min(answer.rejected, count) if answer.verdict == "taken" else count
         self._settle(sent=count - lost, lost=lost)
         return answer.verdict in ("taken", "refused")
 
-    def _settle(self, *, sent: int = 0, lost: int = 0) -> None:
+    def _settle(self, *, sent: int = 0, lost: int = 0, in_flight: int = 0) -> None:
         with self._changed:
             if not self._abandoned:
                 self.counts.sent += sent
                 self.counts.lost += lost
-                self._in_flight = 0
+                self._in_flight = in_flight
 
 
 class SpanSender(Sender):
@@ -276,7 +269,7 @@ class SpanSender(Sender):
                 self._changed.notify_all()
 
     def _run(self, delivery: "Delivery") -> None:
-        from mlotel_cli.recorder.otlp_encode import encode_resource, encode_spans
+        from mlotel_cli.recorder.otlp_encode import encode_resource
 
         resource = encode_resource(self._resource)
         while True:
@@ -286,11 +279,24 @@ class SpanSender(Sender):
                 self._in_flight = len(spans)
                 stopping = self._stopping
             if spans:
-                arrived = self._send(delivery, partial(encode_spans, spans, resource=resource), count=len(spans))
+                arrived = self._send_spans(delivery, spans, resource=resource)
                 if self._stopping and (delivery.is_over or not arrived):
                     return  # `join` counts what is left
             elif stopping:
                 return
+
+    def _send_spans(self, delivery: "Delivery", spans: Sequence[SpanRecord], *, resource: Any) -> bool:
+        from mlotel_cli.recorder.otlp_encode import encodable, encode_spans
+
+        try:
+            payload = encode_spans(spans, resource=resource)
+        except Exception as error:  # what cannot be expressed must not stop what can
+            kept = encodable(spans)
+            lost = len(spans) - len(kept)
+            logger.warning("OTLP: %d spans cannot be expressed and are lost: %r", lost, error)
+            self._settle(lost=lost, in_flight=len(kept))
+            return not kept or self._send(delivery, encode_spans(kept, resource=resource), count=len(kept))
+        return self._send(delivery, payload, count=len(spans))
 
     def _waiting(self) -> int:
         return len(self._queue)
@@ -320,7 +326,7 @@ class MetricSender(Sender):
         self._started_ns = started_ns
 
     def _run(self, delivery: "Delivery") -> None:
-        from mlotel_cli.recorder.otlp_encode import count_points, encode_metrics, encode_resource
+        from mlotel_cli.recorder.otlp_encode import encode_resource
 
         resource = encode_resource(self._resource)
         stopping = False
@@ -328,13 +334,23 @@ class MetricSender(Sender):
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping, self._interval_s)
                 stopping = self._stopping
-            families: Sequence[Family] = self._measurements.families()
-            if not (count := count_points(families)):
+            try:
+                count, payload = self._measure(resource)
+            except Exception as error:  # the next time may do better
+                logger.warning("OTLP: metrics were not exported: %r", error)
                 continue
-            with self._changed:
-                self._in_flight = count
-            times = {"started_ns": self._started_ns, "now_ns": time.time_ns()}
-            self._send(delivery, partial(encode_metrics, families, resource=resource, **times), count=count)
+            if count:
+                with self._changed:
+                    self._in_flight = count
+                self._send(delivery, payload, count=count)
+
+    def _measure(self, resource: Any) -> tuple[int, bytes]:
+        """Data points, and the request that holds them."""
+        from mlotel_cli.recorder.otlp_encode import count_points, encode_metrics
+
+        families = self._measurements.families()
+        times = {"started_ns": self._started_ns, "now_ns": time.time_ns()}
+        return count_points(families), encode_metrics(families, resource=resource, **times)
 
 
 def notes(described: Mapping[str, Any] | None) -> list[str]:

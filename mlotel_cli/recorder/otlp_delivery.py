@@ -43,10 +43,20 @@ class Delivery:
         give_up_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
+        wait: Callable[[float], bool] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Deliver to `target` by `post`; `say` takes one line for the user.
+        """Deliver to `target` by `post`.
 
-        A payload is lost when it could not be delivered for `give_up_s`; 300 is what the OpenTelemetry Collector takes.
+        Args:
+            target: where to.
+            post: sends one request.
+            say: takes one line for the user.
+            give_up_s: a payload that could not be delivered for so long is lost; the Collector's own limit is 300.
+            clock: seconds, monotonic.
+            jitter: between 0 and 1.
+            wait: waits so many seconds or until `stop`, and says whether it was that.
+            sleep: waits so many seconds.
         """
         self._target = target
         self._post = post
@@ -55,6 +65,8 @@ class Delivery:
         self._clock = clock
         self._jitter = jitter
         self._stopping = threading.Event()
+        self._wait_for_stop = wait or self._stopping.wait
+        self._sleep = sleep
         self._deadline = float("inf")
         self._complained = False
         self.retried = 0
@@ -97,7 +109,7 @@ class Delivery:
     def _wait(self, pause_s: float, *, is_asked: bool) -> bool:
         """Wait; a pause of our own choosing ends early when the run does. False when there is no time for it."""
         until = self._clock() + pause_s
-        if not self._stopping.is_set() and self._stopping.wait(pause_s) and not is_asked:
+        if not self._stopping.is_set() and self._wait_for_stop(pause_s) and not is_asked:
             until = self._clock()
         elif self._stopping.is_set() and not is_asked:
             until = min(until, self._clock() + FIRST_PAUSE_S / 2)
@@ -106,9 +118,6 @@ class Delivery:
         if (left_s := until - self._clock()) > 0:
             self._sleep(left_s)
         return True
-
-    def _sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
 
     def _note(self, answer: Answer) -> None:
         """Say it once when the target takes nothing, and once when it does again."""

@@ -64,6 +64,18 @@ def encode_spans(spans: Iterable[SpanRecord], *, resource: Resource) -> bytes:
     return request.SerializeToString()
 
 
+def encodable(spans: Iterable[SpanRecord]) -> list[SpanRecord]:
+    """Those of `spans` that OTLP can express; ids of a foreign SDK may not be."""
+    kept: list[SpanRecord] = []
+    for span in spans:
+        try:
+            _span(span)
+        except (ValueError, TypeError, OverflowError, AttributeError):
+            continue
+        kept.append(span)
+    return kept
+
+
 def encode_metrics(families: Sequence[Family], *, resource: Resource, started_ns: int, now_ns: int) -> bytes:
     """One export request: everything cumulative, from the start of the run."""
     metrics = [_metric(family, started_ns=started_ns, now_ns=now_ns) for family in families]

@@ -152,7 +152,7 @@ def _said(body: bytes, headers: Mapping[str, str]) -> str:
 def _why(error: Exception) -> str:
     """The reason, without the layers that requests and urllib3 wrap around it."""
     text = str(error)
-    if found := re.search(r"\[Errno -?\d+\] ([^)\]'\n]+)", text):
+    if found := re.search(r"\[Errno -?\d+\] ([^)\]\"'\n]+)", text):
         return found[1]
     text = text.rpartition("Caused by ")[2].splitlines()[0] if text else type(error).__name__
     return text.removesuffix(")")[:200]
