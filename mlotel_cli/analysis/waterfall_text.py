@@ -89,7 +89,7 @@ def _draw_row(lane: Lane, row: int, waterfall: Waterfall, width: int, glyphs: Gl
         at = end
         free = (placed[number + 1][1] if number + 1 < len(placed) else width) - end - 1
         text = next((text for text in texts if len(text) <= free), None)
-        if text is not None and not any(len(text) + 4 <= end - first for text in texts):
+        if text is not None and not _inside(texts, end - first):
             line.append(Piece(f" {text}"))
             at += len(text) + 1
     return [piece for piece in line if piece.text]
@@ -112,8 +112,14 @@ def _place(bars: Sequence[Bar], waterfall: Waterfall, width: int) -> list[tuple[
     return placed
 
 
+def _inside(texts: Sequence[str], length: int) -> str:
+    """The longest text that fits on a bar with some of the bar on both sides; empty when none does."""
+    padded = [f" {text} " for text in texts]
+    return next((text for text in (*padded, *texts) if len(text) + 2 <= length), "")
+
+
 def _bar(bar: Bar, length: int, texts: Sequence[str], glyphs: Glyphs, *, touches: bool) -> str:
-    text = next((f" {text} " for text in texts if len(text) + 4 <= length), "")
+    text = _inside(texts, length)
     if bar.kind == "batch":
         if length == 1:
             return glyphs.ends[0]
