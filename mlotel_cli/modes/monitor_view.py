@@ -206,8 +206,8 @@ def _stages(board: Board, *, limit: int) -> Table:
     for name in ("p50 ms", "p95 ms", "queue p95", "waiting"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("busy", no_wrap=True)
-    stages = _mapping(board.snapshot, "stages")
-    for name, stage in list(stages.items())[:limit]:
+    stages = sorted(_mapping(board.snapshot, "stages").items(), key=lambda item: _is_stage(item[1]))
+    for name, stage in stages[:limit]:
         depth = board.queues.get(name)
         table.add_row(
             Text(name),
@@ -215,11 +215,16 @@ def _stages(board: Board, *, limit: int) -> Table:
             _ms(stage.get("p95_ms")),
             _ms(stage.get("queue_p95_ms")),
             "" if depth is None else f"{depth[0]}/{depth[1]}",
-            _bar(stage.get("busy") or 0.0),
+            _bar(stage.get("busy") or 0.0) if _is_stage(stage) else "",
         )
     if len(stages) > limit:
         table.add_row(Text(f"and {len(stages) - limit} more", style="dim"))
     return table
+
+
+def _is_stage(stage: Mapping[str, Any]) -> bool:
+    """False for the source: batches wait for it, and it takes no time of its own."""
+    return stage.get("p50_ms") is not None
 
 
 def _values(board: Board) -> Iterator[Text]:
