@@ -21,7 +21,8 @@ from mlotel_cli.errors import MlotelError, RecorderError
 from mlotel_cli.otlp_settings import without_secrets
 from mlotel_cli.recorder.assemble import Assembler, Settled, unpack
 from mlotel_cli.recorder.ending import summarise_monitor, summarise_run
-from mlotel_cli.recorder.exports import Exports, create_exports
+from mlotel_cli.recorder.exports import Exports, OtlpExports
+from mlotel_cli.recorder.monitor import MonitorExports
 from mlotel_cli.recorder.otlp import CLOSE_S, notes
 from mlotel_cli.recorder.parquet import create_parquet
 from mlotel_cli.recorder.pipe import Answers, read_frames
@@ -60,12 +61,18 @@ class Recorder:
         self._is_live = bool(live)
         self._totals = Totals()
         self._rows_on_disk = 0
-        self._exports: Exports = create_exports(
-            opening, run_dir=run_dir, answer=answers.live, say=answers.say, sinks=self._describe_sinks
-        )
+        self._exports = self._create_exports(opening)
         self._write_info()
         self._tracker.start()
         self._tracker.update_config({**without_secrets(opening["config"]), **opening["identity"]})
+
+    def _create_exports(self, opening: Mapping[str, Any]) -> Exports:
+        answers = self._answers
+        if not self._is_live:
+            return OtlpExports(opening, say=answers.say)
+        return MonitorExports(
+            opening, run_dir=self._run_dir, answer=answers.live, say=answers.say, sinks=self._describe_sinks
+        )
 
     @property
     def is_closing(self) -> bool:
