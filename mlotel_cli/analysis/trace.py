@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.runs import query_table
 from mlotel_cli.analysis.summary import COUNTED
+from mlotel_cli.analysis.waterfall import format_ms
 from mlotel_cli.records import SpanRecord
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _what_took_longer(row: dict[str, Any], medians: "pl.DataFrame") -> str:
         name, _, measure = column.rpartition(".")
         label = f"queue {name}" if measure == "queue_ms" else name
         ratio = f" ({value / median:.1f} x)" if median > 0 and measure == "host_ms" else ""
-        over.append((value - median, f"{label} +{value - median:.3g} ms{ratio}"))
+        over.append((value - median, f"{label} +{format_ms((value - median) * 1e6)} ms{ratio}"))
     over.sort(key=lambda each: -each[0])
     threshold = 0.1 * over[0][0] if over else 0.0
     return ", ".join(text for excess, text in over[:_NUM_REASONS] if excess >= threshold)

@@ -38,7 +38,7 @@ def test_why_names_what_took_longer_than_its_median(tmp_path: Path) -> None:
     slow.add("reader", 9055, 9200)
     worst = looked_at(write_run(tmp_path, [*traces, slow])).picks[1]
     assert (worst.batch, worst.role) == (9, "worst")
-    assert worst.why == "reader +106 ms (3.7 x), queue detector +15 ms"
+    assert worst.why == "reader +106 ms (3.7 x), queue detector +15.0 ms"
 
 
 def test_few_batches_have_no_p95(tmp_path: Path) -> None:
