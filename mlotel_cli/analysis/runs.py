@@ -119,14 +119,20 @@ def query_table(folder: Path, query: "Callable[[pl.LazyFrame], pl.LazyFrame]") -
     """What `query` asks of a table folder, without reading the rest; empty, unasked, when there is no part yet."""
     import polars as pl
 
-    for attempt in range(_ATTEMPTS):
+    return _read_parts(folder, lambda parts: query(scan_parts(parts)).collect() if parts else pl.DataFrame())
+
+
+def _read_parts(folder: Path, read: "Callable[[Sequence[Path]], pl.DataFrame]") -> "pl.DataFrame":
+    """What `read` makes of the parts; again, when one was merged away between listing and reading."""
+    before: Sequence[Path] | None = None
+    while True:
         parts = current_parts(folder)
         try:
-            return query(scan_parts(parts)).collect() if parts else pl.DataFrame()
-        except FileNotFoundError:  # merged away between listing and reading
-            if attempt == _ATTEMPTS - 1:
+            return read(parts)
+        except FileNotFoundError:
+            if parts == before:  # nothing moves: it is gone for good
                 raise
-    raise AssertionError("unreachable")
+            before = parts
 
 
 def scan_parts(parts: Sequence[Path]) -> "pl.LazyFrame":
@@ -138,15 +144,7 @@ def scan_parts(parts: Sequence[Path]) -> "pl.LazyFrame":
 
 def newest_rows(folder: Path, count: int) -> "pl.DataFrame":
     """The `count` rows of a table that were written last, read from the parts that hold them and no others."""
-    import polars as pl
-
-    for attempt in range(_ATTEMPTS):
-        try:
-            return _newest_rows(current_parts(folder), count)
-        except FileNotFoundError:  # merged away, or too old by now
-            if attempt == _ATTEMPTS - 1:
-                raise
-    return pl.DataFrame()
+    return _read_parts(folder, lambda parts: _newest_rows(parts, count))
 
 
 def count_rows(folder: Path) -> int:

@@ -241,10 +241,12 @@ class RollingParquetSink(ParquetSink):
                 table.flush()
             except RecorderError as error:
                 self._lost += table.discard()
-                if self._problem != str(error):
+                if self._ok and not failed:
                     self._say(f"{error}. The run goes on; rows that cannot be written are counted.")
                 self._problem = str(error)
                 failed = True
+        if not failed and not self._ok:
+            self._say("Parquet is written again")
         self._ok = not failed
         self._rolling.tick()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mlotel_cli.analysis.runs import covered_parts, last_part, part_numbers
+from mlotel_cli.analysis.runs import covered_parts, current_parts, last_part, part_numbers
 
 logger = logging.getLogger("mlotel.recorder")
 
@@ -124,7 +124,7 @@ class Rolling:
         words: list[str] = []
         for folder in self._folders:
             first, last = self._compacted[folder] + 1, last_part(folder)
-            if last > first:
+            if len([part for part in current_parts(folder) if part_numbers(part)[0] >= first]) > 1:
                 words += [str(folder), str(first), str(last)]
                 self._reaching[folder] = last
         if not words:
