@@ -23,7 +23,7 @@ KINDS = ("bare", "off", "on", "hand")
 def main() -> None:
     """Run all parts, or the one that is named."""
     parser = argparse.ArgumentParser(prog="make bench")
-    parser.add_argument("part", nargs="?", choices=("spans", "throughput", "loss", "collector"))
+    parser.add_argument("part", nargs="?", choices=("spans", "throughput", "loss", "collector", "executor"))
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the throughput comparison")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one throughput stretch")
     given = parser.parse_args()
@@ -37,6 +37,42 @@ def main() -> None:
         print_loss(loss.measure())
     if given.part in (None, "collector"):
         print_collector(collector.measure(rounds=given.rounds))
+    if given.part in (None, "executor"):
+        print_executor(rounds=given.rounds, seconds=given.seconds)
+
+
+def print_executor(*, rounds: int, seconds: float) -> None:
+    """One line per kind of stage, one for the sequential executor. Ends with 1 when one is below what is required."""
+    import torch
+
+    from tests.bench import executor
+
+    torch.set_num_threads(1)
+    kinds = {
+        "three stages that sleep": executor.sleeping(),
+        "two stages of matrix products": executor.multiplying({"detect": 0.005, "read": 0.0035}),
+    }
+    failed = False
+    for kind, stages in kinds.items():
+        share = executor.measure_pipelined(stages, rounds=3 * rounds, seconds=seconds / 3)
+        times = ", ".join(f"{name} {each:.2f}" for name, each in share.alone_ms.items())
+        rate = statistics.median(share.batches_per_s)
+        CONSOLE.print(f"pipelined, {kind} (alone {times} ms): {rate:.1f} batches/s")
+        CONSOLE.print(f"  of 1 / max(stage time in the same run): {_spread(share.of_same)}", end="")
+        CONSOLE.print(f"; beside each other without queues: {_spread(share.of_beside)}")
+        failed |= statistics.median(share.of_same) < executor.REQUIRED_SHARE
+    for with_spans in (False, True):
+        found = executor.measure_sequential(with_spans=with_spans)
+        CONSOLE.print(
+            f"sequential over a bare loop, spans {'recorded' if with_spans else 'off'}, {found.pairs} pairs of "
+            f"{found.bare_ms:.2f} ms: {found.ratio:.4f}, 95 % interval {found.low:.4f} to {found.high:.4f}"
+        )
+        failed |= found.is_too_much
+    CONSOLE.print(
+        f"required: {executor.REQUIRED_SHARE} of 1 / max(stage time); no interval above {executor.ALLOWED_OVERHEAD:.0%}"
+    )
+    if failed:
+        sys.exit(1)
 
 
 def print_spans(costs: dict[str, float]) -> None:
