@@ -217,7 +217,7 @@ def _telemetry_lines(telemetry: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _wandb_lines(wandb: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
-    if wandb.get("windows"):
+    if wandb.get("rows_merged"):
         yield f"W&B: batches came too fast for it: {wandb['rows_merged']} of them became {wandb['windows']} mean rows"
     if wandb.get("rows_lost"):
         yield f"W&B: {wandb['rows_lost']} rows are missing there; every batch is in batches.parquet"

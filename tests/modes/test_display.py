@@ -192,6 +192,11 @@ def test_the_closing_lines() -> None:
     ]
 
 
+def test_the_windows_of_a_monitor_are_nothing_to_speak_of() -> None:
+    shown = printed({**info(), "wandb": {"dir": None, "url": "u", "windows": 4}})
+    assert [line for line in shown if line.startswith("W&B")] == ["W&B: u"]
+
+
 def test_nothing_is_said_of_percentiles_that_are_there() -> None:
     content = info()
     del content["summary"]["latency_ms"]["stages"]["reader"]
