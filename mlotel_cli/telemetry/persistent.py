@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.telemetry.handoff import HIGH_WATER, Opening, RecorderLink
+from mlotel_cli.telemetry.handoff import Opening, RecorderLink
 from mlotel_cli.telemetry.span import Span
 
 logger = logging.getLogger("mlotel.telemetry")
 
+HIGH_WATER = 10_000
+"""Items waiting to be handed over above which whole batches are shed: some 5 MB."""
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 60.0
 STEADY_S = 120.0

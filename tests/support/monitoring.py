@@ -90,10 +90,11 @@ class Monitor:
         except OSError:
             return 0, ""
 
-    def metric(self, name: str) -> float:
-        """Sum over the series whose name, up to its value, starts with `name`; 0 while there is none."""
-        lines = [line for line in self.get("/metrics")[1].splitlines() if line.startswith(name)]
-        return sum(float(line.rpartition(" ")[2]) for line in lines)
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum over the series of that name with these labels; 0 while there is none."""
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        lines = [line for line in self.get("/metrics")[1].splitlines() if line.startswith(f"{name}{{")]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if all(text in line for text in wanted))
 
     def wait_for_batches(self, count: int = 1) -> None:
         def enough() -> bool:
