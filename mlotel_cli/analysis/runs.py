@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +139,9 @@ def scan_parts(parts: Sequence[Path]) -> "pl.LazyFrame":
     """All rows of some parts, in their order, with the union of their columns."""
     import polars as pl
 
-    return pl.concat([pl.scan_parquet(part) for part in parts], how="diagonal_relaxed")
+    # Neighbours of one schema are one scan: polars takes a thread for every scan, and there may be thousands of parts.
+    groups = groupby(parts, key=lambda part: list(pl.read_parquet_schema(part).items()))
+    return pl.concat([pl.scan_parquet(list(group)) for _, group in groups], how="diagonal_relaxed")
 
 
 def newest_rows(folder: Path, count: int) -> "pl.DataFrame":

@@ -4,7 +4,7 @@ It knows tables, not run directories: a table is the folder of its parts.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,6 @@ from mlotel_cli.records import SpanRecord
 
 if TYPE_CHECKING:
     import polars as pl
-
-    Query = Callable[[pl.LazyFrame], pl.LazyFrame]
 
 NUM_WORST = 3
 NUM_FAILED = 5
@@ -65,83 +63,71 @@ def choose(batches: Path, spans: Path) -> Choice:
     import polars as pl
 
     traced = query_table(spans, lambda frame: frame.filter(pl.col("batch").is_not_null()).select("batch").unique())
-    counts = query_table(batches, lambda frame: frame.select(pl.len()))
-    num_batches = int(counts.item()) if counts.height else 0
-    if not traced.height:
-        return Choice([], num_batches, 0, 0)
-    if not num_batches:  # the first row comes when a batch is complete; its spans may be there before
-        return Choice([], 0, traced.height, 0)
-
-    def with_spans(frame: "pl.LazyFrame") -> "pl.LazyFrame":
-        return frame.join(traced.lazy(), on="batch", how="semi")
-
-    ended = pl.col("status").is_in(COUNTED) & pl.col("latency_ms").is_not_null()
-    bad = ~pl.col("status").is_in([*COUNTED, "dropped"])
-
-    def slowest(frame: "pl.LazyFrame") -> "pl.LazyFrame":
-        return with_spans(frame.filter(ended)).top_k(NUM_WORST, by="latency_ms")
-
-    def first_failed(frame: "pl.LazyFrame") -> "pl.LazyFrame":
-        return with_spans(frame.filter(bad)).bottom_k(NUM_FAILED, by="batch").sort("batch")
-
-    times = _time_columns(batches)
-    medians = query_table(batches, lambda frame: frame.filter(ended).select(pl.col(times).median()))
+    figures = query_table(batches, lambda frame: _figures(frame, traced))
+    if not traced.height or not figures.height:  # the first row comes when a batch is complete, its spans before
+        return Choice([], int(figures["num_batches"][0]) if figures.height else 0, traced.height, 0)
+    figure = figures.row(0, named=True)
     picks: dict[int, Pick] = {}
-    for role, row in [
-        *_typical(batches, ended, with_spans),
-        *(("worst", row) for row in _rows(batches, slowest)),
-    ]:
-        why = "" if role == "median" else _what_took_longer(row, medians)
-        picks.setdefault(row["batch"], Pick(row["batch"], row["latency_ms"], row["status"], role, why))
-    for row in _rows(batches, first_failed):
-        error = str(row.get("error") or "")
-        picks[row["batch"]] = Pick(row["batch"], row["latency_ms"], row["status"], "failed", error)
-    total = query_table(batches, lambda frame: with_spans(frame.filter(bad)).select(pl.len()))
-    return Choice(list(picks.values()), num_batches, traced.height, int(total.item()))
+    for row in query_table(batches, lambda frame: _picked(frame, traced, figure)).iter_rows(named=True):
+        role = row["role"]
+        why = {"median": "", "failed": row["error"] or ""}.get(role)
+        pick = Pick(row["batch"], row["latency_ms"], row["status"], role, _longer(row, figure) if why is None else why)
+        picks.setdefault(pick.batch, pick)
+    return Choice(list(picks.values()), figure["num_batches"], traced.height, figure["num_failed"])
 
 
-def _typical(batches: Path, ended: "pl.Expr", with_spans: "Query") -> list[tuple[str, dict[str, Any]]]:
-    """The batches closest to median and, where there are enough, p95."""
+def _conditions(traced: "pl.DataFrame") -> "tuple[pl.Expr, pl.Expr]":
+    """Which batches went through, and which failed, of those that have spans."""
     import polars as pl
 
-    latency = pl.col("latency_ms")
-    quantiles = query_table(
-        batches,
-        lambda frame: with_spans(frame.filter(ended)).select(
-            n=pl.len(), p50=latency.quantile(0.5, "linear"), p95=latency.quantile(0.95, "linear")
-        ),
+    has_spans = pl.col("batch").is_in(traced["batch"].implode())
+    went_through = pl.col("status").is_in(COUNTED) & pl.col("latency_ms").is_not_null()
+    return has_spans & went_through, has_spans & ~pl.col("status").is_in([*COUNTED, "dropped"])
+
+
+def _figures(frame: "pl.LazyFrame", traced: "pl.DataFrame") -> "pl.LazyFrame":
+    """One row: counts, the quantiles of the latency, and the median of every stage's time under its column's name."""
+    import polars as pl
+
+    ended, failed = _conditions(traced)
+    latency = pl.col("latency_ms").filter(ended)
+    return frame.select(
+        pl.col(_time_columns(frame.collect_schema().names())).filter(ended).median(),
+        num_batches=pl.len(),
+        num_ended=ended.sum(),
+        num_failed=failed.sum(),
+        p50=latency.quantile(0.5, "linear"),
+        p95=latency.quantile(0.95, "linear"),
     )
-    count, p50, p95 = quantiles.row(0)
-    wanted = [("median", p50)] if count else []
-    if count >= MIN_FOR_P95:
-        wanted.append(("p95", p95))
-    found: list[tuple[str, dict[str, Any]]] = []
-    for role, value in wanted:
-        away = (latency - value).abs()
-
-        def closest(frame: "pl.LazyFrame", away: "pl.Expr" = away) -> "pl.LazyFrame":
-            return with_spans(frame.filter(ended)).bottom_k(1, by=away)
-
-        found += [(role, row) for row in _rows(batches, closest)]
-    return found
 
 
-def _rows(table: Path, query: "Query") -> list[dict[str, Any]]:
-    return query_table(table, query).to_dicts()
+def _picked(frame: "pl.LazyFrame", traced: "pl.DataFrame", figure: Mapping[str, Any]) -> "pl.LazyFrame":
+    """The rows of the picks, each with its role; one that has two comes twice."""
+    import polars as pl
+
+    ended, failed = _conditions(traced)
+    latency = pl.col("latency_ms")
+    found: dict[str, pl.LazyFrame] = {}
+    if figure["num_ended"]:
+        found["median"] = frame.filter(ended).bottom_k(1, by=(latency - figure["p50"]).abs())
+    if figure["num_ended"] >= MIN_FOR_P95:
+        found["p95"] = frame.filter(ended).bottom_k(1, by=(latency - figure["p95"]).abs())
+    found["worst"] = frame.filter(ended).top_k(NUM_WORST, by=latency).sort(latency, descending=True)
+    found["failed"] = frame.filter(failed).bottom_k(NUM_FAILED, by="batch").sort("batch")
+    return pl.concat([rows.with_columns(role=pl.lit(role)) for role, rows in found.items()])
 
 
-def _time_columns(batches: Path) -> list[str]:
+def _time_columns(names: Iterable[str]) -> list[str]:
     """Columns of stage times; a recorded value or a score may be called anything."""
-    names = query_table(batches, lambda frame: frame.head(0)).columns
     ends = (".host_ms", ".queue_ms")
     return [name for name in names if name.endswith(ends) and not name.startswith(("data.", "accuracy."))]
 
 
-def _what_took_longer(row: dict[str, Any], medians: "pl.DataFrame") -> str:
+def _longer(row: Mapping[str, Any], medians: Mapping[str, Any]) -> str:
     """The stages and queues that are furthest above their median in this batch."""
     over: list[tuple[float, str]] = []
-    for column, median in (medians.row(0, named=True) if medians.width else {}).items():
-        value = row.get(column)
+    for column in _time_columns(medians):
+        value, median = row.get(column), medians[column]
         if value is None or median is None or value <= median:
             continue
         name, _, measure = column.rpartition(".")
