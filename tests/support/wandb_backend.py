@@ -111,6 +111,8 @@ class WandbBackend:
             case "CreateRunFiles":
                 files = [{"name": name, "uploadUrl": self._upload_url(name, variables)} for name in variables["files"]]
                 return {"createRunFiles": {"runID": "run-id", "uploadHeaders": [], "files": files}}
+            case "RunResumeStatus":
+                return {"model": self._resume_status(variables["name"])}
             case "Viewer":
                 viewer = {"id": "1", "entity": ENTITY, "username": "u", "email": "", "flags": "{}"}
                 return {"viewer": viewer | {"teams": {"edges": []}}}
@@ -154,6 +156,19 @@ class WandbBackend:
         bucket = {"id": "run-id", "name": name, "displayName": shown, "description": None, "config": None}
         bucket |= {"sweepName": None, "project": project, "historyLineCount": 0}
         return {"bucket": bucket, "inserted": True}
+
+    def _resume_status(self, name: str) -> dict[str, Any]:
+        """The project, and the run in it as it is; None for a run that there is not yet."""
+        run = self.runs.get(name)
+        bucket: dict[str, Any] | None = None
+        if run is not None:
+            lines = [line for _, line in sorted(run.lines.get(HISTORY, {}).items())]
+            config = {key: {"value": value} for key, value in run.config.items()}
+            bucket = {"id": "run-id", "name": name, "displayName": name, "summaryMetrics": json.dumps(run.summary)}
+            bucket |= {"logLineCount": 0, "historyLineCount": len(lines), "eventsLineCount": 0, "eventsTail": "[]"}
+            bucket |= {"historyTail": json.dumps(lines[-1:]), "config": json.dumps(config), "tags": []}
+            bucket |= {"notes": None, "wandbConfig": '{"t": 1}'}
+        return {"id": "project-id", "name": "p", "entity": {"id": "entity-id", "name": ENTITY}, "bucket": bucket}
 
     def _upload_url(self, name: str, variables: dict[str, Any]) -> str:
         return f"{self.url}/upload/{variables['run']}/{name}"
