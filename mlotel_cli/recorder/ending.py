@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.bottleneck import find_in_run
-from mlotel_cli.analysis.runs import current_parts, read_table
+from mlotel_cli.analysis.runs import newest_rows, read_table
 from mlotel_cli.analysis.summary import summarise
 from mlotel_cli.recorder.runfile import Totals
 
@@ -36,7 +36,7 @@ def summarise_monitor(
     num_rows: int = NEWEST_ROWS,
 ) -> dict[str, Any]:
     """Counts and throughput of the whole run, statistics of its newest `num_rows` rows; the notes say so."""
-    rows = read_newest(run_dir / "batches.parquet", num_rows)
+    rows = newest_rows(run_dir / "batches.parquet", num_rows)
     if rows.height < totals.rows:
         of_rows = {key: value for key, value in closing.items() if key not in _OF_THE_WHOLE}
     else:
@@ -53,21 +53,6 @@ def summarise_monitor(
             f"latencies and recorded values of the newest {rows.height:,}",
         )
     return summary
-
-
-def read_newest(folder: Path, num_rows: int) -> "pl.DataFrame":
-    """The last rows of a table folder, without reading the others."""
-    import polars as pl
-
-    frames: list[pl.DataFrame] = []
-    left = num_rows
-    for part in reversed(current_parts(folder)):
-        if left <= 0:
-            break
-        frame = pl.scan_parquet(part).tail(left).collect()
-        frames.insert(0, frame)
-        left -= frame.height
-    return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
 
 
 def _summarise(

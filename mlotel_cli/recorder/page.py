@@ -7,6 +7,7 @@ script and style run, by their hashes, so that even a name that got through unes
 import base64
 import hashlib
 import importlib.resources
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -252,7 +253,7 @@ def _failed(status: Status) -> str:
 def _next_step(status: Status, events: Sequence[Event]) -> str:
     if not events:
         return ""
-    command = f"mlotel trace {status.run_dir} --batch {events[0].batch}"
+    command = f"mlotel trace {shlex.quote(status.run_dir)} --batch {events[0].batch}"
     return f'<p class="next">Where the time went: <code>{escape(command)}</code></p>'
 
 

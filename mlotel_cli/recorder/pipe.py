@@ -61,17 +61,21 @@ class Answers:
         self._send({"say": text})
 
     def live(self, snapshot: Mapping[str, Any]) -> None:
-        """What happens now; left out while the last one has not been read, so that it never blocks."""
+        """What happens now. Left out while the last one has not been read, or when it is too large: it never blocks."""
+        line = json.dumps({"live": snapshot}, default=str) + "\n"
         with contextlib.suppress(OSError, ValueError):
             (unread,) = struct.unpack("i", fcntl.ioctl(self._pipe, termios.FIONREAD, b"\0" * 4))
-            if not unread:
-                self._send({"live": snapshot})
+            if not unread and len(line) <= fcntl.fcntl(self._pipe, fcntl.F_GETPIPE_SZ):
+                self._write(line)
 
     def result(self, info: Mapping[str, Any]) -> None:
         """The last answer."""
         self._send({"result": info})
 
     def _send(self, message: Mapping[str, Any]) -> None:
+        self._write(json.dumps(message, default=str) + "\n")
+
+    def _write(self, line: str) -> None:
         with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
-            self._pipe.write(json.dumps(message, default=str) + "\n")
+            self._pipe.write(line)
             self._pipe.flush()

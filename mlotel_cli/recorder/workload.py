@@ -76,7 +76,8 @@ class Workload:
         rooms = {name: room for name, (_, room) in self.queues.items()}
         connected = {"": float(source["state"] == "connected")}
         restarts, lost = {"": gaps.get("recorder_restarts", 0)}, {"": gaps.get("batches_lost", 0)}
-        received, again, dropped = {"": source["received"]}, {"": source["reconnects"]}, _EXPECTED_DROPS | source["dropped"]
+        received, again = {"": source["received"]}, {"": source["reconnects"]}
+        dropped = _EXPECTED_DROPS | source["dropped"]
         items, batches = "{item}", "{batch}"
         return [
             family("mlotel.source.received", "counter", items, "Items that arrived at the source.", received, ""),

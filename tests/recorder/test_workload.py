@@ -74,6 +74,11 @@ def test_what_makes_no_sense_is_refused(text):
         Workload.from_json(text, now=0.0)
 
 
+def test_expected_reasons_are_there_before_the_first_drop():
+    told = Workload.from_json('{"source": {"dropped": {"late": 2}}}', now=0.0)
+    assert series(told)["mlotel.source.dropped"] == {"full": 0, "corrupt": 0, "late": 2}
+
+
 def test_names_are_bounded_in_number_and_length():
     told = {"queues": {f"{number}{'x' * 1000}": [0, 1] for number in range(1000)}}
     queues = Workload.from_json(json.dumps(told), now=0.0).queues

@@ -1,0 +1,119 @@
+"""What an evaluation hands to OTLP: every span as it arrives, and metrics only where somebody wants them."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from mlotel_cli.recorder import exports
+from mlotel_cli.recorder.exports import NoExports, OtlpExports, start_otlp
+from mlotel_cli.recorder.otlp import NullOtlp
+from mlotel_cli.records import BatchRecord, SpanRecord, StageTime
+
+OPENING = {"identity": {"service.name": "lpr"}, "max_names": 10, "otlp": {}, "started_ns": 5}
+
+
+class FakeOtlp:
+    """Remembers what it was given."""
+
+    def __init__(self, *, spans: bool, metrics: bool) -> None:
+        self.spans, self.metrics = spans, metrics
+        self.got: list[list[SpanRecord]] = []
+        self.closed_s: float | None = None
+
+    def add(self, spans: Sequence[SpanRecord]) -> None:
+        self.got.append(list(spans))
+
+    def describe(self):
+        one = {
+            "endpoint": "http://x",
+            "sent": sum(map(len, self.got)),
+            "lost": 0,
+            "queued": 0,
+            "retried": 0,
+            "detail": "",
+        }
+        return {**one, "endpoint": "http://x" if self.spans else None, "metrics": one if self.metrics else None}
+
+    def close(self, timeout_s: float) -> None:
+        self.closed_s = timeout_s
+
+
+def span(name="reader") -> SpanRecord:
+    return SpanRecord(1, 2, 0, 0, name, "INTERNAL", "s", "Main", 0, 5_000_000)
+
+
+def row() -> BatchRecord:
+    return BatchRecord(0, 0, 0, 0, 4, "scored", 8.0, stages={"reader": StageTime(5.0, calls=1)})
+
+
+def create(monkeypatch, otlp) -> OtlpExports:
+    monkeypatch.setattr(exports, "create_otlp", lambda settings, **options: otlp)
+    return OtlpExports(OPENING, say=print)
+
+
+def feed(made, *spans: SpanRecord) -> None:
+    for each in spans:
+        for take in made.span_takers:
+            take(each)
+
+
+def count(made: OtlpExports, name: str) -> float:
+    return sum(point.value for family in made.families() if family.name == name for point in family.points)
+
+
+def test_every_span_once_and_the_metrics_of_all(monkeypatch):
+    otlp = FakeOtlp(spans=True, metrics=True)
+    made = create(monkeypatch, otlp)
+    feed(made, span(), span())
+    made.tick()
+    made.tick()
+    feed(made, span("late"))
+    made.add_batch(row())
+    assert made.deliver(3.0) == {"otlp": otlp.describe()}
+    assert [[each.name for each in spans] for spans in otlp.got] == [["reader", "reader"], ["late"]]
+    assert otlp.closed_s == 3.0
+    assert (count(made, "traces.span.metrics.calls"), count(made, "mlotel.batches")) == (3, 1)
+    assert any(family.name == "process.cpu.time" for family in made.families())
+
+
+def test_without_metrics_nothing_is_counted(monkeypatch):
+    made = create(monkeypatch, FakeOtlp(spans=True, metrics=False))
+    feed(made, span())
+    made.add_batch(row())
+    assert len(made.span_takers) == 1
+    assert (count(made, "traces.span.metrics.calls"), count(made, "mlotel.batches")) == (0, 0)
+
+
+def test_with_metrics_only_no_span_is_kept(monkeypatch):
+    otlp = FakeOtlp(spans=False, metrics=True)
+    made = create(monkeypatch, otlp)
+    feed(made, span())
+    made.tick()
+    assert (otlp.got, count(made, "traces.span.metrics.calls")) == ([], 1)
+
+
+def test_nobody_to_send_to_costs_nothing_a_span(monkeypatch):
+    made = create(monkeypatch, NullOtlp())
+    assert made.span_takers == ()
+    made.add_batch(row())
+    assert count(made, "mlotel.batches") == 0
+    assert made.deliver(1.0) == {"otlp": None}
+
+
+@pytest.mark.parametrize(("live", "expected"), [(None, 5), ({"restarts": 0}, 5), ({"restarts": 1}, "now")])
+def test_counts_begin_with_the_recorder(monkeypatch, live, expected):
+    given = {}
+    monkeypatch.setattr(exports, "create_otlp", lambda settings, **options: given.update(options))
+    start_otlp(OPENING | {"live": live}, measurements=None, say=print)
+    assert (given["started_ns"] == 5) == (expected == 5)
+    assert given["started_ns"] == 5 or given["started_ns"] > 1_700_000_000_000_000_000
+
+
+def test_no_exports_do_nothing():
+    made = NoExports()
+    made.add_batch(row())
+    made.take_live("nonsense")
+    made.tick()
+    made.end()
+    made.close()
+    assert (made.span_takers, made.describe(), made.deliver(1.0)) == ((), {}, {"otlp": None})
