@@ -193,7 +193,8 @@ def _pipelined(found: Mapping[str, Any]) -> list[str]:
         stages = {name: share for name, share in found["utilisation"].items() if name not in (SOURCE, SCORING)}
         next_busy = max(stages, key=lambda name: stages[name])
         return [
-            f"the source bounds the pipeline: busy {busy:.0%}; the busiest stage, {next_busy}, {stages[next_busy]:.0%}"
+            f"the source bounds the pipeline: it is waited for {busy:.0%} of the time; "
+            f"the busiest stage, {next_busy}, is busy {stages[next_busy]:.0%}"
         ]
     if stage == SCORING:
         return [f"scoring bounds the pipeline: busy {busy:.0%}; twice as fast would give {gain:.2g} x"]

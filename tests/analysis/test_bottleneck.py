@@ -90,7 +90,9 @@ def test_overlapping_that_gains_nothing_is_said_so() -> None:
 
 def test_a_source_that_is_slower_than_every_stage() -> None:
     found = find(table(**{"source.wait_ms": 90.0}), wall_s=9.05)
-    assert found["sentences"] == ["the source bounds the pipeline: busy 99%; the busiest stage, reader, 44%"]
+    assert found["sentences"] == [
+        "the source bounds the pipeline: it is waited for 99% of the time; the busiest stage, reader, is busy 44%"
+    ]
 
 
 def test_scoring_that_is_slower_than_every_stage() -> None:
