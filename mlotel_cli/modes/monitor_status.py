@@ -143,10 +143,10 @@ class Changes:
     def _tell_drops(self, dropped: Mapping[str, int], now_s: float) -> None:
         if self._dropped_s is not None and now_s - self._dropped_s < _DROPS_EVERY_S:
             return
+        dropped = {reason: count for reason, count in dropped.items() if reason not in ("warmup", "stopped")}
         new = {reason: count - self._dropped.get(reason, 0) for reason, count in dropped.items()}
-        new = {reason: count for reason, count in new.items() if count and reason not in ("warmup", "stopped")}
-        if new:
-            counts = ", ".join(f"{count} {reason}" for reason, count in new.items())
+        if any(new.values()):
+            counts = ", ".join(f"{count} {reason}" for reason, count in new.items() if count)
             self._say(f"source: dropped {counts}; {sum(dropped.values())} in all")
             self._dropped, self._dropped_s = dict(dropped), now_s
 

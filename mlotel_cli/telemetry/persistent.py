@@ -35,8 +35,8 @@ class PersistentLink(RecorderLink):
 
     Attributes:
         restarts: recorders started after the first one.
-        batches_lost: batches shed, or handed to a recorder that died before it confirmed them.
-        rows_before: rows that earlier recorders of the run confirmed.
+        batches_lost: batches shed, or handed to a recorder that died before it had written them; at most a second's
+            worth too many, because a recorder notes what it wrote after writing it.
     """
 
     def __init__(
@@ -52,14 +52,13 @@ class PersistentLink(RecorderLink):
         self.restarts = 0
         self.batches_lost = 0
         self._now = now
-        self._heard = on_live or _ignore
         self._infos: list[str] = []
         self._under_way: dict[int, None] = {}
         self._shedding: dict[int, None] = {}
         self._delay_s = 0.0
-        self._settled = self._confirmed = 0
+        self._num_settled = self._num_died = 0
         self._replaced_for_closing = False
-        super().__init__(run_dir, imports=imports, say=say, on_live=self._confirm)
+        super().__init__(run_dir, imports=imports, say=say, on_live=on_live)
 
     @property
     def gaps(self) -> dict[str, int]:
@@ -146,15 +145,21 @@ class PersistentLink(RecorderLink):
         self._queue.extendleft(reversed(messages))
 
     def _count_gap(self) -> None:
-        """What the dead recorder had half, or had not confirmed, is lost."""
-        self.batches_lost += max(0, self._settled - self._confirmed) + len(self._under_way)
+        """What the dead recorder had half, or had not written, is lost."""
+        died = self._num_settled - self._num_died - self._rows_written()
+        self._num_died += max(0, died)
+        self.batches_lost += max(0, died) + len(self._under_way)
         self._shedding.update(self._under_way)
         self._under_way.clear()
-        self._settled = self._confirmed = self.emitted = 0
+        self.emitted = 0
 
-    def _confirm(self, snapshot: dict[str, Any]) -> None:
-        self._confirmed = int(snapshot.get("rows_written", snapshot.get("batches", 0)))
-        self._heard(snapshot)
+    def _rows_written(self) -> int:
+        """By the recorders so far, by their own account."""
+        try:
+            totals = json.loads((self.run_dir / "run.json").read_text())["totals"]
+            return sum(int(count) for count in totals["batches"].values())
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return 0  # it died before it had written any
 
     def _pack(self, item: Span | tuple[Any, ...]) -> tuple[Any, ...] | None:
         packed = super()._pack(item)
@@ -173,7 +178,7 @@ class PersistentLink(RecorderLink):
                 del self._shedding[packed[1]]
                 return None
             self._under_way.pop(packed[1], None)
-            self._settled += 1
+            self._num_settled += 1
         elif packed[0] == "info" and packed[1] not in self._infos:
             self._infos.append(packed[1])
         return packed
@@ -230,7 +235,3 @@ def _batch_of(item: Span | tuple[Any, ...]) -> int | None:
     if type(item) is tuple:
         return item[1] if item[0] == "settle" else item[5] if item[0] == "span" else None
     return item.batch  # type: ignore[union-attr]
-
-
-def _ignore(_snapshot: dict[str, Any]) -> None:
-    pass

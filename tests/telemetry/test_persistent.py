@@ -160,17 +160,33 @@ def test_a_recorder_that_dies_is_replaced(link: PersistentLink, recorders: Recor
     ]
 
 
-def test_what_a_dead_recorder_did_not_confirm_is_counted(link: PersistentLink, recorders: Recorders) -> None:
+def wrote(folder: Path, **batches: int) -> None:
+    """What a recorder notes in run.json of what it has written."""
+    (folder / "run.json").write_text(json.dumps({"totals": {"batches": batches}}))
+
+
+def test_what_dead_recorders_did_not_write_is_counted(
+    link: PersistentLink, recorders: Recorders, tmp_path: Path
+) -> None:
+    for number, (indexes, written) in enumerate(((range(10), 7), (range(10, 14), 9))):
+        reading = Reading(recorders[number])
+        emit(link, *indexes)
+        until(lambda reading=reading, indexes=indexes: reading.settled() == list(indexes))
+        wrote(tmp_path, done=written - 1, failed=1)
+        recorders[number].die()
+    third = Reading(recorders[2])
+    emit(link, 14)
+    until(lambda: third.settled() == [14])
+    assert link.gaps == {"recorder_restarts": 2, "batches_lost": 14 - 9}
+
+
+def test_a_recorder_that_wrote_nothing_lost_everything(link: PersistentLink, recorders: Recorders) -> None:
     reading = Reading(recorders[0])
-    emit(link, *range(10))
-    until(lambda: len(reading.settled()) == 10)
-    recorders[0].answer(json.dumps({"live": {"rows_written": 7, "batches": 9}}))
-    until(lambda: link._confirmed)
+    emit(link, 0, 1)
+    until(lambda: reading.settled() == [0, 1])
     recorders[0].die()
-    second = Reading(recorders[1])
-    emit(link, 10)
-    until(lambda: second.settled() == [10])
-    assert link.gaps == {"recorder_restarts": 1, "batches_lost": 3}
+    until(lambda: link.restarts)
+    assert link.batches_lost == 2
 
 
 def test_the_rest_of_a_batch_whose_beginning_died_is_left_out(link: PersistentLink, recorders: Recorders) -> None:
