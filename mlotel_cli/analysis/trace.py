@@ -82,7 +82,7 @@ def _conditions(traced: "pl.DataFrame") -> "tuple[pl.Expr, pl.Expr]":
 
     has_spans = pl.col("batch").is_in(traced["batch"].implode())
     went_through = pl.col("status").is_in(COUNTED) & pl.col("latency_ms").is_not_null()
-    return has_spans & went_through, has_spans & ~pl.col("status").is_in([*COUNTED, "dropped"])
+    return has_spans & went_through, has_spans & ~pl.col("status").is_in(COUNTED)
 
 
 def _figures(frame: "pl.LazyFrame", traced: "pl.DataFrame") -> "pl.LazyFrame":

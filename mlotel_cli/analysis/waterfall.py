@@ -125,17 +125,12 @@ def _lane_of(span: SpanRecord, kind: BarKind, threads: dict[tuple[int | None, st
 
 
 def _stack(lane: Lane) -> None:
-    """Give every bar the first row that is free and below its parent's; bars come by start."""
+    """Give every bar the first row that is free; bars come by start, so what is nested comes below its parent."""
     free_from: list[int] = []
-    rows: dict[int, int] = {}
     for bar in lane.bars:
         span = bar.span
-        row = rows[span.parent_id] + 1 if span.parent_id in rows else 0
-        while row < len(free_from) and free_from[row] > span.start_ns:
-            row += 1
-        free_from += [0] * (row + 1 - len(free_from))
-        free_from[row] = span.end_ns
-        rows[span.span_id] = bar.row = row
+        bar.row = next((row for row, end_ns in enumerate(free_from) if end_ns <= span.start_ns), len(free_from))
+        free_from[bar.row : bar.row + 1] = [span.end_ns]
     lane.num_rows = len(free_from)
 
 

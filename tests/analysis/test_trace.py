@@ -43,7 +43,15 @@ def test_why_names_what_took_longer_than_its_median(tmp_path: Path) -> None:
 
 def test_few_batches_have_no_p95(tmp_path: Path) -> None:
     choice = looked_at(write_run(tmp_path, [of_ms(batch, 10.0 + batch) for batch in range(19)]))
-    assert "p95" not in [pick.role for pick in choice.picks]
+    assert [pick.role for pick in choice.picks] == ["median", "worst", "worst", "worst"]
+
+
+def test_what_is_usual_is_told_by_those_that_went_through(tmp_path: Path) -> None:
+    traces = [of_ms(batch, 10.0 if batch < 3 else 500.0) for batch in range(10)]
+    traces[2] = of_ms(2, 30.0)
+    rows = [row(trace, status="scored" if trace.batch < 3 else "skipped") for trace in traces]
+    picks = looked_at(write_run(tmp_path, traces, rows)).picks
+    assert {pick.batch: pick.why for pick in picks if pick.role == "worst"}[2] == "reader +20.0 ms (5.0 x)"
 
 
 def test_failed_ones_come_with_their_error_and_only_the_first_few(tmp_path: Path) -> None:
