@@ -1,26 +1,21 @@
-"""A monitor on the terminal: a picture that is kept up to date, or a line now and then where there is no terminal.
-
-Names are the user's own text and are shown as they are. Nothing is measured here.
-"""
+"""A monitor on the terminal: a picture that is kept up to date, or a line now and then where there is no terminal."""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from mlotel_cli.modes.display import sayer
+from mlotel_cli.modes.monitor_picture import line, picture
 from mlotel_cli.modes.monitor_status import Board
-from mlotel_cli.sources.intake import CONNECTED
 
 _LINE_EVERY_S = 10.0
-_STALE_S = 5.0
-_BAR = 10
+_MAX_WAITING = 200
 
 
 class View(Protocol):
@@ -50,24 +45,45 @@ def create_view(console: Console, board: Board) -> View:
     return PictureView(console, board) if console.is_terminal else LineView(console, board)
 
 
+class _Lines:
+    """Lines to print, from any thread. While the view is up only the main thread prints them, in `flush`.
+
+    A terminal that somebody stopped (Ctrl-S) would otherwise stop whoever has something to say.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._print = sayer(console)
+        self._waiting: deque[str] = deque(maxlen=_MAX_WAITING)
+        self.is_held = False
+
+    def say(self, text: str) -> None:
+        self._waiting.append(f"{time.strftime('%H:%M:%S')} {text}")
+        if not self.is_held:
+            self.flush()
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, IndexError):
+            while True:
+                self._print(self._waiting.popleft())
+
+
 class LineView:
     """One line every ten seconds."""
 
     def __init__(self, console: Console, board: Board, *, now: Callable[[], float] = time.monotonic) -> None:
         """Prepare."""
         self._board = board
-        self._print = sayer(console)
+        self._lines = _Lines(console)
         self._now = now
         self._said_s = now()
         self._saw_url = False
 
     def say(self, text: str) -> None:
         """Print a line with the time of day."""
-        with contextlib.suppress(OSError):
-            self._print(f"{time.strftime('%H:%M:%S')} {text}")
+        self._lines.say(text)
 
     def refresh(self) -> None:
-        """The address once it is known, and a line when it is time."""
+        """What was said; the address once it is known; and a line when it is time."""
         url = self._board.snapshot.get("http")
         if url and not self._saw_url:
             self._saw_url = True
@@ -75,15 +91,19 @@ class LineView:
         if self._now() - self._said_s >= _LINE_EVERY_S:
             self._said_s = self._now()
             self.say(line(self._board))
+        self._lines.flush()
 
     def __enter__(self) -> Self:
         """Begin."""
+        self._lines.is_held = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing to put back."""
+        """Print what is left."""
+        self._lines.is_held = False
+        self._lines.flush()
 
 
 class PictureView:
@@ -93,23 +113,24 @@ class PictureView:
         """Prepare."""
         self._console = console
         self._board = board
-        self._print = sayer(console)
+        self._lines = _Lines(console)
         self._now = now
         self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
 
     def say(self, text: str) -> None:
         """Print a line above the picture."""
-        with contextlib.suppress(OSError):
-            self._print(f"{time.strftime('%H:%M:%S')} {text}")
+        self._lines.say(text)
 
     def refresh(self) -> None:
-        """Draw it anew."""
+        """Print what was said, and draw the picture anew."""
+        self._lines.flush()
         with contextlib.suppress(OSError):
             height = self._console.height
             self._live.update(picture(self._board, now=self._now(), height=height), refresh=True)
 
     def __enter__(self) -> Self:
         """Begin to draw."""
+        self._lines.is_held = True
         with contextlib.suppress(OSError):
             self._live.start()
         return self
@@ -120,157 +141,5 @@ class PictureView:
         """Take the picture away."""
         with contextlib.suppress(OSError):
             self._live.stop()
-
-
-def line(board: Board) -> str:
-    """Everything that matters, in one line."""
-    snapshot, source = board.snapshot, board.source
-    latency, sinks = _mapping(snapshot, "latency_ms"), _mapping(snapshot, "sinks")
-    state = source.get("state", "")
-    parts = [
-        board.phase if not board.ending else f"ending ({board.ending})",
-        f"{snapshot.get('batches', 0)} batches",
-        f"{snapshot.get('items_per_s', 0.0):.1f} items/s",
-        f"p50 {_ms(latency.get('p50'))} p95 {_ms(latency.get('p95'))} p99 {_ms(latency.get('p99'))} ms",
-        f"source {state}" + (f" ({board.source_detail})" if board.source_detail else ""),
-    ]
-    if dropped := _mapping(source, "dropped"):
-        parts.append("dropped " + ", ".join(f"{count} {reason}" for reason, count in dropped.items()))
-    if board.num_failed:
-        parts.append(f"{board.num_failed} failed")
-    parts += [f"{name}: {sink['detail']}" for name, sink in sinks.items() if not sink["ok"]]
-    return "; ".join(parts)
-
-
-def picture(board: Board, *, now: float, height: int) -> RenderableType:
-    """The whole board, at most `height` lines."""
-    top = list(_header(board, now=now))
-    bottom = [*_sinks(board), Text("Ctrl-C ends the run in order; twice, at once", style="dim")]
-    room = max(1, height - len(top) - len(bottom) - 5)
-    values = list(_values(board))
-    stages = _stages(board, limit=max(1, room - len(values)))
-    return Group(*top, Text(), stages, *values[: max(0, room - 1)], Text(), *bottom)
-
-
-def _header(board: Board, *, now: float) -> Iterator[Text]:
-    snapshot, source = board.snapshot, board.source
-    phase = f"ending: {board.ending}" if board.ending else board.phase
-    style = "yellow" if board.ending or board.phase != "running" else "green"
-    yield _row(
-        ("mlotel monitor ", "bold"),
-        (f"{board.name}  ", ""),
-        (f"{phase}  ", style),
-        (f"{_duration(snapshot.get('uptime_s', 0.0))}  ", ""),
-        (str(snapshot.get("http") or ""), "cyan"),
-    )
-    if board.heard_s is not None and now - board.heard_s > _STALE_S:
-        yield _row(("figures are ", ""), (f"{now - board.heard_s:.0f} s old: the recorder does not answer", "red"))
-    latency = _mapping(snapshot, "latency_ms")
-    yield _row(
-        ("rate     ", "dim"),
-        (f"{snapshot.get('items_per_s', 0.0):,.1f} items/s   {snapshot.get('batches', 0):,} batches", ""),
-        (f"   {board.num_failed:,} failed" if board.num_failed else "", "red"),
-    )
-    figures = "   ".join(f"{name} {_ms(latency.get(name))}" for name in ("p50", "p95", "p99", "max"))
-    yield _row(("latency  ", "dim"), (f"{figures} ms", ""), ("   last 60 s", "dim"))
-    yield from _source(board, source)
-    if board.gaps.get("recorder_restarts") or board.gaps.get("batches_lost"):
-        restarts, lost = board.gaps["recorder_restarts"], board.gaps["batches_lost"]
-        yield _row(("record   ", "dim"), (f"{restarts} restarts of the recorder, {lost:,} batches lost", "yellow"))
-    if board.last_failure:
-        yield _row(("failed   ", "dim"), (board.last_failure, "red"))
-
-
-def _source(board: Board, source: Mapping[str, Any]) -> Iterator[Text]:
-    state = str(source.get("state", "connecting"))
-    depth, capacity = board.queues.get("source", (0, 0))
-    again = source.get("reconnects", 0)
-    yield _row(
-        ("source   ", "dim"),
-        (f"{source.get('kind', '')} ", ""),
-        (state, "green" if state == CONNECTED else "yellow"),
-        (f"   {source.get('received', 0):,} received   {depth}/{capacity} waiting", ""),
-        (f"   {again} reconnects" if again else "", "yellow"),
-    )
-    if board.source_detail:
-        yield _row(("         ", ""), (board.source_detail, "yellow"))
-    dropped = _mapping(source, "dropped")
-    if dropped:
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-        yield _row(("dropped  ", "dim"), (counts, "yellow" if set(dropped) - {"warmup", "stopped"} else ""))
-
-
-def _stages(board: Board, *, limit: int) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
-    table.add_column("stage", overflow="ellipsis", no_wrap=True, max_width=24)
-    for name in ("p50 ms", "p95 ms", "queue p95", "waiting"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("busy", no_wrap=True)
-    stages = sorted(_mapping(board.snapshot, "stages").items(), key=lambda item: _is_stage(item[1]))
-    for name, stage in stages[:limit]:
-        depth = board.queues.get(name)
-        table.add_row(
-            Text(name),
-            _ms(stage.get("p50_ms")),
-            _ms(stage.get("p95_ms")),
-            _ms(stage.get("queue_p95_ms")),
-            "" if depth is None else f"{depth[0]}/{depth[1]}",
-            _bar(stage.get("busy") or 0.0) if _is_stage(stage) else "",
-        )
-    if len(stages) > limit:
-        table.add_row(Text(f"and {len(stages) - limit} more", style="dim"))
-    return table
-
-
-def _is_stage(stage: Mapping[str, Any]) -> bool:
-    """False for the source: batches wait for it, and it takes no time of its own."""
-    return stage.get("p50_ms") is not None
-
-
-def _values(board: Board) -> Iterator[Text]:
-    for name, value in _mapping(board.snapshot, "data").items():
-        unit = str(value.get("unit") or "").strip("{}")
-        yield _row(
-            ("value    ", "dim"), (f"{name}  mean {_ms(value.get('mean'))}  p50 {_ms(value.get('p50'))} {unit}", "")
-        )
-
-
-def _sinks(board: Board) -> Iterator[Text]:
-    sinks = _mapping(board.snapshot, "sinks")
-    healthy = [name for name, sink in sinks.items() if sink["ok"]]
-    if healthy:
-        yield _row(("sinks    ", "dim"), ("  ".join(healthy), "green"))
-    for name, sink in sinks.items():
-        if not sink["ok"] or sink["lost"]:
-            lost = f"{sink['lost']:,} lost" if sink["lost"] else "failing"
-            yield _row(("         ", ""), (f"{name}: {lost}; {sink['detail']}", "red" if not sink["ok"] else "yellow"))
-
-
-def _mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """What is below `key`; nothing before the first snapshot."""
-    return parent.get(key) or {}
-
-
-def _row(*parts: tuple[str, str]) -> Text:
-    """One line that is cut where the terminal ends."""
-    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
-
-
-def _bar(share: float) -> Text:
-    full = max(0, min(_BAR, round(share * _BAR)))
-    style = "red" if share > 0.95 else "yellow" if share > 0.8 else "green"
-    return Text.assemble(("#" * full, style), ("." * (_BAR - full), "dim"), f" {share:4.0%}")
-
-
-def _ms(value: float | None) -> str:
-    """Three digits or more, whatever the size."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days}d {hours:02}:{minutes:02}:{rest:02}" if days else f"{hours:02}:{minutes:02}:{rest:02}"
+        self._lines.is_held = False
+        self._lines.flush()

@@ -1,0 +1,104 @@
+"""A monitor's board as text."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mlotel_cli.modes.monitor_picture import line, picture
+from mlotel_cli.modes.monitor_status import Board
+
+STAGE = {"p50_ms": 12.345, "p95_ms": 150.6, "queue_p50_ms": None, "queue_p95_ms": 0.25, "busy": 0.97}
+SNAPSHOT: dict[str, Any] = {
+    "uptime_s": 93_784.0,
+    "batches": 12_345,
+    "items": 24_690,
+    "items_per_s": 9.75,
+    "latency_ms": {"p50": 134.2, "p95": 148.0, "p99": None, "max": 1502.0},
+    "stages": {"reader": STAGE, "source": {"p50_ms": None, "p95_ms": None, "queue_p95_ms": 104.0, "busy": 0.0}},
+    "data": {"num_plates": {"mean": 4.38, "p50": 4.0, "unit": "{plate}"}},
+    "sinks": {
+        "parquet": {"ok": True, "sent": 5, "lost": 0, "detail": ""},
+        "otlp": {"ok": False, "sent": 0, "lost": 7, "detail": "Connection refused"},
+    },
+    "http": "http://127.0.0.1:9464",
+}
+SOURCE = {"kind": "video", "state": "connecting", "received": 191, "dropped": {"full": 1200}, "reconnects": 2}
+
+
+def board(**changed: Any) -> Board:
+    values: dict[str, Any] = {
+        "snapshot": SNAPSHOT,
+        "heard_s": 100.0,
+        "source": SOURCE,
+        "source_detail": "nothing came for 5 s",
+        "queues": {"source": (3, 8), "reader": (2, 2)},
+        "gaps": {"recorder_restarts": 1, "batches_lost": 40},
+        "phase": "running",
+    }
+    return Board("[lpr]", **(values | changed))
+
+
+def drawn(shown: Board, *, now: float = 100.5, width: int = 80, height: int = 24) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=False)
+    console.print(picture(shown, now=now, height=height))
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_the_picture() -> None:
+    assert [text.rstrip() for text in drawn(board())] == [
+        "mlotel monitor [lpr]  running  1d 02:03:04  http://127.0.0.1:9464",
+        "rate     9.8 items/s   12,345 batches",
+        "latency  p50 134   p95 148   p99 -   max 1,502 ms   last 60 s",
+        "source   video connecting   191 received   3/8 waiting   2 reconnects",
+        "         nothing came for 5 s",
+        "dropped  1,200 full",
+        "record   1 restarts of the recorder, 40 batches lost",
+        "",
+        "stage   p50 ms  p95 ms  queue p95  waiting  busy",
+        "source       -       -        104      3/8",
+        "reader   12.35     151      0.250      2/2  ##########  97%",
+        "value    num_plates  mean 4.38  p50 4.00 plate",
+        "",
+        "sinks    parquet",
+        "         otlp: 7 lost; Connection refused",
+        "Ctrl-C ends the run in order; twice, at once",
+    ]
+
+
+def test_before_the_first_figures() -> None:
+    text = "\n".join(drawn(Board("x")))
+    assert "starting" in text
+    assert "0 batches" in text
+
+
+def test_an_ending_run_says_why() -> None:
+    assert "ending: SIGTERM" in drawn(board(ending="SIGTERM"))[0]
+
+
+def test_old_figures_are_called_old() -> None:
+    assert "figures are 9 s old: the recorder does not answer" in drawn(board(), now=109.0)
+    assert not any("old" in text for text in drawn(board(), now=104.0))
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 16), (120, 40)])
+def test_it_fits_the_terminal_however_much_there_is(width: int, height: int) -> None:
+    many = {
+        **SNAPSHOT,
+        "stages": {f"stage_number_{n}_with_a_very_long_name": STAGE for n in range(50)},
+        "data": {f"value_{n}": {"mean": 1e9 / 3, "p50": -0.001, "unit": "furlong"} for n in range(50)},
+    }
+    failure = "batch 1: stage reader raised RuntimeError: " + 300 * "x"
+    lines = drawn(board(snapshot=many, num_failed=3, last_failure=failure), width=width, height=height)
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    assert lines[-1].startswith("Ctrl-C")
+    assert any(text.startswith("and ") and "more" in text for text in lines)
+
+
+def test_a_line() -> None:
+    assert line(board(num_failed=2)) == (
+        "running; 12345 batches; 9.8 items/s; p50 134 p95 148 p99 - ms; source connecting (nothing came for 5 s); "
+        "dropped 1200 full; 2 failed; otlp: Connection refused"
+    )
