@@ -31,7 +31,8 @@ def stages_of(pipeline: Any) -> Mapping[str, Stage] | Stage:
             f"pipeline: {kind} {what} and cannot be called; give an object with "
             "`stages: Mapping[str, Callable]`, or a callable `data -> output` that opens its own spans"
         )
-    stages: dict[Any, Any] = dict(given.items())
+    # The mapping itself, not a copy: an option (optimize.py) replaces stages in it.
+    stages: Mapping[Any, Any] = cast("Mapping[Any, Any]", given) if isinstance(given, Mapping) else dict(given.items())
     if not stages:
         raise UsageError(f"pipeline: `stages` of {kind} is empty; a pipeline has at least one stage")
     for name, stage in stages.items():

@@ -38,13 +38,11 @@ class Station:
 
     Attributes:
         name: of the stage.
-        call: the stage.
         threads: how many run it.
         turn: held while it runs; None for a stage that runs in several threads anyway.
     """
 
     name: str
-    call: StageCall
     threads: int
     turn: "threading.Lock | None"
 
@@ -96,9 +94,9 @@ class PipelinedExecutor:
         self.stage_timeout_s = stage_timeout_s
         self.streams = streams or HostStreams()
         self.grace_s = grace_s
+        self.stages = stages  # looked up at every call: an option may have replaced one
         self.stations = [
-            Station(name, call, counts.get(name, 1), None if counts.get(name, 1) > 1 else threading.Lock())
-            for name, call in stages.items()
+            Station(name, counts.get(name, 1), None if counts.get(name, 1) > 1 else threading.Lock()) for name in stages
         ]
         self._queue_size = queue_size
         self._lines = self._new_lines()
@@ -124,7 +122,7 @@ class PipelinedExecutor:
         """
         for station in self.stations:
             with _turn(station, timeout_s=self.grace_s):
-                data = station.call(data)
+                data = self.stages[station.name](data)
             yield station.name, data
 
     def depths(self) -> dict[str, tuple[int, int]]:
@@ -243,7 +241,7 @@ class Run:
             with _turn(station):
                 carried.take()
                 lane.receive(carried.value, carried.mark)
-                error = self._hold_and_run(station, carried)
+                error = self._hold_and_run(station.name, carried)
                 carried.mark = lane.mark()
             if error is not None:
                 self._lines[position + 1].put(carried.ticket, End(carried.ticket, error))
@@ -252,12 +250,12 @@ class Run:
                 carried.end()
         self._pass_on(carried, position + 1)
 
-    def _hold_and_run(self, station: Station, carried: Carried) -> BaseException | None:
+    def _hold_and_run(self, name: str, carried: Carried) -> BaseException | None:
         """Run the stage; returns what ends the whole run."""
         thread = threading.current_thread()
-        held = self._held[thread] = Held(station.name, carried, time.perf_counter_ns())
+        held = self._held[thread] = Held(name, carried, time.perf_counter_ns())
         try:
-            carried.run(station.name, station.call)
+            carried.run(name, self._executor.stages[name])
         except BaseException as error:  # a KeyboardInterrupt or SystemExit of the stage's is the caller's
             return error
         finally:

@@ -225,3 +225,17 @@ def test_control_needs_batches_one_after_the_other() -> None:
     with pytest.raises(UsageError, match=r"eval\.control=true .*; use executor=sequential"):
         executor_of(configured(control=True), {"a": abs})
     executor_of(configured(control=True, kind="sequential"), {"a": abs})
+
+
+@pytest.mark.parametrize("kind", ["sequential", "pipelined"])
+def test_a_stage_that_an_option_replaced_is_the_one_that_runs(kind: str) -> None:
+    class Negative(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return -x
+
+    pipeline = Stages(add=torch.nn.Identity())
+    evaluated, session = evaluation(Numbers(), pipeline, {"d": Distance()}, executor={"kind": kind})
+    pipeline.stages["add"] = Negative()  # as optimize does, after the executor was made
+    evaluated.run()
+    expected = [float(4 * number + 2) for number in range(5)]  # |2 * -n - 2 * (n + 1)|
+    assert session.column("accuracy") == [{"d": distance} for distance in expected]
