@@ -168,11 +168,11 @@ def _chart(lines: Mapping[str, Points], *, label: str, unit: str, zero: bool = T
         return '<p class="none">The first points come after 20 seconds.</p>'
     num_points = min(max(longest, _FEWEST_POINTS), NUM_POINTS)
     low, high = span_of(values, zero=zero)
-    ago = duration(num_points * _POINT_S)
+    ago = f"{num_points * _POINT_S / 60:.0f} min"
     scale = f"{number(low)} to {number(high)} {unit}".strip()
     drawn = line_chart(lines, num_points=num_points, label=escape(f"{label}, {scale}"), zero=zero)
-    edges = f'<span class="high">{number(high)} {unit}</span><span class="low">{number(low)}</span>'
-    return f'<div class="plot">{drawn}{edges}</div><p class="axis"><span>{ago} ago</span><span>now</span></p>'
+    edges = f"<p><span>{number(high)} {unit}</span><span>{number(low)}</span></p>"
+    return f'<div class="plot">{edges}{drawn}<p class="axis"><span>{ago} ago</span><span>now</span></p></div>'
 
 
 def _stages(published: Published) -> str:
@@ -253,8 +253,9 @@ def _failed(status: Status) -> str:
 def _next_step(status: Status, events: Sequence[Event]) -> str:
     if not events:
         return ""
-    command = f"mlotel trace {shlex.quote(status.run_dir)} --batch {events[0].batch}"
-    return f'<p class="next">Where the time went: <code>{escape(command)}</code></p>'
+    run_dir = escape(shlex.quote(status.run_dir))
+    command = f"<code>mlotel trace {run_dir} <span>--batch {events[0].batch}</span></code>"
+    return f'<p class="next">Where the time went: {command}</p>'
 
 
 def _sinks(snapshot: Mapping[str, Any]) -> str:
