@@ -2,7 +2,8 @@
 
 Utilisation is time in the stage by wall time and replica. The stage with the highest one bounds the throughput; what a
 change to it would give is replayed by `pipeline_model`, which says what is outside the model. On CUDA a stage takes
-what the longer of host and device takes; that stages share one device is not modelled.
+what the longer of host and device takes; that stages share one device is not modelled. That they share the processor
+is, in one respect: where its cores are busy for a share s of the time, overlapping stages gives 1 / s at best.
 """
 
 import math
@@ -24,6 +25,8 @@ MIN_BATCHES = 30
 """Fewer say nothing: filling and draining the pipeline is too large a part of them."""
 MAX_BATCHES = 5000
 """Of a longer run the last ones are looked at."""
+BUSY_CORES = 0.85
+"""From this share on, more threads cannot help much."""
 MAX_ERROR = 0.25
 """Beyond this, the stages' times do not explain the throughput, and no prediction is made."""
 _MIN_COUNTED = 0.9
@@ -68,12 +71,13 @@ def find_bottleneck(
     Args:
         batches: the batches table.
         stages: names of the stages, in order; see `top_stages`.
-        closing: what the workload said at the end: `wall_s`, `scoring_s` and `caller_s`, all optional.
+        closing: what the workload said at the end: `wall_s`, `scoring_s`, `caller_s`, `cpu_s`, `cores`, all optional.
         executor: its configuration: kind, queue_size, replicas; empty for a user's own loop.
 
     Returns:
-        kind, stage (that bounds), utilisation and queue_ms by stage, model_error, and the gains: `twice_as_fast` and
-        `one_replica_more` by stage for a pipelined run, `overlap` for a sequential one; `sentences` says it in words.
+        kind, stage (that bounds), utilisation and queue_ms by stage, cores and the share of time that they are busy,
+        model_error, and the gains: `twice_as_fast` and `one_replica_more` by stage for a pipelined run, `overlap` for
+        a sequential one; `sentences` says it in words.
     """
     model = model_of(batches, stages, closing=closing, executor=executor)
     if model is None:
@@ -86,11 +90,13 @@ def find_bottleneck(
         "stage": max(utilisation, key=lambda name: utilisation[name]),
         "utilisation": utilisation,
         "queue_ms": {name: _mean(counted, f"{name}.queue_ms") for name in stages},
+        "cores": closing.get("cores"),
+        "cores_busy": _cores_busy(closing),
         "model_error": error,
         "num_batches": counted.height,
     }
     if abs(error) <= MAX_ERROR:
-        found |= _gains(model, stages) if model.is_pipelined else {"overlap": model.gain_of_overlap()}
+        found |= _gains(model, stages) if model.is_pipelined else {"overlap": _overlap(model, found["cores_busy"])}
     found["sentences"] = sentences(found, of_mlotel=bool(executor))
     return found
 
@@ -119,6 +125,18 @@ def _counted(batches: "pl.DataFrame") -> "pl.DataFrame":
     """The last batches, of those that went through."""
     rows = batches.sort("batch").tail(MAX_BATCHES)
     return rows.filter(rows["status"].is_in(COUNTED))
+
+
+def _cores_busy(closing: Mapping[str, Any]) -> float | None:
+    """Share of the time of all cores that went by in this process."""
+    wall_s, cpu_s, cores = closing.get("wall_s"), closing.get("cpu_s"), closing.get("cores")
+    return float(cpu_s) / (wall_s * cores) if wall_s and cores and cpu_s is not None else None
+
+
+def _overlap(model: PipelineModel, cores_busy: float | None) -> float:
+    """What overlapping gives, and no more than the cores have left."""
+    gain = model.gain_of_overlap()
+    return min(gain, max(1.0, 1 / cores_busy)) if cores_busy else gain
 
 
 def _wall_s(rows: "pl.DataFrame", closing: Mapping[str, Any], *, is_whole: bool) -> float:
@@ -176,7 +194,13 @@ def _gains(model: PipelineModel, stages: Sequence[str]) -> dict[str, Any]:
 
 def sentences(found: Mapping[str, Any], *, of_mlotel: bool = True) -> list[str]:
     """One or two plain sentences. `of_mlotel` is False for a loop that no executor of ours runs."""
-    return _pipelined(found) if found["kind"] == "pipelined" else _sequential(found, of_mlotel=of_mlotel)
+    said = _pipelined(found) if found["kind"] == "pipelined" else _sequential(found, of_mlotel=of_mlotel)
+    busy = found.get("cores_busy")
+    if busy is not None and busy >= BUSY_CORES:
+        said.append(
+            f"the machine's {found['cores']} cores are busy {busy:.0%}: less computing helps, more threads do not"
+        )
+    return said
 
 
 def _pipelined(found: Mapping[str, Any]) -> list[str]:

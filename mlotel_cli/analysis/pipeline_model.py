@@ -50,22 +50,20 @@ def pipelined_s(stations: Sequence[Station], *, queue_size: int) -> float:
         return 0.0
     free_s = [[0.0] * station.replicas for station in stations]  # a heap each: when a replica is free again
     taken_s: list[list[float]] = [[] for _ in stations]
-    ready_s = [0.0] * len(stations)  # when the latest batch was ready before each station
     end_s = 0.0
     last = len(stations) - 1
     for index in range(len(stations[0].service_s)):
-        ready_s[0] = 0.0
+        at_s = 0.0
         for position, station in enumerate(stations):
             before_s = taken_s[position][-1] if index else 0.0
-            take_s = max(ready_s[position], before_s, heapq.heappop(free_s[position]))
+            # Not before the batch ahead of it: replicas may finish in any order, batches leave in theirs.
+            take_s = max(at_s, before_s, heapq.heappop(free_s[position]))
             taken_s[position].append(take_s)
             at_s = take_s + station.service_s[index]
             if position == last:
                 end_s = max(end_s, at_s)
-            else:
-                if index >= queue_size:  # there is room once the batch that many before it was taken
-                    at_s = max(at_s, taken_s[position + 1][index - queue_size])
-                ready_s[position + 1] = max(at_s, ready_s[position + 1])  # replicas leave in order
+            elif index >= queue_size:  # there is room once the batch that many before it was taken
+                at_s = max(at_s, taken_s[position + 1][index - queue_size])
             heapq.heappush(free_s[position], at_s)
     return end_s
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from mlotel_cli import config, optimize
 from mlotel_cli.errors import DataError, StageError, UsageError
 from mlotel_cli.execute import Executor, Finished, Inference, Numbered, SequentialExecutor, create_executor
-from mlotel_cli.hardware import environment
+from mlotel_cli.hardware import environment, usable_cores
 from mlotel_cli.metrics import Scorer
 from mlotel_cli.modes.control import Control, stretch_length
 from mlotel_cli.modes.display import Progress, print_results, sayer
@@ -103,7 +103,7 @@ class Evaluation:
             if self._cfg.eval.control:
                 self._control = Control(api.PROVIDER.backend, stretch_length(self._count_batches()))
             progress.start()
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             try:
                 with closing(self._executor.run(self._numbered(), hold=session.link.wait_for_room)) as running:
                     for finished in running:
@@ -114,6 +114,7 @@ class Evaluation:
                         progress.advance(finished.numbered.batch.size, self._settle(finished))
             finally:
                 session.closing.wall_s = time.perf_counter() - start
+                session.closing.cpu_s, session.closing.cores = time.process_time() - cpu_start, usable_cores()
                 # Beside running stages scoring takes no time of theirs that could be subtracted.
                 session.closing.scoring_s = 0.0 if self._executor.is_concurrent else self._scoring_ns / 1e9
                 session.closing.caller_s = self._scoring_ns / 1e9

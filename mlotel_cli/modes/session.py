@@ -45,6 +45,8 @@ class Closing:
         wall_s: from the first batch to the last, scoring included.
         scoring_s: the part of it that scoring took, and that would not have passed without.
         caller_s: what scoring took, even beside running stages.
+        cpu_s: processor time of all threads over `wall_s`.
+        cores: processor cores that they may use.
         warmup: batches, first_batch_ms, total_s.
         telemetry: counters of this side.
     """
@@ -56,6 +58,8 @@ class Closing:
     wall_s: float | None = None
     scoring_s: float | None = None
     caller_s: float | None = None
+    cpu_s: float | None = None
+    cores: int | None = None
     warmup: dict[str, Any] | None = None
     telemetry: dict[str, Any] = field(default_factory=dict[str, Any])
 
