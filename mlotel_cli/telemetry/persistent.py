@@ -26,6 +26,8 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 60.0
 STEADY_S = 120.0
 """A recorder that lived so long is replaced without delay again."""
+HUNG_S = 120.0
+"""A recorder that takes nothing for so long, while its pipe is full, is killed and replaced."""
 _REMEMBERED = 10_000
 """Batches under way at most; spans that end after their batch was settled must not fill the memory."""
 
@@ -188,13 +190,18 @@ class PersistentLink(RecorderLink):
         super()._drain()
 
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
+        view, moved_s = memoryview(data), self._now()
         while view:
             try:
                 view = view[os.write(self._to_recorder, view) :]
+                moved_s = self._now()
             except BlockingIOError:
                 select.select([], [self._to_recorder], [], 0.1)
                 self._shed_excess()
+                if self._now() - moved_s > HUNG_S:
+                    self._say(f"The recorder (process {self.pid}) has taken nothing for {HUNG_S:g} s and is killed.")
+                    self._process.kill()
+                    raise BrokenPipeError from None
                 if self._process.poll() is not None:
                     raise BrokenPipeError from None
 

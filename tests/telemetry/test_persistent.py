@@ -258,6 +258,26 @@ def test_a_recorder_that_hangs_makes_whole_batches_go(
     assert link._shedding == {}
 
 
+def test_a_recorder_that_hangs_for_good_is_killed_and_replaced(
+    recorders: Recorders, tmp_path: Path, said: list[str]
+) -> None:
+    clock = [0.0]
+    link = PersistentLink(tmp_path, say=said.append, now=lambda: clock[0])
+    link.open(opening(live={}), flush_ms=1)
+    hung = recorders[0]
+    hung.kill = hung.die  # type: ignore[method-assign]
+    link.send("info", "x" * (4 << 20))
+    until(lambda: link._infos)
+    clock[0] = persistent.HUNG_S
+    assert not said
+    clock[0] = persistent.HUNG_S + 1
+    second = Reading(recorders[1])
+    until(lambda: second.read()[:1])
+    assert said[0] == "The recorder (process 4711) has taken nothing for 120 s and is killed."
+    assert link.restarts == 1
+    end(link, recorders)
+
+
 def test_spans_that_come_after_their_batch_do_not_fill_the_memory(
     link: PersistentLink, recorders: Recorders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
