@@ -70,6 +70,7 @@ class LoopRun:
             tracker=dict(tracker),
             settle_s=settle_s,
             settle_roots=True,
+            otlp={"from_environment": False},  # the program's own exporters read it: everything would be sent twice
         )
         self._link.open(opening)
 
