@@ -85,7 +85,7 @@ def create_otlp(
     """Start what `settings` (the fields of `OtlpConfig`) and the standard variables ask for.
 
     Args:
-        settings: `telemetry.otlp`.
+        settings: `telemetry.otlp`; `from_environment: False` leaves the environment to somebody else.
         environ: the environment.
         resource: what identifies the run; it wins over OTEL_RESOURCE_ATTRIBUTES.
         measurements: what is exported as metrics; asked on the thread that sends them.
@@ -95,6 +95,7 @@ def create_otlp(
     Raises:
         UsageError: for settings that cannot work; the workload has checked them before.
     """
+    environ = environ if settings.get("from_environment", True) else {}
     traces = find_target("traces", settings, environ=environ)
     metrics = find_target("metrics", settings, environ=environ)
     if traces is None and metrics is None:

@@ -62,6 +62,14 @@ def test_nobody_asked():
     assert notes(export.describe()) == []
 
 
+def test_the_environment_may_be_somebody_else_s():
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    assert isinstance(start(None, environ=environ, from_environment=False), NullOtlp)
+    export = start(None, environ=environ)
+    export.close(1)
+    assert export.describe()["endpoint"] == "http://127.0.0.1:1/v1/traces"
+
+
 def test_everything_is_sent_with_what_identifies_the_run():
     environ = {"OTEL_RESOURCE_ATTRIBUTES": "service.name=other,deployment=lab"}
     with receiving() as receiver:
