@@ -19,6 +19,7 @@ from typing import Any, Protocol, Self
 from opentelemetry import trace
 
 from mlotel_cli.errors import Interrupted
+from mlotel_cli.otlp_settings import resource_of_environment
 from mlotel_cli.records import Sample, Status
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.clock import CLOCK
@@ -355,8 +356,9 @@ def _discard(_span: Span) -> None:
 def identify(config: Mapping[str, Any], *, run_id: str, name: str, git: Mapping[str, Any] | None) -> dict[str, Any]:
     """What connects a run's row, trace and alert: the attributes that W&B's config and OTel's resource share."""
     text = json.dumps(config, sort_keys=True, default=str)
+    service = os.environ.get("OTEL_SERVICE_NAME") or resource_of_environment(os.environ).get("service.name")
     return {
-        "service.name": os.environ.get("OTEL_SERVICE_NAME") or name,
+        "service.name": service or name,
         "service.instance.id": str(uuid.uuid4()),
         "mlotel.run.id": run_id,
         "git.commit": git["commit"] if git else None,
