@@ -198,7 +198,7 @@ def sentences(found: Mapping[str, Any], *, of_mlotel: bool = True) -> list[str]:
     busy = found.get("cores_busy")
     if busy is not None and busy >= BUSY_CORES:
         said.append(
-            f"the machine's {found['cores']} cores are busy {busy:.0%}: less computing helps, more threads do not"
+            f"this process keeps {busy:.0%} of {found['cores']} cores busy: less computing helps, more threads do not"
         )
     return said
 

@@ -12,6 +12,7 @@ Recorded times contain what they cost each other while they were recorded.
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def pipelined_s(stations: Sequence[Station], *, queue_size: int) -> float:
     return end_s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PipelineModel:
     """A run's stations and how long it really took.
 
@@ -84,10 +85,15 @@ class PipelineModel:
     is_pipelined: bool
     measured_s: float
 
+    @cached_property
+    def simulated_s(self) -> float:
+        """Wall time of the run by the model."""
+        return self._replay(self.stations, self.queue_size)
+
     @property
     def error(self) -> float:
         """Simulated by measured wall time, less one: what the model does not know of."""
-        return self._replay(self.stations, self.queue_size) / self.measured_s - 1
+        return self.simulated_s / self.measured_s - 1
 
     def gain(
         self,
@@ -105,10 +111,9 @@ class PipelineModel:
             replicas: how many, by station name.
             queue_size: another one.
         """
-        before_s = self._replay(self.stations, self.queue_size)
         stations = [_changed(station, faster or {}, replicas or {}) for station in self.stations]
         after_s = self._replay(stations, queue_size or self.queue_size)
-        return before_s / after_s if after_s else 1.0
+        return self.simulated_s / after_s if after_s else 1.0
 
     def gain_of_overlap(self) -> float:
         """Throughput with every stage in a thread of its own by that measured, at best; for a sequential run."""

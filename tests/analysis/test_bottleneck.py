@@ -83,7 +83,7 @@ def test_what_is_in_no_stage_stays_with_the_calling_thread() -> None:
 def test_overlapping_gives_no_more_than_the_cores_have_left() -> None:
     found = find(table(), SEQUENTIAL, wall_s=5.0, cpu_s=9.0, cores=2)
     assert found["overlap"] == pytest.approx(1 / 0.9)
-    assert found["sentences"][1] == "the machine's 2 cores are busy 90%: less computing helps, more threads do not"
+    assert found["sentences"][1] == "this process keeps 90% of 2 cores busy: less computing helps, more threads do not"
     assert find(table(), SEQUENTIAL, wall_s=5.0, cpu_s=11.0, cores=2)["overlap"] == 1.0
     idle = find(table(), SEQUENTIAL, wall_s=5.0, cpu_s=1.0, cores=2)
     assert idle["overlap"] == pytest.approx(5.0 / 4.01)
@@ -92,7 +92,7 @@ def test_overlapping_gives_no_more_than_the_cores_have_left() -> None:
 
 def test_busy_cores_are_said_of_a_pipelined_run_too() -> None:
     assert len(find(table(), wall_s=4.01, cpu_s=6.0, cores=2)["sentences"]) == 1
-    assert "2 cores are busy 95%" in find(table(), wall_s=4.01, cpu_s=7.6, cores=2)["sentences"][1]
+    assert "keeps 95% of 2 cores busy" in find(table(), wall_s=4.01, cpu_s=7.6, cores=2)["sentences"][1]
 
 
 def test_overlapping_that_gains_nothing_is_said_so() -> None:
