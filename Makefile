@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint type format bench wheel clean
+.PHONY: help install demo test lint type format bench soak wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ format: $(STAMP) ## rewrite files in the house format
 
 bench: $(STAMP) ## print what telemetry costs, as ratios of one run
 	$(BIN)/python -m tests.bench $(ARGS)
+
+soak: $(STAMP) ## run a monitor for ten minutes and check that memory stays flat
+	$(BIN)/python -m tests.bench.soak $(ARGS)
 
 wheel: $(STAMP) ## build dist/*.whl and the source archive
 	$(BIN)/python -m build --outdir dist .

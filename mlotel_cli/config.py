@@ -32,7 +32,8 @@ def check(cfg: DictConfig) -> None:
     _check_readable(cfg)
     _check_typed(cfg, prefix="")
     for key in ("pipeline", "data", "optimize"):
-        _check_target(cfg[key], key)
+        if key != "data" or "source" not in cfg or cfg.data:  # a monitor of a camera needs no data set
+            _check_target(cfg[key], key)
     for name, metric in cfg.metrics.items():
         _check_target(metric, f"metrics.{name}")
     if "source" in cfg:

@@ -1,5 +1,6 @@
 """The schema, the checks on values, and building objects from configuration."""
 
+import socket
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlotel_cli import launch
-from mlotel_cli.config import check, instantiate, plain, resolve_device
+from mlotel_cli.config import check, check_port, instantiate, plain, resolve_device, split_source
 from mlotel_cli.errors import DataError, MlotelError, UsageError
 from mlotel_cli.paths import builtin_conf
-from mlotel_cli.schema import EvalConfig, ProfileConfig
+from mlotel_cli.schema import EvalConfig, MonitorConfig, ProfileConfig, SourcePolicy, WhenFull
 
 CONF = builtin_conf()
 OPTIONS = sorted(
@@ -67,10 +68,13 @@ def test_defaults_pass_the_check() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes(option: str) -> None:
-    module = ("pipeline.module={_target_: x}", "pipeline.modules=[a]") if option == "pipeline=module" else ()
+    needed = {
+        "pipeline=module": ("pipeline.module={_target_: x}", "pipeline.modules=[a]"),
+        "source=video": ("source.uri=gate.mp4",),
+    }
     mode = {"profiler": "profile", "source": "monitor"}.get(option.partition("=")[0], "eval")
     port = ("monitor.http.port=0",) if mode == "monitor" else ()
-    check(composed(option, *module, *port, mode=mode))
+    check(composed(option, *needed.get(option, ()), *port, mode=mode))
 
 
 def test_options_of_all_groups_are_seen() -> None:
@@ -234,3 +238,79 @@ def test_module_that_fails_on_import(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UsageError, match=r"pipeline\._target_: ModuleNotFoundError: No module named 'av_is_not_here'"):
         instantiate(OmegaConf.create({"_target_": "failing_module_of_a_user.Model"}), "pipeline")
+
+
+# -- the source and the address of a monitor --------------------------------------------------------------------------
+
+
+def monitor(*overrides: str) -> DictConfig:
+    return composed("monitor.http.port=0", *overrides, mode="monitor")
+
+
+def test_a_monitor_starts_from_the_evaluation() -> None:
+    evaluation, given = composed(), monitor()
+    for key in ("eval", "pipeline", "data", "telemetry", "tracker", "executor"):
+        assert given[key] == evaluation[key], key
+    given.monitor.http.port = 9464
+    assert given.monitor == OmegaConf.structured(MonitorConfig).monitor
+
+
+def test_a_source_is_parted_into_its_queue_and_itself() -> None:
+    policy, node = split_source(monitor("source.queue_size=3").source)
+    assert policy == SourcePolicy(WhenFull.block, queue_size=3)
+    assert set(node) == {"_target_", "data"}
+    assert node.data._target_ == "mlotel_cli.dummy.DummyData"
+
+
+def test_a_source_of_ones_own_needs_no_policy() -> None:
+    assert split_source(node(name="mine")) == (SourcePolicy(), node(name="mine"))
+
+
+def test_files_of_sources_name_every_key_of_their_queue() -> None:
+    names = {entry.name for entry in fields(SourcePolicy)}
+    for file in ("data", "video"):
+        assert names <= set(OmegaConf.load(CONF / "source" / f"{file}.yaml")), file
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("source.when_full=drop", r"source.when_full=drop: allowed: drop_oldest, drop_newest, block"),
+        ("source.queue_size=0", r"source.queue_size=0: allowed: 1 to 100000"),
+        ("source.batch_size=none", r"source.batch_size=none: must be a whole number"),
+        ("source.batch_wait_ms=-1", r"source.batch_wait_ms=-1.0: allowed: 0 to 60000"),
+        ("~source._target_", r"source._target_: must be given"),
+    ],
+)
+def test_a_source_that_cannot_run_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check(monitor(override))
+
+
+def test_a_camera_needs_no_data_set() -> None:
+    given = monitor("source=video", "source.uri=x")
+    given.data = {}
+    check(given)
+
+
+def test_the_address_of_a_monitor() -> None:
+    check_port("127.0.0.1", 0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"monitor.http.port={port}: in use on 127.0.0.1; give another one, or"):
+            check(monitor(f"monitor.http.port={port}"))
+    with pytest.raises(UsageError, match=r"monitor.http.host=203.0.113.7: is no address of this machine"):
+        check_port("203.0.113.7", 9464)
+    with pytest.raises(UsageError, match=r"monitor.http.host=: no address|monitor.http.host=a b: no address"):
+        check_port("a b", 9464)
+
+
+def test_a_port_that_was_just_left_is_free() -> None:
+    """A monitor that is started again must not wait for the kernel."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            accepted, _ = server.accept()
+            accepted.close()
+            client.recv(1)
+    check_port("127.0.0.1", port)
