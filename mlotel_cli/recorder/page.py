@@ -18,6 +18,7 @@ from typing import Any
 from mlotel_cli.recorder.charts import Points, bar, line_chart, span_of
 from mlotel_cli.recorder.http import Reply
 from mlotel_cli.recorder.live import NUM_POINTS, POINT_SLOTS, SLOT_S, Event, Published
+from mlotel_cli.recorder.workload import INTENDED
 
 _POINT_S = POINT_SLOTS * SLOT_S
 _FEWEST_POINTS = 30
@@ -114,7 +115,7 @@ def _header(status: Status) -> str:
 
 def _tiles(snapshot: Mapping[str, Any]) -> str:
     latency, source = snapshot["latency_ms"], snapshot["source"]
-    dropped = {name: count for name, count in source.get("dropped", {}).items() if count}
+    dropped = {name: count for name, count in source.get("dropped", {}).items() if count and name not in INTENDED}
     reasons = ", ".join(f"{escape(name)} {count:,}" for name, count in dropped.items())
     seen = f"{source.get('received', 0):,} received" if source else "source not heard of yet"
     state = escape(source.get("state") or "unknown")

@@ -10,6 +10,8 @@ from mlotel_cli.recorder.measurements import Family, Kind, Point
 from mlotel_cli.recorder.spanmetrics import clean
 
 _NAME_LIMIT = 200
+INTENDED = ("warmup", "stopped")
+"""Reasons for which an item does not run that are no loss."""
 _EXPECTED_DROPS = {"full": 0, "corrupt": 0}
 """Series that are there from the start: Prometheus cannot tell a first drop from a series that is new."""
 
@@ -59,8 +61,9 @@ class Workload:
 
     @property
     def dropped(self) -> int:
-        """Items that the source dropped, for any reason."""
-        return sum(self.source.get("dropped", {}).values())
+        """Items that were lost: not those that warmed up, or waited when the run was stopped."""
+        dropped: Mapping[str, int] = self.source.get("dropped", {})
+        return sum(count for reason, count in dropped.items() if reason not in INTENDED)
 
     def families(self, service: Mapping[str, str]) -> Sequence[Family]:
         """The same as metrics; nothing before the first message."""

@@ -84,7 +84,12 @@ def busy_run(*, name="reader", error="", unit="{plate}", seconds=60) -> LiveStat
 
 def test_an_operator_finds_what_happens_now():
     told = {
-        "source": {"kind": "video", "state": "connected", "received": 500, "dropped": {"full": 3, "corrupt": 0}},
+        "source": {
+            "kind": "video",
+            "state": "connected",
+            "received": 500,
+            "dropped": {"full": 3, "corrupt": 0, "warmup": 9},
+        },
         "queues": {"source": [2, 8], "reader": [1, 2]},
     }
     text = text_of(show(busy_run(error="stage reader raised ValueError: no crop"), told=told))

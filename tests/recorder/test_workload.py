@@ -18,6 +18,7 @@ TOLD = {
     "workload": {"rss_bytes": 1000, "cpu_s": 1.5, "pid": 7},
     "gaps": {"recorder_restarts": 1, "batches_lost": 12},
 }
+INTENDED = '{"source": {"dropped": {"warmup": 3, "stopped": 2, "full": 1}}}'
 
 
 def series(told: Workload) -> dict[str, dict[str, float]]:
@@ -77,6 +78,12 @@ def test_what_makes_no_sense_is_refused(text):
 def test_expected_reasons_are_there_before_the_first_drop():
     told = Workload.from_json('{"source": {"dropped": {"late": 2}}}', now=0.0)
     assert series(told)["mlotel.source.dropped"] == {"full": 0, "corrupt": 0, "late": 2}
+
+
+def test_what_warmed_up_or_was_stopped_is_no_loss_but_has_its_series():
+    told = Workload.from_json(INTENDED, now=0.0)
+    assert told.dropped == 1
+    assert series(told)["mlotel.source.dropped"] == {"full": 1, "corrupt": 0, "warmup": 3, "stopped": 2}
 
 
 def test_names_are_bounded_in_number_and_length():

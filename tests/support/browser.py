@@ -18,13 +18,18 @@ def find_browser() -> str | None:
 
 
 class Page:
-    """One page; commands are answered in turn."""
+    """One page; commands are answered in turn.
+
+    Attributes:
+        events: what the browser told meanwhile, of the domains that were enabled.
+    """
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from = to_browser, from_browser
         self._buffer = b""
         self._number = 0
         self._session: str | None = None
+        self.events: list[dict[str, Any]] = []
         target = self.command("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
 
@@ -40,6 +45,7 @@ class Page:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 return answer["result"]
+            self.events.append(answer)
 
     def goto(self, url: str) -> None:
         self.command("Page.navigate", url=url)
