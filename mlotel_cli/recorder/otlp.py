@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mlotel_cli.errors import UsageError
 from mlotel_cli.otlp_settings import Target, find_target, resource_of_environment, unsupported
 from mlotel_cli.recorder.measurements import Family, Measurements
 from mlotel_cli.recorder.otlp_queue import SpanQueue
@@ -84,6 +85,8 @@ def create_otlp(
 ) -> "OtlpExport | NullOtlp":
     """Start what `settings` (the fields of `OtlpConfig`) and the standard variables ask for.
 
+    Settings that cannot work are said, and nothing is sent.
+
     Args:
         settings: `telemetry.otlp`; `from_environment: False` leaves the environment to somebody else.
         environ: the environment.
@@ -91,13 +94,14 @@ def create_otlp(
         measurements: what is exported as metrics; asked on the thread that sends them.
         say: takes one line for the user, on any thread.
         started_ns: start of the run, ns since the epoch, from which metrics count; None is now.
-
-    Raises:
-        UsageError: for settings that cannot work; the workload has checked them before.
     """
     environ = environ if settings.get("from_environment", True) else {}
-    traces = find_target("traces", settings, environ=environ)
-    metrics = find_target("metrics", settings, environ=environ)
+    try:
+        traces = find_target("traces", settings, environ=environ)
+        metrics = find_target("metrics", settings, environ=environ)
+    except UsageError as error:  # the commands check before they start; a loop of the user's own does not
+        say(f"OTLP: {error}. Nothing is sent.")
+        return NullOtlp()
     if traces is None and metrics is None:
         return NullOtlp()
     if (problem := unsupported(environ)) is not None:

@@ -345,6 +345,8 @@ class TestIdentify:
     def test_the_service_is_named_by_the_environment_first(self, monkeypatch):
         monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
         assert identify({}, run_id="r", name="dummy", git=None)["service.name"] == "dummy"
+        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "a=1,service.name=gate")
+        assert identify({}, run_id="r", name="dummy", git=None)["service.name"] == "gate"
         monkeypatch.setenv("OTEL_SERVICE_NAME", "plates")
         identity = identify({}, run_id="r", name="dummy", git={"commit": "abc", "dirty": False})
         assert identity["service.name"] == "plates"

@@ -70,6 +70,13 @@ def test_the_environment_may_be_somebody_else_s():
     assert export.describe()["endpoint"] == "http://127.0.0.1:1/v1/traces"
 
 
+def test_settings_that_cannot_work_are_said_and_end_nothing():
+    said: list[str] = []
+    assert isinstance(start(None, said=said, environ={"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4318"}), NullOtlp)
+    (line,) = said
+    assert line.startswith("OTLP: OTEL_EXPORTER_OTLP_ENDPOINT=c:4318: allowed: ")
+
+
 def test_everything_is_sent_with_what_identifies_the_run():
     environ = {"OTEL_RESOURCE_ATTRIBUTES": "service.name=other,deployment=lab"}
     with receiving() as receiver:

@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
 from mlotel_cli import read_run
 from mlotel_cli.analysis.runs import Run
@@ -188,3 +191,84 @@ def test_the_standard_variables_are_enough(tmp_path: Path, monkeypatch: pytest.M
     assert (headers["x-key"], headers["content-encoding"]) == ("secret", "gzip")
     resource = receiver.spans[0].resource
     assert (resource["service.name"], resource["deployment.environment"]) == ("gate", "lab")
+
+
+# -- monitor ----------------------------------------------------------------------------------------------------------
+
+
+def monitored(folder: Path, receiver: Receiver, *overrides: str) -> Run:
+    """A monitor of 400 batches of the talk's pipeline, as a real process."""
+    ended = command(
+        "monitor",
+        f"telemetry.otlp.endpoint={receiver.url}",
+        "pipeline.time_scale=0.01",
+        "monitor.max_batches=400",
+        "monitor.http.port=0",
+        "tracker.mode=disabled",
+        "run.dir=run",
+        *overrides,
+        cwd=folder,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return read_run(folder / "run")
+
+
+def test_a_monitor_sends_its_background_s_share_of_whole_traces_and_counts_every_span(tmp_path: Path) -> None:
+    with receiving() as receiver:
+        run = monitored(tmp_path, receiver, "telemetry.background_rate=0.25", "telemetry.slow_ms=1e6")
+    spans = run.spans
+    assert spans.height == 1600
+    sampler = TraceIdRatioBased(0.25)
+    kept = {
+        trace
+        for trace in spans["trace_id"].unique()
+        if sampler.should_sample(None, int(trace, 16), "batch").decision.is_sampled()
+    }
+    assert 0 < len(kept) < 400
+    expected = set(spans.filter(spans["trace_id"].is_in(list(kept)))["span_id"])
+    assert {each.span.span_id.hex() for each in receiver.spans} == expected
+    described = run.summary["telemetry"]["otlp"]
+    assert (described["sent"], described["lost"]) == (len(expected), 0)
+    by_name = {
+        attributes(point.attributes)["span.name"]: point.as_double
+        for metric in receiver.metrics[-1].resource_metrics[0].scope_metrics[0].metrics
+        if metric.name == "traces.span.metrics.calls"
+        for point in metric.sum.data_points
+    }
+    assert by_name == {"batch": 400, "model_1": 400, "model_2": 400, "model_3": 400}
+
+
+def test_a_monitor_sends_every_slow_trace(tmp_path: Path) -> None:
+    with receiving() as receiver:
+        run = monitored(tmp_path, receiver, "telemetry.background_rate=0", "telemetry.slow_ms=2")
+    rows = run.batches
+    slow = set(rows.filter(rows["latency_ms"] > 2)["batch"])
+    assert len(slow) > 0
+    assert {attributes(each.span.attributes)["batch.index"] for each in receiver.spans} == slow
+    assert len(receiver.spans) == 4 * len(slow)
+
+
+def test_a_monitor_whose_recorder_is_killed_goes_on_in_the_same_tables(tmp_path: Path) -> None:
+    words = ["monitor", "pipeline.time_scale=0.02", "monitor.max_batches=1500", "monitor.http.port=0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlotel_cli", *words, "tracker.mode=disabled", "run.dir=run"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "run"
+    deadline = time.monotonic() + 60
+    while not list((folder / "batches.parquet").glob("part-000002.parquet")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(json.loads((folder / "run.json").read_text())["recorder_pid"], signal.SIGKILL)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 0, said
+    run = read_run(folder)
+    indexes = run.batches["batch"].to_list()
+    assert len(indexes) == len(set(indexes))
+    assert indexes[0] == 0
+    assert indexes[-1] == 1499
+    assert 0 < 1500 - len(indexes) < 1000  # the gap
