@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -277,6 +278,50 @@ def test_frames_are_put_together_from_any_pieces():
     os.close(read_end)
 
 
+LIVE = {
+    "http": {"host": "127.0.0.1", "port": 0},
+    "window_s": 15.0,
+    "slow_ms": None,
+    "background_rate": 0.01,
+    "retention": {"max_gb": 1.0, "max_age_h": 1.0, "compact_s": 3600.0},
+    "restarts": 0,
+}
+TOLD = json.dumps({"source": {"kind": "data", "state": "connected", "received": 2}, "gaps": {"batches_lost": 1}})
+
+
+def monitoring(**changes) -> tuple:
+    return opened(mode="monitor", live=LIVE | changes)
+
+
+def done_batch(batch, *, status="done") -> list[tuple]:
+    return [span(batch, "reader"), span(batch, opened=2), settle(batch, opened=2, status=status)]
+
+
+def test_a_monitor_is_summed_up_by_what_was_counted(tmp_path):
+    batches = [*done_batch(0), *done_batch(1), *done_batch(2, status="skipped")]
+    ended = run_recorder(tmp_path, frame(monitoring(), *batches, ("live", TOLD), close(emitted=6, wall_s=2.0)))
+    info = ended.run.info
+    assert ended.ok
+    assert info["totals"] == {"batches": {"done": 2, "skipped": 1}, "items": 3, "items_done": 2, "spans": 6}
+    assert info["summary"]["batches"] == {"done": 2, "skipped": 1}
+    assert info["summary"]["throughput"] == {"items_per_s": 1.0, "wall_items_per_s": 1.0}
+    assert (info["summary"]["telemetry"]["spans_recorded"], info["summary"]["telemetry"]["items_refused"]) == (6, 0)
+    assert info["http"] is None  # nobody listens any more
+    assert ended.run.batches["batch"].to_list() == [0, 1, 2]
+
+
+def test_an_evaluation_has_neither_totals_nor_a_server(tmp_path):
+    ended = run_recorder(tmp_path, frame(opened(), *whole_batch(0), close(emitted=2)))
+    assert not {"totals", "http"} & set(ended.run.info)
+
+
+def test_a_live_message_that_makes_no_sense_costs_only_itself(tmp_path, capsys):
+    ended = run_recorder(tmp_path, frame(monitoring(), ("live", "{"), *done_batch(0), close(emitted=2)))
+    assert ended.ok
+    assert ended.run.summary["telemetry"]["items_refused"] == 1
+    assert ended.run.summary["batches"] == {"done": 1}
+
+
 # -- the real process ---------------------------------------------------------------------------------------------
 
 
@@ -355,6 +400,34 @@ def test_a_recorder_killed_leaves_what_it_had_written(tmp_path):
     recorder.finish()
     assert recorder.status == "interrupted"
     assert read_run(tmp_path).batches["batch"].to_list() == [0]
+
+
+def test_a_monitors_recorder_serves_metrics_tells_the_workload_and_its_successor_goes_on(tmp_path):
+    first = Recorder(tmp_path, "polars")
+    first.send(opened(mode="monitor", live=LIVE, part_s=0.05), *done_batch(0), ("live", TOLD))
+    first.wait_for(lambda: first.status and read_run(tmp_path).info.get("totals", {}).get("spans") == 2)
+    with os.fdopen(os.dup(first.answers)) as answers:
+        live = json.loads(answers.readline())["live"]
+    assert (live["batches"], live["source"]["received"], live["rows_written"]) == (1, 2, 1)
+    url = read_run(tmp_path).info["http"]
+    assert url == live["http"]
+    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as reply:
+        assert 'mlotel_batches_total{service_name="by-hand",status="done"} 1.0' in reply.read().decode()
+    first.send(("info", json.dumps({"environment": {"python": "3"}})))
+    first.wait_for(lambda: read_run(tmp_path).info["environment"])
+    first.process.kill()
+    first.finish()
+
+    second = Recorder(tmp_path, "polars")
+    second.send(opened(mode="monitor", started_ns=99, live=LIVE | {"restarts": 1}), *done_batch(5))
+    second.send(close(emitted=2, wall_s=2.0))
+    (*_, answer) = second.finish()
+    info = answer["result"]
+    assert (info["status"], info["started_ns"], info["environment"]) == ("complete", 1, {"python": "3"})
+    assert info["totals"] == {"batches": {"done": 2}, "items": 2, "items_done": 2, "spans": 4}
+    assert info["summary"]["telemetry"]["spans_recorded"] == 4
+    assert any(note.startswith("recorder 2 took over at ") for note in info["notes"])
+    assert read_run(tmp_path).batches["batch"].to_list() == [0, 5]
 
 
 def test_it_ends_on_the_last_word_although_somebody_else_holds_the_pipe_open(tmp_path):
