@@ -21,6 +21,8 @@ logger = logging.getLogger("mlotel.recorder")
 
 LOOK_EVERY_S = 10.0
 """Seconds between two looks at sizes and ages."""
+HANGS_S = 600.0
+"""A compaction that takes longer is ended; nothing is deleted while one runs."""
 LAST_COMPACTION_S = 5.0
 """What the end of a run waits for the parts since the last compaction to be merged."""
 
@@ -102,9 +104,10 @@ class Rolling:
         """Called about every second."""
         now = self._clock()
         self._reap()
-        if now - self._compacted_at >= self._retention.compact_s:
+        if self._running is not None and now - self._compacted_at >= HANGS_S:
+            self._finish(now)
+        if now - self._compacted_at >= self._retention.compact_s and self._running is None:
             self._compacted_at = now
-            self._finish(now)  # one that takes a whole period hangs
             self._begin()
         if now - self._looked_at >= LOOK_EVERY_S and self._running is None:  # it reads the oldest parts, maybe
             self._looked_at = now

@@ -13,7 +13,7 @@ from mlotel_cli.analysis.runs import count_rows, current_parts, newest_rows, rea
 from mlotel_cli.recorder import parquet as parquet_module
 from mlotel_cli.recorder.compact import compact
 from mlotel_cli.recorder.parquet import RollingParquetSink, create_parquet
-from mlotel_cli.recorder.rolling import LAST_COMPACTION_S, LOOK_EVERY_S, Retention, Rolling
+from mlotel_cli.recorder.rolling import HANGS_S, LAST_COMPACTION_S, LOOK_EVERY_S, Retention, Rolling
 from mlotel_cli.records import BatchRecord, SpanRecord
 
 NOW = 1_000_000.0
@@ -123,14 +123,16 @@ def test_what_failed_is_tried_again_with_the_next_period(rig: Rig):
     assert rig.started[1].words == [str(rig.folders[0]), "1", "3"]
 
 
-def test_one_that_hangs_for_a_period_is_ended(rig: Rig):
+def test_one_that_takes_longer_than_a_period_is_left_alone_and_one_that_hangs_is_ended(rig: Rig):
     rig.write(0, 1, 2)
     rig.tick(60)
-    rig.tick(30)
+    rig.write(0, 3, 4)
+    rig.tick(HANGS_S - 1)
     assert not rig.started[0].killed
-    rig.tick(30)
+    assert len(rig.started) == 1
+    rig.tick(1)
     assert rig.started[0].killed
-    assert len(rig.started) == 2
+    assert rig.started[1].words == [str(rig.folders[0]), "1", "4"]
 
 
 def test_a_process_that_cannot_be_started_ends_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch):
