@@ -9,19 +9,40 @@ from mlotel_cli import read_run
 from mlotel_cli.analysis.bottleneck import model_of, top_stages
 from mlotel_cli.analysis.pipeline_model import PipelineModel
 from mlotel_cli.analysis.trace import load_spans
+from mlotel_cli.dummy import SineModel
 from tests.support.evaluation import command, conf, target
 
 pytestmark = pytest.mark.system
 
-NUM_BATCHES = 120
+NUM_BATCHES = 80
 TOLERANCE = 0.05
+MAX_OVERSLEPT = 0.03
+"""A run whose sleeps took this much longer than they were told to was disturbed by other programs: it is repeated."""
+ATTEMPTS = 3
 PERIODS = [7, 11, 5]
 """Short ones: with small queues the waves get into each other's way."""
-SCALES = (0.3, 0.5, 0.35)
+SCALES = (0.6, 1.0, 0.7)
 
 
 def evaluate(folder: Path, *overrides: str, scales: tuple[float, ...] = SCALES, executor: str = "pipelined") -> Path:
-    """A run of some seconds, as a process of its own; stages take 15 to 25 ms on average, and sleep."""
+    """An undisturbed run of some seconds; stages take 30 to 50 ms on average, and sleep."""
+    overslept = 0.0
+    for attempt in range(ATTEMPTS):
+        path = evaluate_once(folder.with_name(f"{folder.name}-{attempt}"), *overrides, scales=scales, executor=executor)
+        rows = read_run(path).batches
+        took_ms = sum(rows[f"model_{n}.host_ms"].sum() for n in (1, 2, 3))
+        told_ms = 1e3 * sum(
+            SineModel(period, time_scale=scale).duration_s(index)
+            for period, scale in zip(PERIODS, scales, strict=True)
+            for index in range(NUM_BATCHES)
+        )
+        overslept = took_ms / told_ms - 1
+        if overslept <= MAX_OVERSLEPT:
+            return path
+    pytest.skip(f"this machine is too busy to measure anything: sleeps took {overslept:.0%} longer than told")
+
+
+def evaluate_once(folder: Path, *overrides: str, scales: tuple[float, ...], executor: str) -> Path:
     folder.mkdir()
     words = conf(
         folder,
@@ -60,6 +81,7 @@ def test_what_the_run_says_of_itself(pipelined_run: Path) -> None:
     bottleneck = read_run(pipelined_run).summary["bottleneck"]
     assert bottleneck["stage"] == "model_2"
     assert abs(bottleneck["model_error"]) < TOLERANCE
+    assert 0 < bottleneck["cores_busy"] < 0.7  # stages sleep
     (said,) = bottleneck["sentences"]
     assert said.startswith("model_2 bounds the pipeline: busy 9")
     assert f"{said}\n" in (pipelined_run.parent / "stdout").read_text()
@@ -68,7 +90,7 @@ def test_what_the_run_says_of_itself(pipelined_run: Path) -> None:
 
 def test_a_stage_twice_as_fast(pipelined_run: Path, tmp_path: Path) -> None:
     gain = read_run(pipelined_run).summary["bottleneck"]["twice_as_fast"]["model_2"]
-    real = evaluate(tmp_path / "faster", scales=(0.3, 0.25, 0.35))
+    real = evaluate(tmp_path / "faster", scales=(0.6, 0.5, 0.7))
     assert gain > 1.2
     assert throughput(pipelined_run) * gain == pytest.approx(throughput(real), rel=TOLERANCE)
 
