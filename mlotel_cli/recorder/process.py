@@ -186,7 +186,7 @@ class Recorder:
     def _describe_sinks(self) -> dict[str, dict[str, Any]]:
         """Health of the sinks that are no exports."""
         sinks: dict[str, dict[str, Any]] = {
-            "parquet": {"ok": True, "sent": self._rows_on_disk, "lost": 0, "detail": ""}
+            "parquet": {**self._parquet.describe(), "sent": self._rows_on_disk}
         }
         wandb = self._tracker.describe()
         if wandb["mode"] != "disabled":
