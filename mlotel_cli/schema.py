@@ -108,7 +108,7 @@ class OtlpConfig:
     headers: dict[str, str] = field(default_factory=dict[str, str])
     """Sent with every request."""
     timeout_s: float | None = _bounded(None, low=0.1, high=600)
-    """Seconds for one request, its retries included; null: the standard variable, or 10."""
+    """Seconds for one request; null: the standard variable, or 10. It is sent again for up to five minutes."""
     queue_size: int = _bounded(20_000, low=1, high=10_000_000)
     """Spans that may wait to be sent; what does not fit is dropped and counted."""
     metrics_interval_s: float = _bounded(15.0, low=0.1, high=3600)
