@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlotel_cli.analysis.pipeline_model import PipelineModel, Station
 from mlotel_cli.analysis.summary import COUNTED
 from mlotel_cli.analysis.trace import load_spans, traced_range
+from mlotel_cli.analysis.waterfall import bar_kind
 from mlotel_cli.records import KIND, SpanRecord
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _SHOWN_FACTOR = 2
 def top_stages(spans: Iterable[SpanRecord]) -> list[str]:
     """Names of the spans directly below a root, in order of first appearance; what they call is part of them."""
     ordered = sorted(spans, key=lambda span: span.start_ns)
-    roots = {span.span_id for span in ordered if not span.parent_id}
+    roots = {span.span_id for span in ordered if bar_kind(span) == "batch"}
     return list(
         dict.fromkeys(
             span.name

@@ -43,12 +43,12 @@ def critical_path(spans: Sequence[SpanRecord]) -> list[Step]:
     Returns:
         Nothing when the root never ended.
     """
-    root = next((span for span in spans if not span.parent_id), None)
+    root = next((span for span in spans if bar_kind(span) == "batch"), None)
     if root is None:
         return []
     children: defaultdict[int, list[SpanRecord]] = defaultdict(list)
     for span in spans:
-        if span.parent_id:
+        if span is not root:
             children[span.parent_id].append(span)
     start_ns = min(root.start_ns, *(span.start_ns for span in [root, *children[root.span_id]]))
     steps = _walk(root, children, start_ns=start_ns, end_ns=root.end_ns)

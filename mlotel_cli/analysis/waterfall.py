@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mlotel_cli.records import KIND, SpanRecord
+from mlotel_cli.records import BATCH_INDEX, KIND, SpanRecord
 
 QUEUE = "queue"
 """Value of `mlotel.kind` of a span that is waiting, and the first word of its name."""
@@ -61,8 +61,8 @@ class Waterfall:
 
 
 def bar_kind(span: SpanRecord) -> BarKind:
-    """What a span is in a picture; children of mlotel's own kinds other than queue are compute."""
-    if not span.parent_id:
+    """What a span is in a picture. A batch's root may lie below a span that belongs to no batch, such as an epoch."""
+    if not span.parent_id or BATCH_INDEX in span.attributes:
         return "batch"
     return "waiting" if span.attributes.get(KIND) == QUEUE else "compute"
 

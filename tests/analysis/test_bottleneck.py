@@ -175,6 +175,8 @@ def test_stages_are_what_lies_directly_below_the_root() -> None:
     trace = pipelined()
     trace.add("http", 0, 1, kind="CLIENT")
     assert top_stages(trace.spans) == STAGES
+    trace.root.parent_id = 12345  # an epoch of the user's own loop
+    assert top_stages(trace.spans) == STAGES
     assert top_stages([]) == []
 
 

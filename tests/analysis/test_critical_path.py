@@ -57,6 +57,12 @@ def test_a_child_that_outlives_its_batch_is_cut() -> None:
     assert steps(trace) == [("batch", "untraced", 0, 4), ("work", "compute", 4, 10)]
 
 
+def test_a_batch_below_a_span_that_is_in_none() -> None:
+    trace = pipelined()
+    trace.root.parent_id = 12345  # an epoch of the user's own loop
+    assert len(steps(trace)) == 7
+
+
 def test_a_batch_whose_root_never_ended_has_none() -> None:
     assert critical_path(pipelined().spans[1:]) == []
     assert shares([]) == {}

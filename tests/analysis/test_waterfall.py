@@ -65,6 +65,12 @@ def test_a_thread_called_batch_is_a_lane_of_its_own() -> None:
     assert [(lane.name, lane.bars[0].kind) for lane in waterfall.lanes] == [("batch", "batch"), ("batch", "compute")]
 
 
+def test_a_batch_below_a_span_that_is_in_none() -> None:
+    trace = pipelined()
+    trace.root.parent_id = 12345
+    assert shape(trace) == shape(pipelined())
+
+
 def test_arrival_before_pick_up_counts() -> None:
     trace = Trace(0, 10, 20)
     trace.wait("source", 2, 10)
