@@ -185,9 +185,7 @@ class Recorder:
 
     def _describe_sinks(self) -> dict[str, dict[str, Any]]:
         """Health of the sinks that are no exports."""
-        sinks: dict[str, dict[str, Any]] = {
-            "parquet": {**self._parquet.describe(), "sent": self._rows_on_disk}
-        }
+        sinks: dict[str, dict[str, Any]] = {"parquet": {**self._parquet.describe(), "sent": self._rows_on_disk}}
         wandb = self._tracker.describe()
         if wandb["mode"] != "disabled":
             detail = wandb["error"] or wandb["url"] or wandb["mode"]
