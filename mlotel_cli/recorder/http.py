@@ -181,10 +181,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._limited = _Limited(self.rfile)
         self.rfile = cast("Any", self._limited)
 
-    def handle(self) -> None:
-        self.close_connection = True
-        self.handle_one_request()  # one for each connection: a place is never held for the next
-
     def parse_request(self) -> bool:
         """Refuse what is too large, and every method but two."""
         parsed = super().parse_request()
@@ -227,6 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
 
     def _answer(self, reply: Reply) -> None:
+        """Send it, and close: a place is never held for a next request."""
         self.server.num_requests += 1
         self.send_response(reply.status)
         headers = {"Content-Type": reply.content_type, "Content-Length": str(len(reply.body)), "Connection": "close"}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mlotel_cli.recorder import ending
 from mlotel_cli.recorder.ending import summarise_monitor, summarise_run
 from mlotel_cli.recorder.parquet import ParquetSink
 from mlotel_cli.recorder.runfile import Totals
@@ -55,6 +56,14 @@ def test_a_long_ones_statistics_are_of_its_newest_rows_and_its_counts_of_all(run
     assert summary["notes"][0] == (
         "counts and throughput are of all 10,000 batches; latencies and recorded values of the newest 20"
     )
+
+
+@pytest.mark.parametrize(("num_rows", "expected"), [(100, {"wall_s": 10.0, "error": ""}), (20, {"error": ""})])
+def test_times_of_the_whole_run_are_not_put_beside_a_part_of_its_rows(run_dir, monkeypatch, num_rows, expected):
+    given = []
+    monkeypatch.setattr(ending, "find_in_run", lambda rows, spans, *, closing, executor: given.append(closing))
+    monitor(run_dir, num_rows=num_rows, wall_s=10.0, error="")
+    assert given == [expected]
 
 
 def test_a_killed_workload_cannot_say_how_long_it_ran(run_dir):

@@ -75,8 +75,10 @@ def test_a_path_answers_with_headers_that_let_nothing_in():
 
 def test_head_is_a_get_without_the_body():
     with serving() as server:
-        reply, body = ask(server, method="HEAD")
-    assert (reply.status, reply.getheader("Content-Length"), body) == (200, "6", b"")
+        said = say(server, b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nContent-Length: 6\r\n" in said
+    assert said.endswith(b"\r\n\r\n")
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/metrics/", "/../etc/passwd", "/%2e%2e/x", "//"])
@@ -117,6 +119,12 @@ def test_a_request_line_without_end_is_cut_off():
     with serving() as server:
         assert b"hello" not in say(server, b"GET /" + b"a" * 100_000)
         assert ask(server)[1] == b"hello\n"
+
+
+def test_a_connection_is_for_one_request():
+    twice = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n" * 2
+    with serving() as server:
+        assert say(server, twice).count(b"hello") == 1
 
 
 def test_a_body_is_not_read():
@@ -241,7 +249,9 @@ def test_after_closing_nobody_listens():
     with serving() as server:
         parts = urlsplit(server.url)
         held = connect(server)
+    began = time.perf_counter()
     assert read_all(held) == b""
+    assert time.perf_counter() - began < 1
     held.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((parts.hostname, parts.port), timeout=1)

@@ -234,6 +234,10 @@ def test_a_late_span_of_a_kept_batch_is_sent_with_the_next_turn(monkeypatch):
             take(SpanRecord(1, 3, 0, 1, "late", "INTERNAL", "s", "Main", 0, 1))
         made.pass_s(0.1)
         assert [span.name for spans in otlp.got for span in spans] == ["reader", "batch", "late"]
+        for take in made.exports.span_takers:
+            take(SpanRecord(1, 4, 0, 1, "last", "INTERNAL", "s", "Main", 0, 1))
+        made.exports.deliver(1.0)
+        assert [span.name for span in otlp.got[-1]] == ["last"]
 
 
 def test_slow_batches_are_listed_by_what_the_sampler_calls_slow(made):

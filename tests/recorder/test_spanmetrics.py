@@ -12,7 +12,7 @@ IDENTITY = {"service.name": "lpr", "mlotel.run.id": "abc"}
 
 
 def span(name="reader", *, ms=1.5, kind="INTERNAL", status="UNSET", batch=0) -> SpanRecord:
-    return SpanRecord(1, 2, 0, batch, name, kind, "scope", "Main", 0, round(ms * 1e6), status=status)
+    return SpanRecord(1, 2, 0, batch, name, kind, "scope", "Main", 10**18, 10**18 + round(ms * 1e6), status=status)
 
 
 def row(batch=0, **fields) -> BatchRecord:
