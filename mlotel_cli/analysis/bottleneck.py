@@ -96,9 +96,11 @@ def find_bottleneck(
         "model_error": error,
         "num_batches": counted.height,
     }
-    if abs(error) <= MAX_ERROR:
-        found |= _gains(model, stages) if model.is_pipelined else {"overlap": _overlap(model, found["cores_busy"])}
-    found["sentences"] = sentences(found, of_mlotel=bool(executor))
+    if model.is_pipelined and abs(error) <= MAX_ERROR:
+        found |= _gains(model, stages)
+    elif executor and not model.is_pipelined:  # of a user's own loop nobody knows what may overlap
+        found["overlap"] = _overlap(model, found["cores_busy"])
+    found["sentences"] = sentences(found)
     return found
 
 
@@ -193,9 +195,9 @@ def _gains(model: PipelineModel, stages: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def sentences(found: Mapping[str, Any], *, of_mlotel: bool = True) -> list[str]:
-    """One or two plain sentences. `of_mlotel` is False for a loop that no executor of ours runs."""
-    said = _pipelined(found) if found["kind"] == "pipelined" else _sequential(found, of_mlotel=of_mlotel)
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """One or two plain sentences."""
+    said = _pipelined(found) if found["kind"] == "pipelined" else _sequential(found)
     busy = found.get("cores_busy")
     if busy is not None and busy >= BUSY_CORES:
         said.append(
@@ -231,17 +233,16 @@ def _pipelined(found: Mapping[str, Any]) -> list[str]:
     return [f"{stage} bounds the pipeline: busy {busy:.0%}{waits}; twice as fast would give {gain:.2g} x"]
 
 
-def _sequential(found: Mapping[str, Any], *, of_mlotel: bool) -> list[str]:
+def _sequential(found: Mapping[str, Any]) -> list[str]:
     stage, busy = found["stage"], found["utilisation"][found["stage"]]
     subject = {SOURCE: "waiting for the source", SCORING: "what is in no stage, such as scoring,"}.get(stage, stage)
     said = f"{subject} takes {busy:.0%} of the time"
     overlap = found.get("overlap")
     if overlap is None:
         return [said]
-    how = " (executor=pipelined)" if of_mlotel else ""
     if overlap < _WORTH_SAYING:
-        return [f"{said}; overlapping the stages{how} would gain next to nothing"]
-    return [f"{said}; overlapping the stages{how} would give {overlap:.2g} x at best"]
+        return [f"{said}; overlapping the stages (executor=pipelined) would gain next to nothing"]
+    return [f"{said}; overlapping the stages (executor=pipelined) would give {overlap:.2g} x at best"]
 
 
 def _ms(value: float) -> str:

@@ -68,9 +68,10 @@ def test_a_sequential_run_says_what_overlapping_would_give_at_best() -> None:
     assert "twice_as_fast" not in found
 
 
-def test_a_loop_of_ones_own_is_not_told_of_an_executor() -> None:
-    (said,) = find(table(), {}, wall_s=5.0)["sentences"]
-    assert said == "reader takes 80% of the time; overlapping the stages would give 1.2 x at best"
+def test_of_a_loop_of_ones_own_nobody_knows_what_may_overlap() -> None:
+    found = find(table(), {}, wall_s=5.0)
+    assert found["sentences"] == ["reader takes 80% of the time"]
+    assert "overlap" not in found
 
 
 def test_what_is_in_no_stage_stays_with_the_calling_thread() -> None:
