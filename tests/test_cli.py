@@ -53,6 +53,13 @@ def test_flags(launched: list[Any], words: list[str], flags: HydraFlags) -> None
     assert launched == [("eval", flags, ["a=1"])]
 
 
+@pytest.mark.parametrize("mode", ["eval", "profile", "monitor"])
+def test_every_mode_has_a_command(launched: list[Any], mode: str) -> None:
+    assert mlotel(mode, "-cd", "c", "a=1").code == 0
+    assert launched == [(mode, HydraFlags(config_dir=Path("c")), ["a=1"])]
+    assert f"mlotel {mode}" in mlotel(mode, "--help").out
+
+
 def test_overrides_that_look_like_numbers_or_deletions(launched: list[Any]) -> None:
     mlotel("eval", "a=-1", "~b", "+c=2", "d=[1,2]")
     assert launched[0][2] == ["a=-1", "~b", "+c=2", "d=[1,2]"]

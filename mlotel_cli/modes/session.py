@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import signal
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ from mlotel_cli.telemetry.off import OFF
 from mlotel_cli.telemetry.tracer import Backend, Recording, Span
 
 _CALIBRATION_SPANS = 500
+_SHOW_CURSOR = b"\x1b[?25h"
 _CLOSING_GRACE_S = 60.0
 """On top of the tracker's own bounds: merging Parquet and computing intervals."""
 
@@ -159,8 +159,10 @@ class Session:
         return self._link
 
     def __enter__(self) -> Self:
-        """Take over SIGTERM: like a Ctrl-C it ends the run with everything measured so far."""
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        """Take over SIGTERM and SIGHUP: like a Ctrl-C they end the run with everything measured so far."""
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
+                continue  # nohup: the terminal may go
             try:
                 self._previous[signum] = signal.signal(signum, self._interrupt)
             except ValueError:  # not the main thread: the program that runs us owns the signals
@@ -297,6 +299,7 @@ class Session:
         """First signal: end the run in order. Second: leave at once; the recorder finishes what it has."""
         signal.signal(signal.SIGINT, _leave)
         signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that goes sends several
         if self._is_exiting:
             self._came_late = signum
             os.write(2, b"Finishing files and W&B; once more leaves that to the background.\n")
@@ -315,7 +318,8 @@ def _count_opened(root: trace.Span) -> int:
 
 
 def _leave(signum: int, _frame: FrameType | None) -> None:
-    sys.stderr.flush()
+    if os.isatty(2):
+        os.write(2, _SHOW_CURSOR)  # a bar or a picture hid it
     os._exit(128 + signum)
 
 

@@ -62,7 +62,7 @@ def ended(folder: Path) -> Run:
 
 
 def handlers() -> list:
-    return [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    return [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
 
 def test_a_run_that_completes(session, tmp_path, said):
@@ -142,7 +142,7 @@ def test_a_session_that_is_never_opened_leaves_no_run_and_no_process(session, tm
     assert not (tmp_path / "run.json").exists()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_run_in_order(session, tmp_path, signum):
     before = handlers()
 
@@ -225,6 +225,30 @@ def test_a_second_signal_leaves_at_once_and_the_recorder_finishes(tmp_path):
         time.sleep(0.02)
     assert ended(tmp_path).info["status"] == "interrupted"
     assert ended(tmp_path).batches["status"].to_list() == ["scored"]
+
+
+def test_a_run_that_ends_by_a_signal_is_told_and_goes_on(tmp_path):
+    told: list[int] = []
+    session = Session(tmp_path, say=print, on_signal=told.append)
+    with session:
+        run_batch(open_session(session), 0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        run_batch(session, 1)
+    assert told == [signal.SIGTERM]
+    assert ended(tmp_path).info["status"] == "complete"
+    assert ended(tmp_path).batches["batch"].to_list() == [0, 1]
+
+
+def test_a_terminal_that_goes_ends_the_run_unless_nohup_said_no(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Session(tmp_path, say=print) as session:
+            run_batch(open_session(session), 0)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ended(tmp_path).info["status"] == "complete"
 
 
 def test_a_thread_of_a_program_leaves_its_signals_alone(tmp_path):
