@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.analysis.otlp_json import export_request
 from mlotel_cli.analysis.perfetto import chrome_trace
 from mlotel_cli.analysis.runs import Run, read_run
 from mlotel_cli.analysis.trace import Choice, Pick, choose, load_spans, traced_range
@@ -154,6 +153,8 @@ def _perfetto(spans: Sequence[SpanRecord], _selection: Selection, run: Run) -> s
 
 
 def _otlp_json(spans: Sequence[SpanRecord], _selection: Selection, run: Run) -> str:
+    from mlotel_cli.recorder.otlp_json import export_request  # protobuf: not for those who only look
+
     resource: Mapping[str, Any] = run.info.get("identity") or {}
     return json.dumps(export_request(spans, resource=resource), indent=1)
 

@@ -10,7 +10,7 @@ from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from mlotel_cli.analysis.otlp_json import export_request
+from mlotel_cli.recorder.otlp_json import export_request
 from mlotel_cli.records import SpanRecord
 from tests.support.traces import Trace, pipelined
 
@@ -47,7 +47,10 @@ def pairs(attributes: Any) -> dict[str, Any]:
 def test_spans_decode_to_what_they_were() -> None:
     trace = pipelined(3)
     (resource,) = request(trace.spans, **{"service.name": "gate", "git.commit": None}).resource_spans
-    assert pairs(resource.resource.attributes) == {"service.name": "gate"}
+    attributes = pairs(resource.resource.attributes)
+    assert attributes["service.name"] == "gate"
+    assert attributes["telemetry.sdk.language"] == "python"
+    assert "git.commit" not in attributes
     (scope,) = resource.scope_spans
     assert scope.scope.name == "mlotel"
     for encoded, span in zip(scope.spans, trace.spans, strict=True):
@@ -57,7 +60,8 @@ def test_spans_decode_to_what_they_were() -> None:
         assert encoded.parent_span_id == (span.parent_id.to_bytes(8, "big") if span.parent_id else b"")
         assert (encoded.name, encoded.kind) == (span.name, encoded.SPAN_KIND_INTERNAL)
         assert (encoded.start_time_unix_nano, encoded.end_time_unix_nano) == (span.start_ns, span.end_ns)
-        assert pairs(encoded.attributes) == span.attributes
+        assert encoded.flags == 1
+        assert pairs(encoded.attributes) == {**span.attributes, "batch.index": 3, "thread.name": span.thread}
 
 
 def test_status_kind_scope_events_links_and_device_time() -> None:
@@ -80,7 +84,7 @@ def test_status_kind_scope_events_links_and_device_time() -> None:
     assert span.kind == span.SPAN_KIND_CLIENT
     assert (span.status.code, span.status.message) == (span.status.STATUS_CODE_ERROR, "gone")
     assert ours.spans[0].status.code == span.status.STATUS_CODE_UNSET
-    assert pairs(span.attributes) == {"mlotel.device_ns": 77}
+    assert pairs(span.attributes) == {"mlotel.device_ns": 77, "batch.index": 0, "thread.name": "call"}
     (event,) = span.events
     assert (event.time_unix_nano, event.name, pairs(event.attributes)) == (
         5,
