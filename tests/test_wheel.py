@@ -49,7 +49,8 @@ def test_wheel_holds_the_conf_and_nothing_else_beside_the_package(wheel: Path) -
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     conf = {f"mlotel_cli/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "mlotel_cli").rglob("*.py")}
-    assert names == conf | code | {"mlotel_cli/py.typed"}
+    page = {f"mlotel_cli/recorder/page.{kind}" for kind in ("css", "js")}
+    assert names == conf | code | page | {"mlotel_cli/py.typed"}
 
 
 def test_metadata(wheel: Path) -> None:
@@ -57,7 +58,7 @@ def test_metadata(wheel: Path) -> None:
     info = next(name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name)
     metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
     assert (metadata["Name"], metadata["Requires-Python"]) == ("mlotel", ">=3.11")
-    assert set(metadata.get_all("Provides-Extra", [])) == {"video", "detection", "examples", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"video", "detection", "examples", "gpu", "dev"}
     assert "mlotel = mlotel_cli.cli:app" in archive.read(f"{info}/entry_points.txt").decode()
     assert f"{info}/licenses/LICENSE" in archive.namelist()
 

@@ -1,5 +1,6 @@
 """What the two processes and the GPUs are doing, by OpenTelemetry's names: process.* and hw.*."""
 
+import importlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -124,9 +125,7 @@ def _text(value: Any) -> str:
 def open_nvml() -> Nvml | None:
     """NVML; None, quietly, without the package, a driver or a GPU."""
     try:
-        import pynvml  # pyright: ignore[reportMissingImports]
-
-        return Nvml(pynvml)
+        return Nvml(importlib.import_module("pynvml"))
     except Exception:  # a broken driver raises what it likes, and is no reason to end
         return None
 
