@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from mlotel_cli import config
-from mlotel_cli.errors import UsageError
+from mlotel_cli.errors import Interrupted, UsageError
 from mlotel_cli.execute import Inference
 from mlotel_cli.metrics import Scorer
 from mlotel_cli.modes.display import print_results
@@ -45,6 +45,7 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
         StageError: when a batch failed and `monitor.on_error=fail`.
         DataError: when the source failed for good.
         RecorderError: when the recorder cannot be started, or not be closed in the end.
+        Interrupted: after a signal before the pipeline was ready.
     """
     board, ending = Board(name=cfg.run.name), Ending()
     view = create_view(Console(stderr=True), board)
@@ -53,9 +54,9 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
     intake: Intake | None = None
 
     def on_signal(signum: int) -> None:
+        if not ending.is_awaited:
+            raise Interrupted(signum)
         ending.ask(signal.Signals(signum).name)
-        if intake is not None:
-            intake.ask_to_stop()
 
     session = Session(job.output_dir, say=view.say, link=link, on_signal=on_signal)
     try:
@@ -63,9 +64,8 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
             seed_everything(cfg.seed)
             intake = create_intake(cfg)
             loop = _prepare(cfg, job, session=session, intake=intake, ending=ending)
-            if loop is not None:
-                supervise(loop, link, view, ending=ending, board=board, grace_s=float(cfg.monitor.grace_s))
-                session.tell({"ended": ending.reason, "source": intake.report()})
+            supervise(loop, link, view, ending=ending, board=board, grace_s=float(cfg.monitor.grace_s))
+            session.tell({"ended": ending.reason, "source": intake.report()})
             view.say(f"ended: {ending.reason}; finishing files and sinks")
     finally:
         if intake is not None:
@@ -89,20 +89,15 @@ def create_intake(cfg: "DictConfig") -> Intake:
     )
 
 
-def _prepare(cfg: "DictConfig", job: Job, *, session: Session, intake: Intake, ending: Ending) -> Loop | None:
-    """Build the pipeline and open the run; None when a signal came while an option waited for its first batch."""
+def _prepare(cfg: "DictConfig", job: Job, *, session: Session, intake: Intake, ending: Ending) -> Loop:
+    """Build the pipeline and open the run. An option takes its example inputs from the source's first batch."""
     pipeline = config.instantiate(cfg.pipeline, "pipeline")
     stages = stages_of(pipeline)
     executor = executor_of(cfg, stages)
     feed = Feed(intake)
     first = Batches(_First(feed), key="source")
     with Inference(cfg.device, autocast=autocast_of(cfg))():
-        try:
-            changes = apply_option(cfg, Parts(stages, first, Scorer({}), pipeline, executor))
-        except Exception:
-            if ending.reason:
-                return None
-            raise
+        changes = apply_option(cfg, Parts(stages, first, Scorer({}), pipeline, executor))
     open_run(session, cfg, job, mode="monitor", backend=str(cfg.telemetry.backend), live=live_settings(cfg))
     session.tell({"optimize": [asdict(change) for change in changes]})
     return Loop(cfg, session, feed, executor, ending)
@@ -143,9 +138,10 @@ def supervise(loop: Loop, link: PersistentLink, view: View, *, ending: Ending, b
     """Run `loop` on a thread of its own until it ends or is asked to, then give it `grace_s` for what is under way.
 
     Raises:
-        Exception: what ended the loop, if it failed.
+        BaseException: what ended the loop, if it failed.
     """
     worker = threading.Thread(target=loop.run, name="mlotel-monitor", daemon=True)
+    ending.is_awaited = True
     ticker = Ticker(loop, link, board, say=view.say)
     with view:
         board.look_at(loop, link)

@@ -22,9 +22,15 @@ SOURCE_ENDED = "the source ended"
 
 @dataclass(slots=True)
 class Ending:
-    """Why the run is to end; empty while it goes on. Polled, and without a lock: a signal's handler sets it too."""
+    """Why the run is to end. Polled, and without a lock: a signal's handler sets it too.
+
+    Attributes:
+        reason: empty while the run goes on.
+        is_awaited: whether somebody polls already.
+    """
 
     reason: str = ""
+    is_awaited: bool = False
 
     def ask(self, reason: str) -> None:
         """End the run; the first reason stays."""
@@ -83,7 +89,7 @@ class Loop:
         self._fails = str(cfg.monitor.on_error) == "fail"
         self.feed = feed
         self.phase = "connecting"
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.num_failed = 0
         self.last_failure = ""
 
@@ -110,7 +116,7 @@ class Loop:
                         wait_for_result()
                         self.settle(finished)
             self._ending.ask(SOURCE_ENDED)
-        except Exception as error:
+        except BaseException as error:  # a stage may raise SystemExit; the main thread raises it again
             self.error = error
             self._ending.ask("an error")
         finally:

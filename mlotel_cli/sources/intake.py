@@ -21,8 +21,6 @@ from mlotel_cli.records import Batch
 
 CONNECTING, CONNECTED, ENDED = "connecting", "connected", "ended"
 _JOIN_S = 0.3
-_LOOK_S = 0.5
-"""How soon `ask_to_stop` is noticed."""
 
 
 @dataclass(slots=True)
@@ -161,13 +159,10 @@ class Intake:
                 self._items.clear()
             self._changed.notify_all()
 
-    def ask_to_stop(self) -> None:
-        """Take no more, as soon as somebody looks. Takes no lock: for the handler of a signal."""
-        self._stopped = True
-
     def stop(self) -> None:
         """Take no more; what waits is dropped and counted, and the iteration ends at once."""
-        self.ask_to_stop()
+        with self._changed:
+            self._stopped = True
         self.forget_waiting("stopped")
 
     def close(self) -> None:
@@ -220,7 +215,7 @@ class Intake:
                 left_s = None if deadline_ns is None else (deadline_ns - self._now()) / 1e9
                 if left_s is not None and left_s <= 0:
                     return None
-                self._changed.wait(_LOOK_S if left_s is None else min(left_s, _LOOK_S))
+                self._changed.wait(left_s)
             if like is not None and not _fits(self._items[0][0], like):
                 return None
             item = self._items.popleft()

@@ -123,6 +123,18 @@ def test_a_source_that_fails_ends_the_run() -> None:
     assert ending.reason == "an error"
 
 
+def test_a_stage_that_leaves_the_program_ends_the_run(kind: str) -> None:
+    """Swallowed, it would leave a monitor that waits for ever."""
+
+    def leave(_: torch.Tensor) -> None:
+        raise SystemExit(7)
+
+    running, _, ending = loop(numbers(0, 1), Stages(double=leave), kind=kind)
+    running.run()
+    assert isinstance(running.error, SystemExit)
+    assert ending.reason == "an error"
+
+
 def test_a_data_set_is_warmed_up_with_and_then_run_whole() -> None:
     running, session, _ = loop(Endless(Numbers(num_batches=4)), warmup_batches=2, max_batches=4)
     running.run()

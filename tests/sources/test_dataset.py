@@ -1,6 +1,7 @@
 """Anything that can be iterated, seen as Batches; and what cannot."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from mlotel_cli.errors import DataError, UsageError
 from mlotel_cli.records import Batch
-from mlotel_cli.sources import Batches
+from mlotel_cli.sources import Batches, Endless
 from tests.support.parts import Numbers, once
 
 
@@ -134,3 +135,29 @@ def test_closing_closes_what_can_be_closed() -> None:
     generator = once()
     Batches(generator).close()
     assert list(generator) == []
+
+
+# -- over and over again ----------------------------------------------------------------------------------------------
+
+
+def test_an_endless_data_set_goes_round_and_its_numbers_rise() -> None:
+    data = Numbers(num_batches=2)
+    batches = list(islice(Endless(data), 5))
+    assert [batch.index for batch in batches] == [0, 1, 2, 3, 4]
+    assert [float(batch.data[0]) for batch in batches] == [0, 1, 0, 1, 0]
+    assert data.passes == 3
+
+
+def test_data_that_can_be_iterated_once_ends_with_its_only_pass() -> None:
+    assert len(list(Endless(once(num_batches=3)))) == 3
+
+
+def test_an_empty_data_set_does_not_go_round_for_ever() -> None:
+    with pytest.raises(DataError, match="data: the data set is empty"):
+        list(Endless(Numbers(num_batches=0)))
+
+
+def test_closing_an_endless_data_set_closes_the_data() -> None:
+    data = Numbers()
+    Endless(data).close()
+    assert data.closed

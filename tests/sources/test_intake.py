@@ -221,16 +221,6 @@ def test_stop_drops_what_waits(opened: list[Intake]) -> None:
     assert intake.report()["dropped"] == {"stopped": 3}
 
 
-def test_a_signal_is_noticed_without_a_lock(opened: list[Intake]) -> None:
-    intake = started(Intake(HandFed(), Policy()), opened)
-    with intake._changed:  # held by whoever the signal interrupted
-        intake.ask_to_stop()
-    ended = threading.Thread(target=lambda: list(intake))
-    ended.start()
-    ended.join(5)
-    assert not ended.is_alive()
-
-
 def test_stop_ends_a_reader_that_waits_for_room(opened: list[Intake]) -> None:
     intake = started(Intake(HandFed(*"abc"), Policy("block", queue_size=1)), opened)
     until(lambda: intake.report()["received"] == 2)

@@ -17,6 +17,7 @@ DUMMY = ("pipeline.time_scale=0.02",)
 PIPELINES = """
 import threading
 import time
+from pathlib import Path
 
 import torch
 
@@ -43,6 +44,7 @@ class Ticks:
         self.every_s, self.count, self.closed = every_s, count, threading.Event()
 
     def __iter__(self):
+        Path("asked").touch()
         number = 0
         while number != self.count and not self.closed.wait(self.every_s):
             yield torch.tensor([float(number)])
@@ -92,11 +94,21 @@ def test_a_signal_is_its_normal_end(tmp_path: Path) -> None:
     assert "ended: SIGTERM" in monitor.printed
 
 
-def test_ctrl_c_ends_it_as_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_terminal_that_goes_end_it_as_well(tmp_path: Path, signum: signal.Signals) -> None:
     with Monitor(tmp_path, *DUMMY, "executor=pipelined") as monitor:
         monitor.wait_for_batches(10)
-        assert monitor.end(signal.SIGINT) == 0, monitor.printed
-    assert (monitor.info["status"], monitor.info["ended"]) == ("complete", "SIGINT")
+        assert monitor.end(signum) == 0, monitor.printed
+    assert (monitor.info["status"], monitor.info["ended"]) == ("complete", signum.name)
+
+
+def test_a_signal_before_the_pipeline_is_ready(tmp_path: Path, conf: Path) -> None:
+    """An option needs a first batch for its example inputs, and this source never has one."""
+    words = ticking(conf, "source.every_s=3600", "optimize=bf16")
+    with Monitor(tmp_path, *words) as monitor:
+        wait_until((tmp_path / "asked").exists)
+        assert monitor.end(signal.SIGTERM) == 143, monitor.printed
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_max_batches_and_then_the_summary(tmp_path: Path) -> None:
