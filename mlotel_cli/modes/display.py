@@ -201,6 +201,12 @@ def _closing_lines(info: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
 def _telemetry_lines(telemetry: Mapping[str, Any]) -> Iterator[str]:
     if telemetry.get("spans_lost"):
         yield f"telemetry: {telemetry['spans_lost']} spans were lost"
+    if telemetry.get("batches_lost"):
+        restarts = telemetry.get("recorder_restarts", 0)
+        yield (
+            f"telemetry: {telemetry['batches_lost']} batches ran and are in no file: the recorder was too far behind"
+            + (f", or gone ({restarts} restarts)" if restarts else "")
+        )
     if telemetry.get("source_paused_s"):
         paused_s = telemetry["source_paused_s"]
         yield f"telemetry: the source was paused for {paused_s:.2f} s because the recorder was behind"

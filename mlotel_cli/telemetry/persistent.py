@@ -222,6 +222,7 @@ class PersistentLink(RecorderLink):
                     kept.append(item)
                 else:
                     excess -= 1
+                    self.emitted += type(item) is not tuple or item[0] == "span"
                 continue
             if batch not in self._shedding and batch not in wanted:
                 if excess > 0 and batch not in self._under_way:
@@ -235,6 +236,8 @@ class PersistentLink(RecorderLink):
             excess -= 1
             if type(item) is tuple and item[0] == "settle":
                 del self._shedding[batch]
+            else:
+                self.emitted += 1  # and never recorded: the summary counts it as lost
         queue.extendleft(reversed(kept))
 
 

@@ -208,6 +208,14 @@ def test_nothing_is_said_of_percentiles_that_are_there() -> None:
     [
         ({"notes": ["metric m [x] could not be computed"]}, "metric m [x] could not be computed"),
         ({"summary": {"telemetry": {"spans_lost": 7}}}, "telemetry: 7 spans were lost"),
+        (
+            {"summary": {"telemetry": {"batches_lost": 7, "recorder_restarts": 0}}},
+            "telemetry: 7 batches ran and are in no file: the recorder was too far behind",
+        ),
+        (
+            {"summary": {"telemetry": {"batches_lost": 7, "recorder_restarts": 2}}},
+            "telemetry: 7 batches ran and are in no file: the recorder was too far behind, or gone (2 restarts)",
+        ),
         ({"summary": {"bottleneck": {"sentences": ["reader [x] bounds it"]}}}, "reader [x] bounds it"),
         (
             {"summary": {"telemetry": {"source_paused_s": 1.256}}},
