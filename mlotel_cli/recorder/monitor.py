@@ -41,6 +41,7 @@ class MonitorExports:
         answer: Callable[[Mapping[str, Any]], None],
         say: Callable[[str], None],
         sinks: Callable[[], Health],
+        port_before: int = 0,
         clock: Callable[[], float] = time.monotonic,
         gpus: GpuWatch | None = None,
     ) -> None:
@@ -52,6 +53,7 @@ class MonitorExports:
             answer: takes the snapshot for the workload, once a second.
             say: takes one line for the user.
             sinks: health of the sinks that are not here.
+            port_before: where the recorder before this one listened, for a page that is open; 0 for none.
             clock: seconds, monotonic.
             gpus: asked for the GPUs; by default NVML, where there is one.
         """
@@ -69,7 +71,8 @@ class MonitorExports:
         self._published = self._live.publish(now=clock(), workload=self._workload, sinks={}, http=None, ready=False)
         self._otlp = start_otlp(opening, measurements=self, say=say)
         self._wants_spans = wants_spans(self._otlp)
-        self._http = HttpServer(self._routes(), **live["http"])
+        host, port = live["http"]["host"], live["http"]["port"] or port_before
+        self._http = HttpServer(self._routes(), host=host, port=port)
         if self._http.error:
             say(f"No /metrics and no status page: {self._http.error}. The run goes on without; set monitor.http.port.")
         self._publish()

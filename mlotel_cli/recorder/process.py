@@ -71,7 +71,12 @@ class Recorder:
         if not self._is_live:
             return OtlpExports(opening, say=answers.say)
         return MonitorExports(
-            opening, run_dir=self._run_dir, answer=answers.live, say=answers.say, sinks=self._describe_sinks
+            opening,
+            run_dir=self._run_dir,
+            answer=answers.live,
+            say=answers.say,
+            sinks=self._describe_sinks,
+            port_before=self._file.port_before,
         )
 
     @property

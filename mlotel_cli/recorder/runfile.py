@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlotel_cli.analysis.summary import COUNTED
 from mlotel_cli.errors import RecorderError
@@ -101,6 +102,11 @@ class RunFile:
         }
         live: Mapping[str, Any] = opening.get("live") or {}
         self.earlier = self._continue(live["restarts"]) if live.get("restarts") else Totals()
+
+    @property
+    def port_before(self) -> int:
+        """Where the recorder before this one listened; 0 when there was none, or it did not."""
+        return urlsplit(self.info.get("http") or "").port or 0
 
     def update(self, info: Mapping[str, Any]) -> None:
         """Take what the workload tells; notes are added to those that are there."""

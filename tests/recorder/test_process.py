@@ -420,6 +420,8 @@ def test_a_monitors_recorder_serves_metrics_tells_the_workload_and_its_successor
 
     second = Recorder(tmp_path, "polars")
     second.send(opened(mode="monitor", started_ns=99, live=LIVE | {"restarts": 1}), *done_batch(5))
+    second.wait_for(lambda: read_run(tmp_path).info["recorder_pid"] == second.process.pid)
+    assert read_run(tmp_path).info["http"] == url  # a page that is open finds it again
     second.send(close(emitted=2, wall_s=2.0))
     (*_, answer) = second.finish()
     info = answer["result"]

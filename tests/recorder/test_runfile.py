@@ -28,7 +28,7 @@ def test_a_new_run(tmp_path):
     info = read(tmp_path)
     assert (info["status"], info["recorder_pid"], info["notes"], info["started_ns"]) == ("running", os.getpid(), [], 1)
     assert (info["summary"], info["ended_ns"], info["schema_version"]) == (None, None, 1)
-    assert file.earlier == Totals()
+    assert (file.earlier, file.port_before) == (Totals(), 0)
 
 
 def test_what_the_workload_tells_is_added_and_notes_are_kept(tmp_path):
@@ -50,7 +50,13 @@ def test_a_recorder_that_takes_over_goes_on_where_the_last_one_died(tmp_path):
     for status, size in (("done", 4), ("done", 4), ("failed", 2)):
         totals.add(row(status, size))
     totals.spans = 30
-    first.info |= {"totals": totals.to_json(), "recorder_pid": 1, "wandb": {"id": "x"}, "status": "interrupted"}
+    first.info |= {
+        "totals": totals.to_json(),
+        "recorder_pid": 1,
+        "http": "http://127.0.0.1:41234",
+        "wandb": {"id": "x"},
+        "status": "interrupted",
+    }
     first.write()
     second = RunFile(tmp_path, RESTARTED)
     assert (second.info["environment"], second.info["device"]) == ({"python": "3"}, "cpu")
@@ -62,6 +68,7 @@ def test_a_recorder_that_takes_over_goes_on_where_the_last_one_died(tmp_path):
     assert second.earlier == totals
     new = Totals()
     new.add(row("done", 1))
+    assert second.port_before == 41234
     both = second.earlier.plus(new)
     assert (both.rows, both.items, both.items_done, both.spans) == (4, 11, 9, 30)
     assert both.batches == {"done": 3, "failed": 1}
