@@ -28,6 +28,10 @@ MAX_SPANS = 512
 """Spans in one request."""
 SEND_EVERY_S = 1.0
 """How long spans wait for a request to fill."""
+BEHIND_S = 0.3
+"""Spans that arrive so long after their end say that the main loop is behind; hand-overs are 50 ms apart."""
+SHARE = 0.2
+"""Of a core, for sending while it is."""
 QUEUE_SIZE = 20_000
 METRICS_EVERY_S = 15.0
 CLOSE_S = 5.0
@@ -260,6 +264,7 @@ class SpanSender(Sender):
         super().__init__(target, say=say)
         self._resource = resource
         self._queue = SpanQueue(queue_size)
+        self._lag_s = 0.0
 
     def add(self, spans: Sequence[SpanRecord]) -> None:
         """Take ended spans."""
@@ -267,6 +272,8 @@ class SpanSender(Sender):
             if self._stopping:
                 self.counts.lost += len(spans)
                 return
+            if spans:
+                self._lag_s = (time.time_ns() - spans[-1].end_ns) / 1e9
             dropped = self._queue.dropped
             self._queue.add(spans)
             self.counts.lost += self._queue.dropped - dropped
@@ -284,11 +291,19 @@ class SpanSender(Sender):
                 self._in_flight = len(spans)
                 stopping = self._stopping
             if spans:
+                began = time.thread_time()
                 arrived = self._send_spans(delivery, spans, resource=resource)
                 if self._stopping and (delivery.is_over or not arrived):
                     return  # `join` counts what is left
+                self._rest(time.thread_time() - began)
             elif stopping:
                 return
+
+    def _rest(self, worked_s: float) -> None:
+        """While the main loop is behind, leave the interpreter to it: what falls behind then is this sink."""
+        with self._changed:
+            if self._lag_s > BEHIND_S:
+                self._changed.wait_for(lambda: self._stopping, worked_s * (1 / SHARE - 1))
 
     def _send_spans(self, delivery: "Delivery", spans: Sequence[SpanRecord], *, resource: Any) -> bool:
         from mlotel_cli.recorder.otlp_encode import encodable, encode_spans

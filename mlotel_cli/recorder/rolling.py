@@ -159,8 +159,9 @@ class Rolling:
 
     def _delete_old(self) -> None:
         """Delete the oldest parts, of whichever table, until age and room are within bounds; each table keeps one."""
-        files = sorted(file for folder in self._folders for file in _files(folder)[:-1])
-        total = sum(size for _, _, size in files) + sum(size for f in self._folders for _, _, size in _files(f)[-1:])
+        tables = [_files(folder) for folder in self._folders]
+        files = sorted(file for table in tables for file in table[:-1])
+        total = sum(size for table in tables for _, _, size in table)
         oldest = self._wall() - self._retention.max_age_h * 3600
         for written, path, size in files:
             if written >= oldest and total <= self._retention.max_gb * 1e9:

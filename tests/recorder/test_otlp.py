@@ -210,6 +210,25 @@ def test_adding_never_waits_and_the_queue_is_bounded():
     assert counts(export.describe()) == (0, 5000, 0)
 
 
+@pytest.mark.parametrize("is_behind", [True, False])
+def test_while_the_recorder_is_behind_it_has_the_interpreter_for_itself(monkeypatch, is_behind):
+    """With a share of next to nothing one request is sent, and the next at the end of the run."""
+    monkeypatch.setattr(otlp, "SHARE", 1e-6)
+    ended_ns = time.time_ns() - (10**9 if is_behind else 0)
+    given = [SpanRecord(n + 1, n + 1, 0, n, "s", "INTERNAL", "t", "", 0, ended_ns) for n in range(2000)]
+    with receiving() as receiver:
+        export = start(receiver.url)
+        export.add(given)
+        if is_behind:
+            until(lambda: export.describe()["sent"])
+            time.sleep(0.05)  # time in which nothing may happen
+            assert export.describe()["sent"] == otlp.MAX_SPANS
+        else:
+            until(lambda: export.describe()["sent"] >= 3 * otlp.MAX_SPANS)
+        export.close(5)
+    assert counts(export.describe()) == (2000, 0, 0)
+
+
 def test_spans_that_come_after_the_end_are_lost():
     with receiving() as receiver:
         export = start(receiver.url)
