@@ -248,7 +248,10 @@ class RollingParquetSink(ParquetSink):
         if not failed and not self._ok:
             self._say("Parquet is written again")
         self._ok = not failed
-        self._rolling.tick()
+        try:
+            self._rolling.tick()
+        except OSError as error:  # a folder that somebody locked or took away: the rows above said so already
+            logger.warning("parts were neither merged nor deleted: %s", error)
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Flush; merge the last period's parts, unless that takes long. Earlier ones are not read again."""

@@ -275,6 +275,18 @@ def test_a_disk_that_takes_nothing_costs_rows_and_not_the_run(tmp_path: Path, mo
     assert note.startswith("4 rows could not be written")
 
 
+def test_a_part_that_cannot_be_deleted_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sink = rolling_sink(tmp_path)
+    fill(sink, 0, 1)
+
+    def fail() -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sink._rolling, "tick", fail)
+    fill(sink, 2)
+    assert read_table(tmp_path / "batches.parquet")["batch"].to_list() == [0, 1, 2]
+
+
 # -- reading a table that rolls ---------------------------------------------------------------------------------------
 
 
