@@ -54,9 +54,11 @@ def find_target(signal: Signal, settings: Mapping[str, Any], *, environ: Mapping
     Raises:
         UsageError: for a value that cannot work.
     """
-    exporters = [name.strip() for name in environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").lower().split(",")]
+    exporters = environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").lower().replace(" ", "").split(",")
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or "none" in exporters:
         return None
+    if exporters != [""] and "otlp" not in exporters:
+        environ = {}  # another exporter was asked for; the configuration may ask for this one all the same
     found = _find_url(signal, settings, environ=environ, is_wanted="otlp" in exporters)
     if found is None:
         return None

@@ -64,6 +64,12 @@ def test_signals_are_switched_off_by_the_standard_variables(environ, expected):
     assert tuple(url is not None for url in urls(CONFIG, **environ)) == expected
 
 
+def test_another_exporter_of_the_environment_is_not_this_one():
+    environ = {"OTEL_TRACES_EXPORTER": "console", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://b"}
+    assert urls(**environ) == (None, "http://b/v1/metrics")
+    assert urls(**(environ | {"OTEL_TRACES_EXPORTER": "console, otlp"}))[0] == "http://b/v1/traces"
+
+
 def test_an_exporter_asked_for_by_name_goes_to_the_default():
     assert urls(OTEL_TRACES_EXPORTER="otlp") == ("http://localhost:4318/v1/traces", None)
 

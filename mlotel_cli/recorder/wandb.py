@@ -311,8 +311,13 @@ class WindowedWandbSink(WandbSink):
             self._live.take_live(text)
 
     def describe(self) -> dict[str, Any]:
-        """The `wandb` part of run.json; `rows_logged` counts batches here too, `windows` the rows."""
-        return super().describe() | {"windows": self._num_windows, "renamed": self._rows.renamed}
+        """The `wandb` part of run.json; `rows_logged` counts batches here too, `windows` the rows.
+
+        `earlier` is the run of the recorder before this one, where W&B could not go on with it.
+        """
+        described = super().describe() | {"windows": self._num_windows, "renamed": self._rows.renamed}
+        earlier = self._settings.resume_id
+        return described if earlier in (None, described["id"]) else described | {"earlier": earlier}
 
     def _close_window(self, window: Closed | None) -> None:
         """Queue a window, under the lock; the oldest one makes room and is counted."""

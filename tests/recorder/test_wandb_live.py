@@ -168,6 +168,7 @@ def test_offline_a_second_recorder_starts_a_second_run_and_says_so(tmp_path: Pat
     first = log_windows(tmp_path / "run", said, first=0)
     second = log_windows(tmp_path / "run", said, first=2, resume_id=first["id"])
     assert first["id"] != second["id"]
+    assert (first.get("earlier"), second["earlier"]) == (None, first["id"])
     assert sum(f"run {first['id']} cannot go on offline" in line for line in said) == 1
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
 
@@ -181,5 +182,6 @@ def test_online_a_second_recorder_goes_on_with_the_run(tmp_path: Path, monkeypat
         second = log_windows(tmp_path / "run", said, first=2, mode="online", resume_id=first["id"])
         assert (first["error"], second["error"]) == (None, None), said
         assert first["id"] == second["id"]
+        assert "earlier" not in second
         assert [row["window"] for row in backend.run.history if "window" in row] == [0, 2]
         assert backend.complaints == []
