@@ -80,7 +80,9 @@ def test_a_command_of_readme_runs(command: str, project: Path) -> None:
     if "profile" in command.split()[1] and not shutil.which("nsys", path=PATH):
         pytest.skip("nsys is not installed: tests/system/install_nsys.sh unpacks it")
     evaluates = command.startswith("mlotel eval") and "--cfg" not in command
-    output = run(command, project, *(["tracker.mode=disabled"] if evaluates else []))
+    monitors = command.startswith("mlotel monitor") and "--cfg" not in command
+    more = ["tracker.mode=disabled"] if evaluates or monitors else []
+    output = run(command, project, *more, *(["monitor.max_batches=3", "monitor.http.port=0"] if monitors else []))
     assert output.strip()
     if command.startswith("mlotel eval --config-dir project/conf"):
         (run_json,) = (project / "outputs" / "eval").glob("*/run.json")
