@@ -76,6 +76,16 @@ def test_an_end_needs_no_room_comes_last_and_stays() -> None:
     assert isinstance(line.get(), End)
 
 
+def test_a_ticket_counts_once() -> None:
+    line = Line(2)
+    line.put(0, "a")
+    line.put(0, "late")
+    assert line.depth == 1
+    assert line.get() == "a"
+    assert line.depth == 0
+    assert line.drain() == []
+
+
 def test_an_early_end_waits_too() -> None:
     line = Line(1)
     line.put(1, End(1))

@@ -344,10 +344,11 @@ def test_a_stage_that_hangs_ends_the_run_and_is_left_behind(place: str) -> None:
     gate = Gate(lambda value: value == 1)
     stages = {name: gate if name == place else (lambda x: x) for name in ("first", "second", "last")}
     with recording() as recorded:
-        running = executor(stages, stage_timeout_s=0.03).run(numbered(*range(9)))
+        running = executor(stages, stage_timeout_s=0.03, grace_s=60.0).run(numbered(*range(9)))
         assert next(running).output == 0
         with pytest.raises(StageError, match=rf"batch 1: stage {place} held it for 0\.\d+ s, and .*=0.03 allows"):
             next(running)
+        assert place in [thread.name for thread in threading.enumerate()]  # nobody waited for it
         assert "batch" in by_batch(recorded, 1)  # ended, though its stage still has it
         (root,) = (span for span in recorded.spans if (span.name, span.batch) == ("batch", 1))
         assert f"stage {place} held it" in root.status_message

@@ -76,18 +76,19 @@ def test_the_fake_notices_what_is_left_out(broken: str, monkeypatch: pytest.Monk
 
 
 def test_a_run_goes_on_where_the_callers_stream_was() -> None:
-    cuda = FakeCuda()
-    weights = Tensor(cuda)  # loaded on the caller's stream, perhaps not there yet
-    seen: list[bool] = []
+    cuda, own = FakeCuda(), Stream("the caller's own")
+    with cuda.stream(own):
+        weights = Tensor(cuda)  # loaded there, and perhaps not written yet
+        seen: list[bool] = []
 
-    def stage(value: Any) -> Any:
-        stream = cuda.current_stream()
-        seen.append(stream.after.get(weights.stream, 0) >= weights.written)
-        return value
+        def stage(value: Any) -> Any:
+            seen.append(cuda.current_stream().after.get(own, 0) >= weights.written)
+            return value
 
-    executor = PipelinedExecutor({"stage": stage}, inference=Inference("cpu"), streams=CudaStreams("cuda", cuda=cuda))
-    list(executor.run(iter([Numbered(0, 0, Batch(0, ["a"], None))])))
-    assert seen == [True]
+        streams = CudaStreams("cuda", cuda=cuda)
+        executor = PipelinedExecutor({"one": stage, "two": stage}, inference=Inference("cpu"), streams=streams)
+        list(executor.run(iter([Numbered(0, 0, Batch(0, ["a"], None))])))
+    assert seen == [True, True]
 
 
 def test_streams_stay_the_same_from_run_to_run() -> None:
