@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlotel_cli.analysis.summary import COUNTED
+from mlotel_cli.recorder.runfile import Totals
 from mlotel_cli.recorder.window import Counts, Window, mean
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord
@@ -125,9 +126,10 @@ class LiveState:
         batch_s: when the last batch came, on the recorder's clock.
     """
 
-    def __init__(self, *, now: float) -> None:
-        """Begin at `now` seconds of the recorder's clock."""
-        self._started = self._slot_began = now
+    def __init__(self, *, now: float, earlier: Totals | None = None, earlier_s: float = 0.0) -> None:
+        """Begin at `now` seconds of the recorder's clock, `earlier_s` into a run whose counts so far are `earlier`."""
+        self._began = self._slot_began = now
+        self._earlier_s = earlier_s
         self.slow_ms: float | None = None
         self._latency = Series()
         self._host: dict[str, Series] = {}
@@ -135,6 +137,9 @@ class LiveState:
         self._data: dict[str, Series] = {}
         self._units: dict[str, str] = {}
         self._batches, self._items, self._failures, self._dropped = Rates(), Rates(), Rates(), Rates()
+        if earlier is not None:
+            self._batches.total, self._items.total = earlier.rows, earlier.items
+            self._failures.total = earlier.rows - sum(earlier.batches[status] for status in COUNTED)
         self._slots = 0
         self._slowest: BatchRecord | None = None
         self._slow: deque[Event] = deque(maxlen=MAX_EVENTS)
@@ -187,11 +192,11 @@ class LiveState:
         ready: bool,
     ) -> Published:
         """A copy of what is known now, for other threads."""
-        seconds = max(min(now - self._started, WINDOW_SLOTS * SLOT_S), SLOT_S)
+        seconds = max(min(now - self._began, WINDOW_SLOTS * SLOT_S), SLOT_S)
         latency = self._latency.window.counts()
         p50, p95, p99 = latency.quantiles(0.5, 0.95, 0.99)
         snapshot = {
-            "uptime_s": now - self._started,
+            "uptime_s": self._earlier_s + now - self._began,
             "batches": self._batches.total,
             "items": self._items.total,
             "failed": self._failures.total,

@@ -16,6 +16,7 @@ from mlotel_cli.recorder.live import LiveState
 from mlotel_cli.recorder.machine import GpuWatch, gpu_families, process_families
 from mlotel_cli.recorder.measurements import Family, Point
 from mlotel_cli.recorder.page import Status, render_page
+from mlotel_cli.recorder.runfile import Before
 from mlotel_cli.recorder.sampling import TailSampler
 from mlotel_cli.recorder.spanmetrics import SpanMetrics
 from mlotel_cli.recorder.workload import Workload
@@ -41,7 +42,7 @@ class MonitorExports:
         answer: Callable[[Mapping[str, Any]], None],
         say: Callable[[str], None],
         sinks: Callable[[], Health],
-        port_before: int = 0,
+        before: Before | None = None,
         clock: Callable[[], float] = time.monotonic,
         gpus: GpuWatch | None = None,
     ) -> None:
@@ -53,7 +54,7 @@ class MonitorExports:
             answer: takes the snapshot for the workload, once a second.
             say: takes one line for the user.
             sinks: health of the sinks that are not here.
-            port_before: where the recorder before this one listened, for a page that is open; 0 for none.
+            before: what the recorders before this one leave to it.
             clock: seconds, monotonic.
             gpus: asked for the GPUs; by default NVML, where there is one.
         """
@@ -63,7 +64,8 @@ class MonitorExports:
         self._identity: Mapping[str, Any] = opening["identity"]
         self._service = {"service.name": str(self._identity.get("service.name") or "unknown_service")}
         self._metrics = SpanMetrics(self._identity, max_names=opening["max_names"])
-        self._live = LiveState(now=clock())
+        before = before or Before()
+        self._live = LiveState(now=clock(), earlier=before.totals, earlier_s=before.seconds)
         self._sampler = TailSampler(slow_ms=live["slow_ms"], background_rate=live["background_rate"], clock=clock)
         self._gpus = gpus or GpuWatch()
         self._workload = Workload()
@@ -71,7 +73,7 @@ class MonitorExports:
         self._published = self._live.publish(now=clock(), workload=self._workload, sinks={}, http=None, ready=False)
         self._otlp = start_otlp(opening, measurements=self, say=say)
         self._wants_spans = wants_spans(self._otlp)
-        host, port = live["http"]["host"], live["http"]["port"] or port_before
+        host, port = live["http"]["host"], live["http"]["port"] or before.port
         self._http = HttpServer(self._routes(), host=host, port=port)
         if self._http.error:
             say(f"No /metrics and no status page: {self._http.error}. The run goes on without; set monitor.http.port.")

@@ -92,7 +92,7 @@ def _content(status: Status) -> str:
         f"{_tiles(snapshot)}{_latency(status.published)}{_throughput(status.published)}{_stages(status.published)}"
         f"{_values(status.published)}{_slow(status)}{_failed(status)}{_sinks(snapshot)}{_run(status)}</div>"
         '<footer><a href="metrics">metrics</a><a href="healthz">healthz</a><a href="readyz">readyz</a>'
-        "Figures without a date are of the last 60 seconds.</footer></div>"
+        "Rates, latencies and values are of the last 60 seconds, counts since the start of the run.</footer></div>"
     )
 
 

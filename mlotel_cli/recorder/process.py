@@ -76,7 +76,7 @@ class Recorder:
             answer=answers.live,
             say=answers.say,
             sinks=self._describe_sinks,
-            port_before=self._file.port_before,
+            before=self._file.before,
         )
 
     @property
@@ -131,7 +131,7 @@ class Recorder:
         self._parquet.flush()
         self._rows_on_disk = self._totals.rows
         if self._is_live:
-            self._info["totals"] = self._file.earlier.plus(self._totals).to_json()
+            self._info["totals"] = self._file.before.totals.plus(self._totals).to_json()
             self._write_info()
 
     def close(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Recorder:
         self._flush()
         self._parquet.close({})
         self._info["notes"] += self._parquet.notes
-        totals = self._file.earlier.plus(self._totals)
+        totals = self._file.before.totals.plus(self._totals)
         summary = self._summarise(closing, totals)
         cost_us = summary["telemetry"].pop("span_cost_us", None)
         summary["telemetry"].update(

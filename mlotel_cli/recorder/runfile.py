@@ -73,12 +73,27 @@ class Totals:
         return cls(Counter({str(name): int(count) for name, count in told.get("batches", {}).items()}), *counts)
 
 
+@dataclass(slots=True)
+class Before:
+    """What the recorders before this one leave to it; nothing to the first.
+
+    Attributes:
+        totals: what they counted.
+        seconds: since the start of the run.
+        port: where the last one listened, so that a page which is open finds it again; 0 when it did not.
+    """
+
+    totals: Totals = field(default_factory=Totals)
+    seconds: float = 0.0
+    port: int = 0
+
+
 class RunFile:
     """Holds and writes run.json.
 
     Attributes:
         info: its content; change it and `write`.
-        earlier: totals of the recorders before this one.
+        before: what this recorder goes on from.
     """
 
     def __init__(self, run_dir: Path, opening: Mapping[str, Any]) -> None:
@@ -101,12 +116,7 @@ class RunFile:
             "summary": None,
         }
         live: Mapping[str, Any] = opening.get("live") or {}
-        self.earlier = self._continue(live["restarts"]) if live.get("restarts") else Totals()
-
-    @property
-    def port_before(self) -> int:
-        """Where the recorder before this one listened; 0 when there was none, or it did not."""
-        return urlsplit(self.info.get("http") or "").port or 0
+        self.before = self._continue(live["restarts"]) if live.get("restarts") else Before()
 
     def update(self, info: Mapping[str, Any]) -> None:
         """Take what the workload tells; notes are added to those that are there."""
@@ -129,16 +139,20 @@ class RunFile:
                 unfinished.unlink(missing_ok=True)
             raise RecorderError(f"{self._path} cannot be written: {error}") from error
 
-    def _continue(self, restarts: int) -> Totals:
+    def _continue(self, restarts: int) -> Before:
         """Take over what the last recorder wrote; says so in the notes."""
         when = f"{datetime.fromtimestamp(time.time(), UTC):%Y-%m-%d %H:%M:%S} UTC"
         note = f"recorder {restarts + 1} took over at {when}; what the one before had not written is lost"
         try:
             told: dict[str, Any] = json.loads(self._path.read_text())
-            earlier = Totals.from_json(told.get("totals") or {})
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            before = Before(
+                Totals.from_json(told.get("totals") or {}),
+                max(0.0, (time.time_ns() - int(told["started_ns"])) / 1e9),
+                urlsplit(told.get("http") or "").port or 0,
+            )
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             self.info["notes"].append(f"{note}; its run.json could not be read: {error}")
-            return Totals()
+            return Before()
         self.info = {**told, **{key: self.info[key] for key in _OF_EACH_RECORDER}}
         self.info["notes"] = [*told.get("notes", ()), note]
-        return earlier
+        return before

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from mlotel_cli.recorder.live import MAX_EVENTS, MAX_NAMES, NUM_POINTS, LiveState
+from mlotel_cli.recorder.runfile import Totals
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord, StageTime
 
@@ -42,6 +43,17 @@ def test_rates_are_over_the_last_minute_and_totals_over_the_run():
     live.advance(now=360.0)
     found = snapshot(live, now=360.0)
     assert (found["batches_per_s"], found["batches"]) == (0.0, 600)
+
+
+def test_a_recorder_that_took_over_goes_on_counting():
+    earlier = Totals.from_json({"batches": {"done": 90, "scored": 5, "skipped": 4, "failed": 1}, "items": 400})
+    live = LiveState(now=50.0, earlier=earlier, earlier_s=3600.0)
+    live.add(row(), now=50.5)
+    live.add(row(status="failed"), now=50.5)
+    live.advance(now=51.0)
+    found = snapshot(live, now=51.0)
+    assert (found["batches"], found["items"], found["failed"], found["uptime_s"]) == (102, 408, 6, 3601.0)
+    assert (found["batches_per_s"], found["failed_per_s"]) == (2.0, 1.0)
 
 
 def test_a_young_run_is_not_divided_by_a_whole_minute():

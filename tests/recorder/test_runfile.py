@@ -2,11 +2,12 @@
 
 import json
 import os
+import time
 
 import pytest
 
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.recorder.runfile import RunFile, Totals
+from mlotel_cli.recorder.runfile import Before, RunFile, Totals
 from mlotel_cli.records import BatchRecord
 from tests.recorder.test_process import OPENING
 
@@ -28,7 +29,7 @@ def test_a_new_run(tmp_path):
     info = read(tmp_path)
     assert (info["status"], info["recorder_pid"], info["notes"], info["started_ns"]) == ("running", os.getpid(), [], 1)
     assert (info["summary"], info["ended_ns"], info["schema_version"]) == (None, None, 1)
-    assert (file.earlier, file.port_before) == (Totals(), 0)
+    assert file.before == Before()
 
 
 def test_what_the_workload_tells_is_added_and_notes_are_kept(tmp_path):
@@ -65,11 +66,12 @@ def test_a_recorder_that_takes_over_goes_on_where_the_last_one_died(tmp_path):
     assert said == "said"
     assert note.startswith("recorder 3 took over at 20")
     assert note.endswith("UTC; what the one before had not written is lost")
-    assert second.earlier == totals
+    assert second.before.totals == totals
     new = Totals()
     new.add(row("done", 1))
-    assert second.port_before == 41234
-    both = second.earlier.plus(new)
+    assert second.before.port == 41234
+    assert 1_000_000_000 < second.before.seconds < time.time()
+    both = second.before.totals.plus(new)
     assert (both.rows, both.items, both.items_done, both.spans) == (4, 11, 9, 30)
     assert both.batches == {"done": 3, "failed": 1}
 
@@ -80,7 +82,7 @@ def test_a_file_that_cannot_be_read_is_begun_anew_and_said(tmp_path, text):
     file = RunFile(tmp_path, RESTARTED)
     (note,) = file.info["notes"]
     assert "; its run.json could not be read: " in note
-    assert (file.info["run_id"], file.earlier) == ("abc", Totals())
+    assert (file.info["run_id"], file.before) == ("abc", Before())
 
 
 def test_a_restart_without_any_file_is_one_too(tmp_path):
