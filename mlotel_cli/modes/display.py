@@ -183,8 +183,8 @@ def _ms(value: float) -> str:
 def _closing_lines(info: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
     summary = info["summary"]
     counts = ", ".join(f"{count} {status}" for status, count in summary["batches"].items()) or "no batches"
-    rate = summary["throughput"]["items_per_s"]
-    speed = f"; {rate:.1f} items/s without scoring" if rate else ""
+    rate, of_wall = summary["throughput"]["items_per_s"], summary["throughput"].get("wall_items_per_s")
+    speed = f"; {rate:.1f} items/s{'' if rate == of_wall else ' without scoring'}" if rate else ""
     yield f"{info['status']}: {counts}{speed}"
     warmup = summary["warmup"]
     if warmup and warmup["first_batch_ms"] is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlotel_cli.errors import StageError
 from mlotel_cli.execute import Executor, Finished, Inference, Numbered
+from mlotel_cli.hardware import usable_cores
 from mlotel_cli.modes.evaluate import autocast_of, check_finished, result_waiter, seed_everything
 from mlotel_cli.modes.session import Settling
 from mlotel_cli.records import Batch
@@ -103,13 +104,14 @@ class Loop:
         Raises nothing: see `error`.
         """
         session = self._session
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         try:
             with Inference(self._cfg.device, autocast=autocast_of(self._cfg))():
                 self._warm_up()
                 seed_everything(self._cfg.seed)
                 session.record()
-                self.phase, start = "running", time.perf_counter()
+                self.phase = "running"
+                start, cpu_start = time.perf_counter(), time.process_time()
                 wait_for_result = result_waiter(self._cfg.device)
                 with closing(self._executor.run(self._numbered(), hold=session.link.wait_for_room)) as running:
                     for finished in running:
@@ -122,6 +124,7 @@ class Loop:
         finally:
             self.phase = "ended"
             session.closing.wall_s = time.perf_counter() - start
+            session.closing.cpu_s, session.closing.cores = time.process_time() - cpu_start, usable_cores()
             session.closing.scoring_s = session.closing.caller_s = 0.0
 
     def settle(self, finished: Finished) -> None:

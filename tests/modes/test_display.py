@@ -192,6 +192,12 @@ def test_the_closing_lines() -> None:
     ]
 
 
+def test_where_scoring_took_no_time_of_its_own_the_rate_is_just_that() -> None:
+    content = info()
+    content["summary"]["throughput"] = {"items_per_s": 12.345, "wall_items_per_s": 12.345}
+    assert "complete: 99 scored, 1 skipped; 12.3 items/s" in printed(content)
+
+
 def test_the_windows_of_a_monitor_are_nothing_to_speak_of() -> None:
     shown = printed({**info(), "wandb": {"dir": None, "url": "u", "windows": 4}})
     assert [line for line in shown if line.startswith("W&B")] == ["W&B: u"]
