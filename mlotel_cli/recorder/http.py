@@ -19,7 +19,7 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, cast
 
 MAX_CONNECTIONS = 16
-"""Served at once; one more is closed without a word."""
+"""Served at once; one more ends the oldest, which is a client that never asks, if there is one."""
 DEADLINE_S = 10.0
 """How long a connection may take in all."""
 MAX_REQUEST_BYTES = 16_384
@@ -90,7 +90,7 @@ class HttpServer:
 
     @property
     def num_refused(self) -> int:
-        """Connections that found no place."""
+        """Connections that were ended to make room."""
         return 0 if self._server is None else self._server.num_refused
 
     def close(self) -> None:
@@ -120,11 +120,13 @@ class _Server(ThreadingMixIn, TCPServer):
         self.is_local = ipaddress.ip_address(self.socket.getsockname()[0].partition("%")[0]).is_loopback
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the connection a thread, when there is a place for it."""
-        if len(self._open) >= MAX_CONNECTIONS:
-            self.num_refused += 1
-            self.shutdown_request(request)
-            return
+        """Give the connection a place and a thread."""
+        while len(self._open) >= MAX_CONNECTIONS:
+            with contextlib.suppress(StopIteration, RuntimeError):  # it ended by itself meanwhile
+                oldest = next(iter(self._open))
+                self._open.pop(oldest, None)
+                self.num_refused += 1
+                _end(oldest)
         self._open[request] = time.monotonic() + self._deadline_s
         super().process_request(request, client_address)
 
@@ -141,14 +143,19 @@ class _Server(ThreadingMixIn, TCPServer):
         """End connections whose time is over, whatever their threads wait for."""
         for request, ends in list(self._open.items()):
             if now >= ends:
-                with contextlib.suppress(OSError):
-                    request.shutdown(socket.SHUT_RDWR)
+                _end(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no news; anything else goes to recorder.log."""
         error = sys.exception()
         if not isinstance(error, OSError):
             print(f"answering {client_address}: {error!r}", file=sys.stderr, flush=True)  # noqa: T201 - recorder.log
+
+
+def _end(connection: socket.socket) -> None:
+    """Whatever its thread waits for, it waits no longer."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Limited:

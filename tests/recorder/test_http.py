@@ -182,7 +182,19 @@ def test_slow_and_silent_clients_hold_nobody_up():
             client.close()
 
 
-def test_one_connection_too_many_is_closed_and_counted_and_places_come_free():
+def test_clients_that_never_ask_make_room_for_one_that_does():
+    with serving() as server:
+        held = [connect(server) for _ in range(3 * module.MAX_CONNECTIONS)]
+        for _ in range(5):
+            assert ask(server)[1] == b"hello\n"
+        assert server.num_refused >= 2 * module.MAX_CONNECTIONS
+        for client in held[: module.MAX_CONNECTIONS]:
+            assert read_all(client) == b""
+        for client in held:
+            client.close()
+
+
+def test_one_connection_too_many_ends_the_oldest_and_no_other():
     entered, leave = threading.Semaphore(0), threading.Event()
 
     def wait() -> Reply:
@@ -191,20 +203,17 @@ def test_one_connection_too_many_is_closed_and_counted_and_places_come_free():
         return Reply(b"waited")
 
     with serving({"/": wait, "/x": lambda: Reply(b"x")}) as server:
-        held = [connect(server) for _ in range(module.MAX_CONNECTIONS)]
-        for client in held:
-            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        for _ in held:
+        held = []
+        for _ in range(module.MAX_CONNECTIONS):
+            held.append(connect(server))
+            held[-1].sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert entered.acquire(timeout=5)
-        with connect(server) as refused:
-            assert read_all(refused) == b""
+        assert ask(server, "/x")[1] == b"x"
         assert server.num_refused == 1
         leave.set()
+        assert [read_all(client).endswith(b"waited") for client in held] == [False, *[True] * (len(held) - 1)]
         for client in held:
-            assert read_all(client).endswith(b"waited")
             client.close()
-        assert ask(server, "/x")[1] == b"x"
-        assert server.num_requests == module.MAX_CONNECTIONS + 1
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nX: "])
