@@ -21,6 +21,8 @@ from mlotel_cli.recorder.live import NUM_POINTS, POINT_SLOTS, SLOT_S, Event, Pub
 from mlotel_cli.recorder.workload import INTENDED
 
 _POINT_S = POINT_SLOTS * SLOT_S
+SOURCE = "source"
+"""The queue before the first stage; it is no stage."""
 _FEWEST_POINTS = 30
 """A young run's chart is five minutes wide."""
 _SHOWN = {
@@ -190,11 +192,21 @@ def _stages(published: Published) -> str:
             ("p95, last half hour", _spark(published.charts.get(("stage", name), ()))),
         )
         for name, stage in snapshot["stages"].items()
+        if name != SOURCE
     ]
     heads = ("", "p50", "p95", "busy", "wait p50", "wait p95", "waiting now", "p95, last half hour")
-    before = snapshot["queues"].get("source")
-    waiting = f" <small>&middot; {_depth(before)} waiting before the first</small>" if before else ""
-    return _panel("wide", f"Stages{waiting}", _table(heads, rows, none="No batch yet."))
+    return _panel("wide", f"Stages{_before_the_first(snapshot)}", _table(heads, rows, none="No batch yet."))
+
+
+def _before_the_first(snapshot: Mapping[str, Any]) -> str:
+    queue, waited = snapshot["queues"].get(SOURCE), snapshot["stages"].get(SOURCE)
+    if queue is None and waited is None:
+        return ""
+    depth = f"{_depth(queue)} waiting before the first" if queue else "waiting before the first"
+    times = (
+        f", p50 {milliseconds(waited['queue_p50_ms'])}, p95 {milliseconds(waited['queue_p95_ms'])}" if waited else ""
+    )
+    return f" <small>&middot; {depth}{times}</small>"
 
 
 def _depth(queue: Sequence[int] | None) -> str:

@@ -115,6 +115,18 @@ def test_an_operator_finds_what_happens_now():
         assert expected in text, expected
 
 
+def test_waiting_for_the_first_stage_is_in_the_heading_and_no_stage():
+    live = LiveState(now=0.0)
+    stages = {"source": StageTime(0.0, None, 200.0, 0), "reader": StageTime(5.0, calls=1)}
+    live.add(row(latency_ms=205.0, stages=stages), now=0.5)
+    live.advance(now=1.0)
+    told = {"queues": {"source": [1, 8]}}
+    html = show(live, told=told)
+    assert "Stages · 1 of 8 waiting before the first, p50 200 ms , p95 200 ms" in text_of(html)
+    assert "Stages · waiting before the first, p50 200 ms" in text_of(show(live))
+    assert re.findall(r'<td data-label="" class="name">(\w+)</td>', html) == ["reader", "parquet"]
+
+
 def test_before_anything_happened():
     text = text_of(show(now=0.0, problem="the workload has not reported yet"))
     assert "not ready: the workload has not reported yet" in text
