@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from opentelemetry import trace
@@ -112,7 +113,8 @@ class Carried:
             return
         self.is_over = True
         self._root.set_status(Status(StatusCode.ERROR, why))
-        self._root.end()
+        with suppress(Exception):  # a device that is broken says so wherever it is asked; the span is kept
+            self._root.end()
 
     def finished(self) -> Finished:
         """What comes out of the executor."""

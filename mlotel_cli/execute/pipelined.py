@@ -225,12 +225,17 @@ class Run:
 
     def _work(self, station: Station, position: int) -> None:
         inbox, outbox = self._lines[position], self._lines[position + 1]
+        carried: Carried | None = None
         try:
             with self._on_device(self._executor.streams.lane(threading.current_thread().name)) as lane:
                 while not isinstance(entry := inbox.get(), End):
+                    carried = entry
                     self._process(station, entry, position, lane)
+                    carried = None
                 outbox.put(entry.ticket, entry)
-        except BaseException as error:  # not a stage's: this thread is broken
+        except BaseException as error:  # not a stage's: this thread or its device is broken
+            if carried is not None:
+                carried.abandon(UNFINISHED)
             self._lines[-1].close(error)
 
     def _process(self, station: Station, carried: Carried, position: int, lane: Lane) -> None:

@@ -13,6 +13,7 @@ import torch
 from mlotel_cli.errors import StageError
 from mlotel_cli.execute import Finished, Inference, Numbered, PipelinedExecutor
 from mlotel_cli.execute.pipelined import UNFINISHED
+from mlotel_cli.execute.streams import HostLane, HostStreams
 from mlotel_cli.records import BATCH_INDEX, BATCH_SIZE, KIND, Batch
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.clock import CLOCK
@@ -270,6 +271,35 @@ def test_a_thread_that_cannot_begin_ends_the_run() -> None:
     running = PipelinedExecutor(STAGES, inference=Broken("cpu")).run(numbered(1, 2))
     with pytest.raises(RuntimeError, match="no such device"):
         list(running)
+
+
+@pytest.mark.parametrize("breaks", ["receive", "mark"])
+def test_a_device_that_breaks_ends_the_run_and_every_span(breaks: str) -> None:
+    class Lane(HostLane):
+        def __init__(self, name: str) -> None:
+            self._name, self._calls = name, 0
+
+        def receive(self, value: Any, mark: Any) -> None:
+            self._fail_at("receive", 3)  # the first is for the thread itself
+
+        def mark(self) -> None:
+            self._fail_at("mark", 2)
+
+        def _fail_at(self, what: str, call: int) -> None:
+            self._calls += what == breaks
+            if (what, self._name, self._calls) == (breaks, "double", call):
+                raise RuntimeError("device-side assert")
+
+    class Streams(HostStreams):
+        def lane(self, name: str) -> Lane:
+            return Lane(name)
+
+    with recording() as recorded:
+        running = executor(streams=Streams()).run(numbered(*range(9)))
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            list(running)
+    assert {span.batch for span in recorded.spans} == {span.batch for span in recorded.spans if span.name == "batch"}
+    assert "batch" in by_batch(recorded, 1)
 
 
 # -- back pressure ---------------------------------------------------------------------------------------------------
