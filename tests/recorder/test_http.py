@@ -111,6 +111,7 @@ def test_what_is_no_reasonable_request_is_refused_and_the_next_one_answered(text
     with serving() as server:
         said = say(server, text)
         assert said.startswith(start)
+        assert not said or b"\r\nX-Content-Type-Options: nosniff\r\n" in said
         assert b"hello" not in said
         assert ask(server)[1] == b"hello\n"
 

@@ -14,6 +14,7 @@ from mlotel_cli.recorder.http import Reply
 from mlotel_cli.recorder.machine import GpuReading, GpuWatch
 from mlotel_cli.recorder.monitor import MonitorExports, Remembered
 from mlotel_cli.recorder.otlp import NullOtlp
+from mlotel_cli.recorder.runfile import Before, Totals
 from mlotel_cli.records import BatchRecord, SpanRecord, StageTime
 from tests.recorder.test_exports import FakeOtlp
 
@@ -36,7 +37,7 @@ TOLD = {
 class Made:
     """A monitor's exports, its clock, and what it told."""
 
-    def __init__(self, otlp, opening) -> None:
+    def __init__(self, opening, before) -> None:
         self.now = 1000.0
         self.answers: list[dict] = []
         self.said: list[str] = []
@@ -50,6 +51,7 @@ class Made:
             sinks=lambda: self.sinks,
             clock=lambda: self.now,
             gpus=self.gpus,
+            before=before,
         )
         self.url = self.exports.describe()["http"]
 
@@ -89,9 +91,9 @@ class Made:
 
 
 @contextlib.contextmanager
-def making(monkeypatch, *, otlp=None, opening=OPENING) -> Iterator[Made]:
+def making(monkeypatch, *, otlp=None, opening=OPENING, before=None) -> Iterator[Made]:
     monkeypatch.setattr(exports, "create_otlp", lambda settings, **options: otlp or NullOtlp())
-    made = Made(otlp, opening)
+    made = Made(opening, before)
     try:
         yield made
     finally:
@@ -265,6 +267,16 @@ def test_a_port_that_is_taken_is_said_once_and_the_run_goes_on(monkeypatch, made
         assert other.answers[-1]["http"] is None
         assert other.answers[-1]["sinks"]["http"]["ok"] is False
         assert len(other.said) == 1
+
+
+def test_one_that_took_over_goes_on_counting_for_people_and_begins_anew_for_prometheus(monkeypatch):
+    before = Before(Totals.from_json({"batches": {"done": 90}, "items": 360}), 3600.0)
+    with making(monkeypatch, before=before) as made:
+        made.batch()
+        made.pass_s(1.0)
+        told = made.answers[-1]
+        assert (told["batches"], told["items"], told["uptime_s"]) == (91, 364, 3601.0)
+        assert made.scrape()["mlotel_batches"] == {"done": 1}
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"source": 1}', '{"queues": {"a": 1}}'])
