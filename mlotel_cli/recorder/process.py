@@ -102,9 +102,9 @@ class Recorder:
             self._totals.spans += 1
             stamp = unpack(item)
             self._parquet.write_span(stamp.span)
+            self._assembler.add(stamp, now=now)
             for take_span in self._exports.span_takers:
                 take_span(stamp.span)
-            self._assembler.add(stamp, now=now)
         elif kind == "settle":
             self._assembler.settle(_settled(item), now=now)
         elif kind == "live":
