@@ -177,3 +177,20 @@ def test_wrong_settings_are_one_message(tmp_path: Path, overrides: list[str], ex
     assert expected in said
     assert "Traceback" not in said
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_profile_has_the_waiting_too(tmp_path: Path, nsys: Path) -> None:
+    words = [
+        "executor=pipelined", "executor.replicas.model_2=2", "pipeline.time_scale=0.05", "profile.batches=30",
+        "tracker.mode=disabled", f"profiler.command={nsys}", f"run.dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "mlotel_cli", "profile", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = read_run(tmp_path / "run").batches.sort("batch")
+    assert rows["batch"].to_list() == list(range(30))
+    for stage in ("model_1", "model_2", "model_3"):
+        assert (rows[f"{stage}.host_ms"] > 0).all()
+        assert (rows[f"{stage}.queue_ms"] > 0).all()
+        assert (rows[f"{stage}.calls"] == 1).all()
+        assert (rows[f"{stage}.host_ms"] + rows[f"{stage}.queue_ms"] <= rows["latency_ms"] + 1e-3).all()
