@@ -117,7 +117,8 @@ class BusyTime:
 def attribute(timeline: Timeline) -> Attributed:
     """Nest the ranges and join the device's work to them."""
     by_thread = nest(timeline.ranges)
-    owners, ambiguous = _owners(timeline.calls, by_thread)
+    sources = {each.thread for each in timeline.ranges if each.is_root and not each.encloses}
+    owners, ambiguous = _owners(timeline.calls, by_thread, sources)
     work: defaultdict[Range, Work] = defaultdict(Work)
     activities: defaultdict[Range, list[Activity]] = defaultdict(list)
     result = Attributed(timeline, work)
@@ -144,16 +145,19 @@ def _outwards(range_: Range | None) -> Iterable[Range]:
 
 
 def _owners(
-    calls: Sequence[Call], by_thread: Mapping[int, Track]
+    calls: Sequence[Call], by_thread: Mapping[int, Track], sources: set[int]
 ) -> tuple[dict[tuple[int, int], Range], set[tuple[int, int]]]:
-    """Range by (process, correlation) of its calls, and the keys of calls that could belong to several."""
+    """Range by (process, correlation) of its calls, and the keys of calls that could belong to several.
+
+    What a thread of `sources` calls outside its own ranges is nobody's: it hands its batches on, and reads the next.
+    """
     owners: dict[tuple[int, int], Range] = {}
     ambiguous: set[tuple[int, int]] = set()
     for call in calls:
         key = (call.process, call.correlation)
         track = by_thread.get(call.thread)
         owner = track.innermost(call.start_ns) if track is not None else None
-        if owner is None:
+        if owner is None and call.thread not in sources:
             open_ranges = _open_elsewhere(call, by_thread)
             owner = open_ranges[0] if len(open_ranges) == 1 else None
             if len(open_ranges) > 1:

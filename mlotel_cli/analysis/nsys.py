@@ -76,14 +76,14 @@ class _Reader:
         return ""
 
     def _read_ranges(self, timeline: Timeline) -> None:
-        columns = ["start", "end", "eventType", "category", "text", "textId", "globalTid", "domainId"]
+        columns = ["start", "end", "eventType", "category", "text", "textId", "globalTid", "endGlobalTid", "domainId"]
         columns += ["int64Value", "uint64Value", "int32Value", "uint32Value"]
         strings = self._strings()
         domains: set[tuple[int, int]] = set()
         categories: dict[tuple[int, int, int], str] = {}
         events: list[tuple[Any, ...]] = []
         for row in self._select("NVTX_EVENTS", columns, "WHERE eventType IN (33, 59, 60, 75)"):
-            start, end, kind, category, text, text_id, thread, domain, *payload = row
+            start, end, kind, category, text, text_id, thread, end_thread, domain, *payload = row
             name = text if text is not None else strings.get(text_id, "")
             process = thread >> 24
             if kind == _DOMAIN:
@@ -92,8 +92,9 @@ class _Reader:
             elif kind == _CATEGORY:
                 categories[process, domain, category] = name
             else:
-                events.append((name, start, end, category, thread, process, domain, payload))
-        for name, start, end, category, thread, process, domain, payload in events:
+                crosses = kind == _START_END and end_thread is not None and end_thread != thread
+                events.append((name, start, end, category, thread, process, domain, payload, crosses))
+        for name, start, end, category, thread, process, domain, payload, crosses in events:
             if (process, domain) not in domains or name == CAPTURE:
                 continue
             if end is None or end < start:
@@ -101,7 +102,7 @@ class _Reader:
                 continue
             batch = next((int(value) for value in payload if value is not None), None)
             kind = categories.get((process, domain, category), "")
-            timeline.ranges.append(Range(name, kind, start, end, thread, process, batch))
+            timeline.ranges.append(Range(name, kind, start, end, thread, process, batch, crosses=crosses))
 
     def _calls(self) -> Iterator[Call]:
         strings = self._strings()

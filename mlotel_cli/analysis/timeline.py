@@ -12,6 +12,8 @@ from typing import Literal
 
 ROOT = "batch"
 """Category of the root range of a batch."""
+QUEUE = "queue"
+"""Category of a range in which a batch waits."""
 
 Kind = Literal["kernel", "memcpy", "memset", "graph"]
 """What ran on the device; graph is a CUDA graph that was traced as a whole."""
@@ -30,6 +32,7 @@ class Range:
         process: its process.
         batch: payload where it had one; `nest` fills in the rest.
         parent: filled in by `nest`.
+        crosses: it ended on another thread.
     """
 
     name: str
@@ -40,11 +43,17 @@ class Range:
     process: int
     batch: int | None = None
     parent: "Range | None" = None
+    crosses: bool = False
 
     @property
     def is_root(self) -> bool:
         """True for the root range of a batch."""
         return self.category == ROOT
+
+    @property
+    def encloses(self) -> bool:
+        """Whether what happens meanwhile on its thread is inside it: not inside a batch that moves on to others."""
+        return not (self.crosses and self.category in (ROOT, QUEUE))
 
 
 @dataclass(slots=True, eq=False)
@@ -124,10 +133,11 @@ class Track:
 
 
 def tracks(ranges: Sequence[Range]) -> dict[int, Track]:
-    """Tracks by thread."""
+    """Tracks by thread, of the ranges that enclose what happens on it."""
     by_thread: defaultdict[int, list[Range]] = defaultdict(list)
     for each in ranges:
-        by_thread[each.thread].append(each)
+        if each.encloses:
+            by_thread[each.thread].append(each)
     return {thread: Track(each) for thread, each in by_thread.items()}
 
 
@@ -135,10 +145,13 @@ def nest(ranges: Sequence[Range]) -> dict[int, Track]:
     """Fill in parents and batches; returns the tracks.
 
     On one thread a range belongs to the range that it began in. A range on another thread has the batch's index as its
-    payload: it belongs to that batch's root.
+    payload: it belongs to that batch's root, as does its waiting from one thread to another.
     """
     roots = {each.batch: each for each in ranges if each.is_root}
     by_thread = tracks(ranges)
+    for each in ranges:
+        if not each.encloses and not each.is_root:
+            each.parent = roots.get(each.batch)
     for track in by_thread.values():
         for each, outer in track.parents():  # parents come first: they began earlier
             if each.is_root:

@@ -189,7 +189,10 @@ class Nvtx:
     ) -> AbstractContextManager[trace.Span]:
         """A range that is entered and left on one thread; arguments as in `start_as_current_span`."""
         parent: Any = (CURRENT.get() if context is None else context).get(_SPAN_KEY)
-        elsewhere = type(parent) in _BATCHED and parent.thread != threading.get_ident()
+        # A range that may end on another thread encloses nothing there: what it is the parent of carries the batch.
+        elsewhere = type(parent) in _BATCHED and (
+            parent.thread != threading.get_ident() or (type(parent) is StartedRange and parent.batch is not None)
+        )
         if attributes is None and kind is _INTERNAL and end_on_exit and not elsewhere:
             found = backend._internal.get(name)
             return backend._named(name, tracer) if found is None else found

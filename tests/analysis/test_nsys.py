@@ -301,3 +301,35 @@ def test_a_real_recording_on_a_cpu():
         assert 1_000_000 < stages["detector"].host_ns < 500_000_000  # it slept for 1 ms
     threads = {each.thread for each in attributed.timeline.ranges if each.name == "elsewhere"}
     assert threads.isdisjoint({each.thread for each in attributed.timeline.ranges if each.is_root})
+
+
+def test_what_the_sources_thread_does_is_of_no_batch_that_has_moved_on(tmp_path: Path):
+    """A pipelined executor's source begins a batch and goes on to read the next one."""
+    with NsysFile(tmp_path / "x.sqlite") as file:
+        for batch, start in ((0, 0), (1, 300)):
+            file.start_end("batch", start, start + 900, tid=1, batch=batch, category=2)
+            file.start_end("queue reader", start + 10, start + 400, tid=1, batch=batch, category=3)
+            file.push_pop("reader", start + 400, start + 800, tid=2, batch=batch)
+        file.push_pop("decode", 100, 290, tid=1)
+        file.push_pop("upload", 600, 700, tid=1, batch=1)  # opened for a batch
+        file.call(3, 650, 660, tid=1)
+        file.kernel(3, 660, 670)
+        file.call(1, 150, 160, tid=1)
+        file.kernel(1, 200, 250)
+        file.call(2, 450, 460, tid=1)  # while a reader is open elsewhere
+        file.copy(2, 500, 550, size=64, kind=1)
+
+    attributed = attribute(read_timeline(tmp_path / "x.sqlite"))
+
+    assert attributed.num_unattributed == 1
+    assert work_of(attributed, "upload", 1).kernels == 1
+    assert {each.name: each.batch for each in attributed.timeline.ranges if each.name == "decode"} == {"decode": None}
+    stages = by_batch(attributed)
+    assert {batch: (each["reader"].host_ns, each["reader"].queue_ns) for batch, each in stages.items()} == {
+        0: (400, 390),
+        1: (400, 390),
+    }
+    assert (set(stages[0]), set(stages[1])) == ({"reader"}, {"reader", "upload"})
+    assert work_of(attributed, "batch", 0).kernels == 0
+    waiting = [each for each in attributed.timeline.ranges if each.name == "queue reader"]
+    assert [each.parent is not None and each.parent.batch == each.batch for each in waiting] == [True, True]

@@ -109,7 +109,9 @@ class NsysFile:
         """The root range of a batch."""
         self.push_pop("batch", start, end, tid=tid, batch=batch, category=2)
 
-    def start_end(self, name: str, start: int, end: int, *, tid: int = 1, batch: int | None = None) -> None:
+    def start_end(
+        self, name: str, start: int, end: int, *, tid: int = 1, batch: int | None = None, category: int = 1
+    ) -> None:
         """A start/end range whose name is not registered."""
         self._event(
             start=start,
@@ -119,7 +121,7 @@ class NsysFile:
             globalTid=thread(7, tid),
             endGlobalTid=thread(7, 99),
             domainId=1,
-            category=1,
+            category=category,
             int64Value=batch,
         )
 

@@ -292,6 +292,14 @@ def test_a_batch_whose_spans_are_on_several_threads(tracer: trace.Tracer, notes:
     assert [ended == here for *_, ended in notes.ranges[:2]] == [False, False]
 
 
+def test_a_child_on_the_thread_of_a_batch_that_may_end_elsewhere_says_which_batch(tracer: trace.Tracer, notes: Notes):
+    root = tracer.start_span("batch", **batch(7))
+    with trace.use_span(root), tracer.start_as_current_span("own"), tracer.start_as_current_span("inner"):
+        pass
+    in_thread(root.end)
+    assert notes.seen() == [("batch", "batch", 7), ("own", "internal", 7), ("inner", "internal", None)]
+
+
 def test_waiting_that_began_before_it_could_be_told_is_left_out(tracer: trace.Tracer, notes: Notes):
     tracer.start_span("queue source", attributes={KIND: "queue"}, start_time=1).end(2)
     tracer.start_span("stage", start_time=1).end()
