@@ -23,9 +23,13 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+def commands_of(block: str) -> list[str]:
+    lines = [line.partition("  #")[0].strip() for line in block.splitlines()]
     return [line for line in lines if line]
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("bash") for line in commands_of(block)]
 
 
 def indented(text: str) -> list[str]:
@@ -75,20 +79,34 @@ def test_nothing_is_left_to_fill_in() -> None:
     assert len(indented(LPR)) >= 3
 
 
-@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("mlotel")])
-def test_a_command_of_readme_runs(command: str, project: Path) -> None:
-    if "profile" in command.split()[1] and not shutil.which("nsys", path=PATH):
+def mlotel_blocks() -> list[list[str]]:
+    """The commands of each block that has one of mlotel's."""
+    found = [commands_of(block) for block in blocks("bash")]
+    return [lines for lines in found if any(line.startswith("mlotel ") for line in lines)]
+
+
+def as_tested(command: str) -> list[str]:
+    """What a command gets here besides: no W&B, and an end and a port of its own for a monitor."""
+    mode = command.split()[1]
+    if "--cfg" in command or mode not in ("eval", "profile", "monitor"):
+        return []
+    monitors = ["monitor.max_batches=3", "monitor.http.port=0"] if mode == "monitor" else []
+    return ["tracker.mode=disabled", *monitors]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("lines", mlotel_blocks(), ids=lambda lines: " ".join(lines[0].split()[:3]))
+def test_the_commands_of_a_block_run_one_after_the_other(lines: list[str], project: Path) -> None:
+    if any(line.startswith("mlotel profile") for line in lines) and not shutil.which("nsys", path=PATH):
         pytest.skip("nsys is not installed: tests/system/install_nsys.sh unpacks it")
-    evaluates = command.startswith("mlotel eval") and "--cfg" not in command
-    monitors = command.startswith("mlotel monitor") and "--cfg" not in command
-    more = ["tracker.mode=disabled"] if evaluates or monitors else []
-    output = run(command, project, *more, *(["monitor.max_batches=3", "monitor.http.port=0"] if monitors else []))
-    assert output.strip()
-    if command.startswith("mlotel eval --config-dir project/conf"):
-        (run_json,) = (project / "outputs" / "eval").glob("*/run.json")
-        batches = mlotel_cli.read_run(run_json.parent).batches
-        assert batches.height == 100
-        assert {"features.host_ms", "head.host_ms", "label.host_ms", "accuracy.accuracy"} <= set(batches.columns)
+    for command in lines:
+        assert run(command, project, *as_tested(command)).strip(), command
+        if command.startswith("mlotel eval --config-dir project/conf"):
+            (run_json,) = (project / "outputs" / "eval").glob("*/run.json")
+            batches = mlotel_cli.read_run(run_json.parent).batches
+            assert batches.height == 100
+            assert {"features.host_ms", "head.host_ms", "label.host_ms", "accuracy.accuracy"} <= set(batches.columns)
 
 
 @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make")])
