@@ -1,5 +1,6 @@
 """Rows that can be added up by hand, and the summary of them."""
 
+import itertools
 import math
 import random
 
@@ -14,16 +15,19 @@ SECOND = 10**9
 
 @pytest.fixture
 def table(tmp_path):
-    """The batches table of some records, through real Parquet."""
+    """The batches table of some records, through real Parquet; each in a run directory of its own."""
+    numbers = itertools.count()
 
     def write(*records):
-        sink = ParquetSink(tmp_path)
+        run_dir = tmp_path / str(next(numbers))
+        run_dir.mkdir()
+        sink = ParquetSink(run_dir)
         for record in records:
             sink.write(record)
         sink.close({})
         from mlotel_cli.analysis.runs import read_table
 
-        return read_table(tmp_path / "batches.parquet")
+        return read_table(run_dir / "batches.parquet")
 
     return write
 

@@ -42,6 +42,7 @@ class Monitor:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                preexec_fn=_as_in_a_terminal,
             )
 
     def __enter__(self) -> "Monitor":
@@ -103,6 +104,13 @@ class Monitor:
 
         wait_until(enough, what=f"{count} batches: {self.printed}")
 
+    def wait_until_ready(self) -> None:
+        def is_ready() -> bool:
+            assert self.process.poll() is None, self.printed
+            return self.get("/readyz")[0] == 200
+
+        wait_until(is_ready, what=f"the monitor: {self.printed}")
+
     def num_batches(self) -> int:
         return self.result.batches.height if (self.run_dir / "batches.parquet").exists() else 0
 
@@ -110,3 +118,8 @@ class Monitor:
         """Send a signal; the exit code."""
         self.process.send_signal(signum)
         return self.process.wait(PATIENCE_S)
+
+
+def _as_in_a_terminal() -> None:
+    """In the child: whoever runs the tests may ignore hang-ups, and a child would inherit that."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -1,6 +1,7 @@
 """A real Prometheus that scrapes a real monitor: quantiles, every panel of the dashboard, the alerts."""
 
 import bisect
+import contextlib
 import json
 import re
 import subprocess
@@ -14,7 +15,8 @@ import yaml
 
 from mlotel_cli import read_run
 from mlotel_cli.recorder.distribution import DURATION_BOUNDS_S
-from tests.support.monitors import ROOT, Monitor, Prometheus, monitoring, scraping, wait_for
+from tests.support.monitoring import ROOT, Monitor, wait_until
+from tests.support.prometheus import Prometheus, scraping
 
 EXAMPLE = ROOT / "examples" / "monitoring"
 RULES = EXAMPLE / "prometheus" / "rules.yml"
@@ -55,17 +57,20 @@ def filled_in(expression: str, service: str) -> str:
     return expression.replace("$service", service).replace("$instance", ".*").replace("$__rate_interval", "10s")
 
 
+def address_of(monitor: Monitor) -> str:
+    return str(monitor.info["http"]).removeprefix("http://")
+
+
 @pytest.fixture(scope="module")
 def lpr(prometheus: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Monitor, Prometheus]]:
     """The licence-plate pipeline on its validation video, pipelined, scraped for a while."""
     folder = tmp_path_factory.mktemp("lpr")
     words = [*LPR, "executor=pipelined", "run.name=lpr"]
-    with (
-        monitoring(folder / "monitor", *words) as monitor,
-        scraping(prometheus, folder / "prometheus", monitor.address) as server,
-    ):
-        wait_for(lambda: (server.value("sum(mlotel_batches_total)") or 0) >= 60, "60 batches", timeout_s=120)
-        yield monitor, server
+    with Monitor(folder, *words) as monitor:
+        monitor.wait_until_ready()
+        with scraping(prometheus, folder / "prometheus", address_of(monitor)) as server:
+            wait_until(lambda: (server.value("sum(mlotel_batches_total)") or 0) >= 60, timeout_s=120, what="60 batches")
+            yield monitor, server
 
 
 def test_a_scrape_is_taken_whole(lpr: tuple[Monitor, Prometheus]):
@@ -74,15 +79,14 @@ def test_a_scrape_is_taken_whole(lpr: tuple[Monitor, Prometheus]):
     assert (target["health"], target["lastError"]) == ("up", "")
     (info,) = server.query("target_info")
     assert info["metric"]["service_name"] == "lpr"
-    run_id = json.loads((monitor.run_dir / "run.json").read_text())["run_id"]
-    assert info["metric"]["mlotel_run_id"] == run_id
+    assert info["metric"]["mlotel_run_id"] == monitor.info["run_id"]
 
 
 def test_quantiles_of_the_stages_agree_with_parquet(lpr: tuple[Monitor, Prometheus]):
     monitor, server = lpr
     (sample,) = server.query('traces_span_metrics_calls_total{span_name="plate_reader"}')
     time_s, count = sample["value"][0], int(float(sample["value"][1]))
-    (spans,) = wait_for(lambda: _spans(monitor, at_least=count), "the rows of what was scraped")
+    (spans,) = wait_until(lambda: _spans(monitor, at_least=count), what="the rows of what was scraped")
     for stage in ("vehicle_detector", "plate_detector", "plate_reader", "batch"):
         # The first spans that ended, as many as Prometheus counts: it has those and no others.
         calls = server.value(f'traces_span_metrics_calls_total{{span_name="{stage}"}}', time=str(time_s))
@@ -116,7 +120,7 @@ def test_no_panel_is_empty_but_those_of_the_gpu(lpr: tuple[Monitor, Prometheus])
 def test_the_dashboards_variables_find_the_run(lpr: tuple[Monitor, Prometheus]):
     monitor, server = lpr
     variables = {each["name"]: each["query"]["query"] for each in DASHBOARD["templating"]["list"]}
-    for name, label, expected in (("service", "service_name", "lpr"), ("instance", "instance", monitor.address)):
+    for name, label, expected in (("service", "service_name", "lpr"), ("instance", "instance", address_of(monitor))):
         metric = re.fullmatch(r"label_values\((.*), (\w+)\)", variables[name])
         assert metric is not None
         assert metric.group(2) == label
@@ -133,24 +137,25 @@ def test_an_alert_fires_when_a_stage_is_made_slow(prometheus: Path, tmp_path: Pa
     )
     # The same rules on a faster clock.
     rules = RULES.read_text().replace("[1m]", "[5s]").replace("for: 30s", "for: 1s")
-    with (
-        monitoring(tmp_path / "monitor", "-cd", str(tmp_path / "conf"), "run.name=slow") as monitor,
-        scraping(prometheus, tmp_path / "prometheus", monitor.address, rules=rules) as server,
-    ):
+    with contextlib.ExitStack() as stack:
+        monitor = stack.enter_context(Monitor(tmp_path, "-cd", str(tmp_path / "conf"), "run.name=slow"))
+        monitor.wait_until_ready()
+        folder = tmp_path / "prometheus"
+        server = stack.enter_context(scraping(prometheus, folder, address_of(monitor), rules=rules))
 
         def firing() -> set[tuple[str, str]]:
             alerts = [alert for alert in server.ask("alerts")["alerts"] if alert["state"] == "firing"]
             return {(alert["labels"]["alertname"], alert["labels"].get("span_name", "")) for alert in alerts}
 
-        wait_for(lambda: server.query('mlotel:span_duration_seconds:p95{span_name="reader"}'), "the recorded p95")
+        wait_until(lambda: server.query('mlotel:span_duration_seconds:p95{span_name="reader"}'), what="the p95")
         assert firing() == set()
         switch.touch()
-        wait_for(lambda: {("StageSlow", "reader"), ("BatchSlow", "")} <= firing(), "the alerts")
+        wait_until(lambda: {("StageSlow", "reader"), ("BatchSlow", "")} <= firing(), what="the alerts")
         assert {name for _, name in firing()} == {"", "reader"}
         switch.unlink()
-        wait_for(lambda: not firing(), "the end of the alerts")
-        info = monitor.stop()
-    assert info["status"] == "complete"
+        wait_until(lambda: not firing(), what="the end of the alerts")
+        assert monitor.end() == 0, monitor.printed
+    assert monitor.info["status"] == "complete"
 
 
 def test_rules_and_configuration_pass_promtool(prometheus: Path):
