@@ -6,7 +6,6 @@ experiment wins over the user's file as well. What a mode does is not known here
 """
 
 import logging
-import os
 import sys
 import time
 import traceback
@@ -30,6 +29,7 @@ from mlotel_cli.config_errors import CONFIG_EXCEPTIONS, did_you_mean, exit_code,
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.hardware import environment_variables
 from mlotel_cli.paths import builtin_conf
+from mlotel_cli.run_directory import Claim, check_run_dir, refuse_used
 from mlotel_cli.schema import EvalConfig, Job, MonitorConfig, ProfileConfig
 from mlotel_cli.sweep import JobStatus, SweepWatch, finished_jobs, print_sweep
 
@@ -148,7 +148,7 @@ class Task:
         logging.captureWarnings(True)
         try:
             check(cfg)
-            _refuse_used(job.output_dir)
+            refuse_used(job.output_dir)
             resolve_device(cfg)
             cfg.run.dir = str(job.output_dir)
             cfg.run.name = cfg.run.name or HydraConfig.get().runtime.choices.get("pipeline") or self.mode
@@ -184,7 +184,7 @@ def launch(mode: str, flags: HydraFlags, overrides: list[str]) -> int:
     """Run a mode as the command line asked for it and return the exit code; errors are printed, not raised."""
     SweepWatch.directory = None
     try:
-        with _process_state(flags):
+        with _process_state(flags), Claim.releasing():
             return _launch(MODES[mode], flags, overrides)
     except KeyboardInterrupt as stop:
         print_sweep()
@@ -215,6 +215,10 @@ def _launch(mode: Mode, flags: HydraFlags, overrides: list[str]) -> int:
     arguments = flags.arguments()
     showing = flags.cfg is not None or flags.info is not None
     sweeping = flags.multirun or any(text.replace(" ", "") == "hydra.mode=MULTIRUN" for text in overrides)
+    if sweeping and mode.name == "monitor":
+        raise UsageError(
+            "--multirun: a monitor runs until it is stopped, there is nothing to sweep; use mlotel eval -m"
+        )
     if sweeping:
         _refuse_run_dir(overrides)
     elif not showing:
@@ -333,18 +337,6 @@ def _preflight(root: str, *, primary: Path, overrides: list[str]) -> bool:
             check(cfg)
         finally:
             HydraConfig.instance().cfg = None
-    _check_run_dir(directory)
+    check_run_dir(directory)
+    Claim.take(directory)
     return False
-
-
-def _refuse_used(directory: Path) -> None:
-    if (directory / "run.json").exists():
-        raise UsageError(f"run.dir={directory}: holds a run already; name another directory or leave run.dir out")
-
-
-def _check_run_dir(directory: Path) -> None:
-    _refuse_used(directory)
-    existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "is not writable" if existing.is_dir() else "is not a folder"
-        raise UsageError(f"run.dir={directory}: cannot be written: {existing} {reason}")

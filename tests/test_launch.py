@@ -378,3 +378,10 @@ class TestSweep:
         assert ended.code == 0
         assert [cfg.eval.repeats for cfg, _ in fake.jobs] == [1, 2]
         assert "eval.repeats=2" in ended.out  # the table
+
+
+def test_a_monitor_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = mlotel("monitor", "-m", "seed=1,2")
+    assert (ended.code, list(tmp_path.iterdir())) == (2, [])
+    assert "there is nothing to sweep; use mlotel eval -m" in ended.err

@@ -19,7 +19,7 @@ LAYERS = (
     {"recorder", "pipeline", "sources", "metrics", "optimize", "dummy"},
     {"execute"},
     {"modes"},
-    {"sweep", "completion", "doctor"},
+    {"sweep", "completion", "doctor", "run_directory"},
     {"launch"},
     {"cli"},
     {"__main__"},

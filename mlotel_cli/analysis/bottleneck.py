@@ -237,6 +237,8 @@ def _sequential(found: Mapping[str, Any]) -> list[str]:
     stage, busy = found["stage"], found["utilisation"][found["stage"]]
     subject = {SOURCE: "waiting for the source", SCORING: "what is in no stage, such as scoring,"}.get(stage, stage)
     said = f"{subject} takes {busy:.0%} of the time"
+    if stage == SOURCE:  # live input comes when it comes
+        return [said]
     overlap = found.get("overlap")
     if overlap is None:
         return [said]

@@ -1,0 +1,86 @@
+"""The run directory of a single run, before it is one: whether it can be written, and that nobody else takes it."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+from mlotel_cli.errors import UsageError
+
+_OF_THE_START = (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "mlotel.log", "recorder.log")
+"""What is written before a run is one; a mistake that shows only then leaves nothing else."""
+
+
+def refuse_used(directory: Path) -> None:
+    """Raise UsageError when `directory` holds a run."""
+    if (directory / "run.json").exists():
+        raise UsageError(f"run.dir={directory}: holds a run already; name another directory or leave run.dir out")
+
+
+def check_run_dir(directory: Path) -> None:
+    """Raise UsageError when `directory` holds a run or cannot be written."""
+    refuse_used(directory)
+    existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "is not writable" if existing.is_dir() else "is not a folder"
+        raise UsageError(f"run.dir={directory}: cannot be written: {existing} {reason}")
+
+
+class Claim:
+    """Holds the run directory of a single run: two that start in the same second would write into the same one."""
+
+    directory: Path | None = None
+    _lock: int | None = None
+    _made: bool = False
+
+    @classmethod
+    def take(cls, directory: Path) -> None:
+        """Make the directory and lock it, until `releasing` ends.
+
+        Raises:
+            UsageError: when another process holds it.
+        """
+        made = not directory.exists()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = os.open(directory, os.O_RDONLY)
+        except OSError:  # whoever writes into it says why it cannot
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise UsageError(
+                f"run.dir={directory}: another run that began at the same moment has it; start again, or give run.dir"
+            ) from error
+        except OSError:  # a file system without locks
+            os.close(lock)
+            return
+        cls.directory, cls._lock, cls._made = directory, lock, made
+
+    @classmethod
+    @contextlib.contextmanager
+    def releasing(cls) -> Generator[None]:
+        """Let go of it in the end; after a mistake of the user's, take away what the start had left in it."""
+        try:
+            yield
+        except UsageError:
+            cls._clean()
+            raise
+        finally:
+            if cls._lock is not None:
+                os.close(cls._lock)
+            cls.directory = cls._lock = None
+
+    @classmethod
+    def _clean(cls) -> None:
+        directory = cls.directory
+        if directory is None or not cls._made or (directory / "run.json").exists():
+            return
+        for name in _OF_THE_START:
+            (directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is more in it
+            for folder in (directory / ".hydra", directory):
+                if folder.exists():
+                    folder.rmdir()
