@@ -56,7 +56,7 @@ def run(command: str, cwd: Path, *more: str) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.fixture
