@@ -3,6 +3,7 @@
 No option here repeats a configuration key: those are Hydra overrides. Nothing heavy is imported before a command runs.
 """
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -140,61 +141,41 @@ def root(
     """Annotate a pipeline once; see accuracy and latency of every batch together."""
 
 
-@app.command("eval", cls=HydraCommand, epilog=_EXAMPLES)
-def evaluate(
-    overrides: Overrides = None,
-    multirun: Multirun = False,
-    cfg: Cfg = None,
-    package: Package = None,
-    resolve: Resolve = False,
-    info: Info = None,
-    config_dir: ConfigDir = None,
-    config_name: ConfigName = None,
-    debug: Debug = False,
-) -> None:
-    """Measure accuracy and latency of every batch of a labelled data set."""
-    from mlotel_cli.launch import HydraFlags, launch
+def _hydra_command(mode: str, *, summary: str, epilog: str) -> Callable[..., None]:
+    """Add the command of a mode that runs under Hydra; they all take the same flags."""
 
-    flags = HydraFlags(multirun, cfg, package, resolve, info, config_dir, config_name, debug)
-    raise typer.Exit(launch("eval", flags, overrides or []))
+    def command(
+        overrides: Overrides = None,
+        multirun: Multirun = False,
+        cfg: Cfg = None,
+        package: Package = None,
+        resolve: Resolve = False,
+        info: Info = None,
+        config_dir: ConfigDir = None,
+        config_name: ConfigName = None,
+        debug: Debug = False,
+    ) -> None:
+        from mlotel_cli.launch import HydraFlags, launch
 
+        flags = HydraFlags(multirun, cfg, package, resolve, info, config_dir, config_name, debug)
+        raise typer.Exit(launch(mode, flags, overrides or []))
 
-@app.command(cls=HydraCommand, epilog=_PROFILE_EXAMPLES)
-def profile(
-    overrides: Overrides = None,
-    multirun: Multirun = False,
-    cfg: Cfg = None,
-    package: Package = None,
-    resolve: Resolve = False,
-    info: Info = None,
-    config_dir: ConfigDir = None,
-    config_name: ConfigName = None,
-    debug: Debug = False,
-) -> None:
-    """Record the same spans under Nsight Systems, with the device's work attributed to them."""
-    from mlotel_cli.launch import HydraFlags, launch
-
-    flags = HydraFlags(multirun, cfg, package, resolve, info, config_dir, config_name, debug)
-    raise typer.Exit(launch("profile", flags, overrides or []))
+    return app.command(mode, cls=HydraCommand, help=summary, epilog=epilog)(command)
 
 
-@app.command(cls=HydraCommand, epilog=_MONITOR_EXAMPLES)
-def monitor(
-    overrides: Overrides = None,
-    multirun: Multirun = False,
-    cfg: Cfg = None,
-    package: Package = None,
-    resolve: Resolve = False,
-    info: Info = None,
-    config_dir: ConfigDir = None,
-    config_name: ConfigName = None,
-    debug: Debug = False,
-) -> None:
-    """Run the pipeline on live input around the clock, with the same spans."""
-    from mlotel_cli.launch import HydraFlags, launch
-
-    flags = HydraFlags(multirun, cfg, package, resolve, info, config_dir, config_name, debug)
-    raise typer.Exit(launch("monitor", flags, overrides or []))
+evaluate = _hydra_command(
+    "eval", summary="Measure accuracy and latency of every batch of a labelled data set.", epilog=_EXAMPLES
+)
+profile = _hydra_command(
+    "profile",
+    summary="Record the same spans under Nsight Systems, with the device's work attributed to them.",
+    epilog=_PROFILE_EXAMPLES,
+)
+monitor = _hydra_command(
+    "monitor",
+    summary="Run the pipeline on live input around the clock, with the same spans.",
+    epilog=_MONITOR_EXAMPLES,
+)
 
 
 @app.command()

@@ -9,13 +9,14 @@ Prometheus and OTLP read the same `Measurements`; metrics are cumulative, so a l
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlotel_cli.errors import UsageError
 from mlotel_cli.otlp_settings import Target, find_target, resource_of_environment, unsupported
-from mlotel_cli.recorder.measurements import Family, Measurements
+from mlotel_cli.recorder.measurements import Measurements
 from mlotel_cli.recorder.otlp_queue import SpanQueue
 from mlotel_cli.records import SpanRecord
 
@@ -55,14 +56,6 @@ class Export(Protocol):
     def close(self, timeout_s: float) -> None:
         """Send what waits, within `timeout_s`."""
         ...
-
-
-class NoMeasurements:
-    """Measures nothing."""
-
-    def families(self) -> Sequence[Family]:
-        """Nothing."""
-        return ()
 
 
 class NullOtlp:
@@ -170,7 +163,7 @@ class Counts:
     detail: str = ""
 
 
-class Sender:
+class Sender(ABC):
     """A thread that delivers to one target. Subclasses say what, and count it under the lock."""
 
     def __init__(self, target: Target, *, say: Say, give_up_s: float = 300.0) -> None:
@@ -232,8 +225,9 @@ class Sender:
             self._say(f"OTLP {self.target.signal} to {self.target.url}: stopped ({error!r})")
         client.close()
 
+    @abstractmethod
     def _run(self, delivery: "Delivery") -> None:
-        raise NotImplementedError
+        """Send until stopped; on the thread."""
 
     def _waiting(self) -> int:
         return 0

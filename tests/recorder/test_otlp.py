@@ -9,13 +9,20 @@ import pytest
 
 from mlotel_cli.recorder import otlp
 from mlotel_cli.recorder.measurements import Family, Point
-from mlotel_cli.recorder.otlp import Export, NoMeasurements, NullOtlp, create_otlp, notes
+from mlotel_cli.recorder.otlp import Export, NullOtlp, create_otlp, notes
 from mlotel_cli.records import SpanRecord
 from tests.support.otlp_receiver import Reply, attributes, receiving, rejecting, rejecting_points
 
 
 def spans(count: int, *, first: int = 0) -> list[SpanRecord]:
     return [SpanRecord(n + 1, n + 1, 0, n, "s", "INTERNAL", "t", "", 0, 1) for n in range(first, first + count)]
+
+
+class NoMeasurements:
+    """Measures nothing."""
+
+    def families(self) -> Sequence[Family]:
+        return ()
 
 
 class Counted:
