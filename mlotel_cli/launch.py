@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlotel_cli.config import check, resolve_device
 from mlotel_cli.config_errors import CONFIG_EXCEPTIONS, did_you_mean, exit_code, listed, message
+from mlotel_cli.credentials import hide_override
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.hardware import environment_variables
 from mlotel_cli.paths import builtin_conf
 from mlotel_cli.run_directory import Claim, check_run_dir, refuse_used
+from mlotel_cli.saved_config import SavedConfig, secret_keys
 from mlotel_cli.schema import EvalConfig, Job, MonitorConfig, ProfileConfig
 from mlotel_cli.sweep import JobStatus, SweepWatch, finished_jobs, print_sweep
 
@@ -131,7 +133,7 @@ class Task:
         multirun = hydra.mode == RunMode.MULTIRUN
         job = Job(
             output_dir=Path(hydra.runtime.output_dir),
-            overrides=list(hydra.overrides.task),
+            overrides=[hide_override(text) for text in hydra.overrides.task],
             sweep=Path(hydra.sweep.dir).name if multirun else None,
             job_num=int(hydra.job.num) if multirun else None,
             config_name=self.config_name,
@@ -211,7 +213,7 @@ def report(error: BaseException, *, debug: bool) -> None:
 def _launch(mode: Mode, flags: HydraFlags, overrides: list[str]) -> int:
     primary = _primary_folder(flags.config_dir)
     config_name = _config_name(flags.config_name or mode.name, primary=primary)
-    root = register(mode, config_name)
+    root = register(mode, config_name, overrides=overrides)
     arguments = flags.arguments()
     showing = flags.cfg is not None or flags.info is not None
     sweeping = flags.multirun or any(text.replace(" ", "") == "hydra.mode=MULTIRUN" for text in overrides)
@@ -295,21 +297,27 @@ def _config_name(name: str, *, primary: Path) -> str:
     return name
 
 
-def register(mode: Mode, config_name: str) -> str:
+def register(mode: Mode, config_name: str, *, overrides: Sequence[str] = ()) -> str:
     """Store the root configuration around `config_name` and return the root's name."""
     Plugins.instance().register(BuiltinConf)
     store, root, schema = ConfigStore.instance(), f"mlotel_{mode.name}", f"{mode.name}_schema"
     store.store(name=schema, node=_with_open_names(mode.schema), provider="mlotel")
-    watch = {"_target_": f"{SweepWatch.__module__}.{SweepWatch.__qualname__}"}
+    callbacks = {
+        kind.__name__: {"_target_": f"{kind.__module__}.{kind.__qualname__}"} for kind in (SweepWatch, SavedConfig)
+    }
+    hydra: dict[str, Any] = {"callbacks": callbacks}
+    if secret := secret_keys(overrides):
+        hydra["job"] = {"config": {"override_dirname": {"exclude_keys": secret}}}
     defaults = [schema, config_name, "_self_", {"experiment": None}]
-    store.store(name=root, node={"defaults": defaults, "hydra": {"callbacks": {"mlotel": watch}}}, provider="mlotel")
+    store.store(name=root, node={"defaults": defaults, "hydra": hydra}, provider="mlotel")
     return root
 
 
 def _with_open_names(schema: Any) -> DictConfig:
-    """The schema, with `executor.replicas` open: its keys are names of stages, given without a plus sign."""
+    """The schema, with the mappings open whose keys are the user's: they are given without a plus sign."""
     node = OmegaConf.structured(schema)
-    OmegaConf.set_struct(node.executor.replicas, False)
+    for names in (node.executor.replicas, node.telemetry.otlp.headers):
+        OmegaConf.set_struct(names, False)
     return node
 
 

@@ -3,12 +3,14 @@
 Pure: it reads a mapping of environment variables and looks whether certificate files exist. It sends nothing.
 """
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import unquote, urlsplit
 
+from mlotel_cli.credentials import hide
 from mlotel_cli.errors import UsageError
 
 Signal = Literal["traces", "metrics"]
@@ -28,7 +30,7 @@ class Target:
 
     Attributes:
         signal: traces | metrics.
-        url: the whole URL of the signal.
+        url: the whole URL of the signal, without a user.
         headers: sent with every request.
         timeout_s: for one request.
         compression: none | gzip | deflate.
@@ -64,10 +66,11 @@ def find_target(signal: Signal, settings: Mapping[str, Any], *, environ: Mapping
         return None
     key, given, url = found
     check_endpoint(given, key=key)
+    url, authorization = _split_user(url)
     return Target(
         signal=signal,
         url=url,
-        headers=_headers(signal, settings, environ=environ),
+        headers=authorization | _headers(signal, settings, environ=environ),
         timeout_s=_timeout_s(signal, settings, environ=environ),
         compression=_compression(signal, environ=environ),
         certificate=_file(signal, "CERTIFICATE", environ=environ),
@@ -97,17 +100,8 @@ def check_endpoint(url: str, *, key: str = _KEY) -> None:
     except ValueError:  # a port that is no number, or brackets that do not match
         ok = False
     if not ok or any(letter.isspace() for letter in url):
-        raise UsageError(f"{key}={url}: allowed: an http or https URL, such as {DEFAULT_ENDPOINT} (OTLP over HTTP)")
-
-
-def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration to be shown to others: headers, which may hold keys, by name only."""
-    telemetry: Mapping[str, Any] = config.get("telemetry") or {}
-    otlp: Mapping[str, Any] = telemetry.get("otlp") or {}
-    if not otlp.get("headers"):
-        return dict(config)
-    hidden = {**otlp, "headers": dict.fromkeys(otlp["headers"], "***")}
-    return {**config, "telemetry": {**telemetry, "otlp": hidden}}
+        allowed = f"an http or https URL, such as {DEFAULT_ENDPOINT} (OTLP over HTTP)"
+        raise UsageError(f"{key}={hide(url)}: allowed: {allowed}")
 
 
 def unsupported(environ: Mapping[str, str]) -> str | None:
@@ -144,6 +138,17 @@ def _join(base: str, signal: Signal) -> str:
     for other in ("traces", "metrics"):
         base = base.removesuffix(f"/v1/{other}")
     return f"{base}/v1/{signal}"
+
+
+def _split_user(url: str) -> tuple[str, dict[str, str]]:
+    """The URL without `user:password@`, which is then a header: a URL is shown and written down."""
+    parts = urlsplit(url)
+    user, at_sign, host = parts.netloc.rpartition("@")
+    if not at_sign:
+        return url, {}
+    name, _, password = user.partition(":")
+    token = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    return parts._replace(netloc=host).geturl(), {"authorization": f"Basic {token}"}
 
 
 def _headers(signal: Signal, settings: Mapping[str, Any], *, environ: Mapping[str, str]) -> dict[str, str]:

@@ -13,13 +13,13 @@ import mlotel_cli
 
 PACKAGE = Path(mlotel_cli.__file__).parent
 LAYERS = (
-    {"errors", "records", "paths", "schema", "tensors"},
+    {"errors", "records", "paths", "schema", "tensors", "credentials"},
     {"config_errors", "hardware", "otlp_settings"},
     {"config", "telemetry", "analysis", "nsys"},
     {"recorder", "pipeline", "sources", "metrics", "optimize", "dummy"},
     {"execute"},
     {"modes"},
-    {"sweep", "completion", "doctor", "run_directory"},
+    {"sweep", "completion", "doctor", "run_directory", "saved_config"},
     {"launch"},
     {"cli"},
     {"__main__"},

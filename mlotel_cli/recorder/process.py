@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlotel_cli.credentials import hide_in
 from mlotel_cli.errors import MlotelError, RecorderError
-from mlotel_cli.otlp_settings import without_secrets
 from mlotel_cli.recorder.assemble import Assembler, Settled, unpack
 from mlotel_cli.recorder.ending import summarise_monitor, summarise_run
 from mlotel_cli.recorder.exports import Exports, OtlpExports
@@ -64,7 +64,7 @@ class Recorder:
         self._exports = self._create_exports(opening)
         self._write_info()
         self._tracker.start()
-        self._tracker.update_config({**without_secrets(opening["config"]), **opening["identity"]})
+        self._tracker.update_config({**hide_in(opening["config"]), **opening["identity"]})
 
     def _create_exports(self, opening: Mapping[str, Any]) -> Exports:
         answers = self._answers
@@ -200,7 +200,7 @@ class Recorder:
 
     def _take_info(self, info: dict[str, Any]) -> None:
         self._file.update(info)
-        self._tracker.update_config(info.get("config") or {})
+        self._tracker.update_config(hide_in(info.get("config") or {}))
         self._write_info()
 
     def _write_info(self) -> None:
