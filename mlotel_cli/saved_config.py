@@ -3,7 +3,9 @@
 Hydra writes these files itself, right before a job starts; a callback of its own then puts *** where a secret was.
 """
 
+import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mlotel_cli.credentials import hide_in, hide_override
 
+# Where a next override begins in a line of them; what merely looks like one, in a key's own text, is none.
+_NEXT = re.compile(r"\s(?=[+~]*(?:telemetry[\w.@]*=|[A-Za-z_][\w./@]*=[^='\"}\s]))")
 _FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
@@ -34,6 +38,16 @@ class SavedConfig(Callback):
         """Every job may have failed before it began."""
         if _has_secrets(config):
             _rewrite(_of_sweep(config))
+
+
+class HideOverrides(logging.Filter):
+    """Of a sweep, Hydra prints every job's overrides in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let it pass, without secrets."""
+        record.msg = " ".join(hide_override(part) for part in _NEXT.split(record.getMessage()))
+        record.args = ()
+        return True
 
 
 def secret_keys(overrides: Sequence[str]) -> list[str]:

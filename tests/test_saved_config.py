@@ -1,12 +1,13 @@
 """What Hydra saves has neither keys nor passwords in it; the run itself gets both. The mode is a fake."""
 
+import logging
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from mlotel_cli import launch
-from mlotel_cli.saved_config import secret_keys
+from mlotel_cli.saved_config import HideOverrides, secret_keys
 from tests.support.cli import FakeMode, mlotel
 
 SECRET = [
@@ -44,10 +45,16 @@ def test_of_a_single_run(fake: FakeMode, tmp_path: Path) -> None:
     assert fake.job.overrides == list(OmegaConf.load(tmp_path / "here/.hydra/overrides.yaml"))
 
 
-def test_of_a_sweep_whose_folders_are_named_by_its_overrides(fake: FakeMode, tmp_path: Path) -> None:
+def test_of_a_sweep_whose_folders_are_named_by_its_overrides(
+    fake: FakeMode, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     words = ["-m", "eval.repeats=1,2", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${hydra.job.override_dirname}"]
-    assert mlotel("eval", *words, *SECRET).code == 0
+    ended = mlotel("eval", *words, *SECRET)
+    assert ended.code == 0
     assert leaking(tmp_path / "sweep") == []
+    said = capfd.readouterr()
+    assert "KEYKEY" not in (text := said.out + said.err + ended.out + ended.err)
+    assert "PASSWORD" not in text
     assert sorted(folder.name for folder in (tmp_path / "sweep").iterdir() if folder.is_dir()) == [
         "eval.repeats=1",
         "eval.repeats=2",
@@ -65,3 +72,19 @@ def test_what_holds_no_secret_is_left_as_hydra_wrote_it(fake: FakeMode, tmp_path
 def test_keys_of_secrets() -> None:
     overrides = ["seed=1", "+telemetry.otlp.headers.a=b", "source.uri='rtsp://a:b@c'", "telemetry.otlp.headers={a"]
     assert secret_keys(overrides) == ["telemetry.otlp.headers.a", "source.uri"]
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("\t#0 : seed=1 a.b=2", "\t#0 : seed=1 a.b=2"),
+        ("\t#0 : telemetry.otlp.headers.a=Basic YWI= seed=1", "\t#0 : telemetry.otlp.headers.a=*** seed=1"),
+        ("#0 : seed=1 +telemetry.otlp.headers={a:Basic YWI=} b=c", "#0 : seed=1 +telemetry.otlp.headers={a:***} b=c"),
+        ("#0 : x=y telemetry={otlp:{headers:{a:b c}}}", "#0 : x=y telemetry=***"),
+        ("Launching 2 jobs locally", "Launching 2 jobs locally"),
+    ],
+)
+def test_lines_of_overrides(line: str, shown: str) -> None:
+    record = logging.LogRecord("hydra", logging.INFO, "", 0, line, (), None)
+    assert HideOverrides().filter(record)
+    assert record.getMessage() == shown
