@@ -13,12 +13,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlotel_cli.credentials import hide
 from mlotel_cli.errors import DataError, MissingExtraError, UsageError
 from mlotel_cli.sources.intake import CONNECTED, CONNECTING, Arrival, Health
 
 logger = logging.getLogger("mlotel.source")
 
 FIRST_DELAY_S = 0.5
+_LONGEST_GAP_S = 60.0
+"""A longer one between two frames of a file is a jump of its clock."""
+_LATEST_S = 1.0
+"""Decoding that lags behind a file's own pace by more than this is slower than it."""
+_COMMON_RATE = 25
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -72,6 +78,7 @@ class Video:
                 raise UsageError(f"source.{name}={value}: allowed: above 0")
         self._av = _import_av()
         self._uri = uri.removeprefix("file://")
+        self._shown = hide(self._uri)
         self._loop = loop
         self._realtime = realtime
         self._reconnect = reconnect
@@ -109,14 +116,14 @@ class Video:
         path = Path(self._uri)
         if not path.is_file():
             what = "is no file" if path.exists() else "there is no such file"
-            raise UsageError(f"source.uri={self._uri}: {what}; give a video file, or a URL such as rtsp://HOST/PATH")
+            raise UsageError(f"source.uri={self._shown}: {what}; give a video file, or a URL such as rtsp://HOST/PATH")
         try:
             with self._open() as container:
                 self._stream_of(container)
         except self._av.error.FFmpegError as error:
             size = path.stat().st_size
             raise UsageError(
-                f"source.uri={self._uri} ({size} bytes): cannot be opened as a video: {_reason(error)}"
+                f"source.uri={self._shown} ({size} bytes): cannot be opened as a video: {_reason(error)}"
             ) from error
 
     def _play_file(self) -> Iterator[Arrival]:
@@ -126,18 +133,25 @@ class Video:
             try:
                 with self._open() as container:
                     self.health.state = CONNECTED
+                    pace.start(1 / (self._stream_of(container).guessed_rate or _COMMON_RATE))
                     for seconds, image in self._images(container):
                         due_ns = pace.wait(seconds) if self._realtime else None
                         if self._closing.is_set():
                             return
+                        self._say_behind(pace)
                         yield self._arrival(image, due_ns)
+                        pace.resume()
             except self._av.error.FFmpegError as error:
-                raise DataError(f"source.uri={self._uri}: cannot be read: {_reason(error)}") from error
+                raise DataError(f"source.uri={self._shown}: cannot be read: {_reason(error)}") from error
             if self._num_frames == before:
-                raise DataError(f"source.uri={self._uri}: not one frame of it could be decoded")
+                raise DataError(f"source.uri={self._shown}: not one frame of it could be decoded")
             if not self._loop:
                 return
-            pace.start_again()
+
+    def _say_behind(self, pace: "_Pace") -> None:
+        if pace.is_behind and not self.health.detail:
+            self.health.detail = "decoding is slower than the video; it is played slower than its own pace"
+            logger.warning("%s: %s", self._shown, self.health.detail)
 
     # -- streams --------------------------------------------------------------------------------------------------
 
@@ -147,7 +161,7 @@ class Video:
         try:
             self._av.open(f"{scheme}://", timeout=0.001).close()
         except self._av.error.ProtocolNotFoundError:
-            raise UsageError(f"source.uri={self._uri}: {scheme}:// is no protocol that FFmpeg knows") from None
+            raise UsageError(f"source.uri={self._shown}: {scheme}:// is no protocol that FFmpeg knows") from None
         except (self._av.error.FFmpegError, ValueError, OSError):
             return  # known, and of course not there
 
@@ -172,13 +186,15 @@ class Video:
             except _Silent:
                 reason = f"nothing came for {self._timeout_s:g} s"
             if not self._reconnect:
+                if not was_connected:
+                    raise DataError(f"source.uri={self._shown}: cannot be opened: {reason}") from None
                 return
             if (self._now() - began_ns) / 1e9 > delay_s and self._num_frames > before:
                 delay_s = FIRST_DELAY_S  # it was well for a while
             wait_s = delay_s * (0.5 + 0.5 * self._draw())
             self.health.state = CONNECTING
             self.health.detail = f"{reason}; tried {tries} times" if tries > 1 else reason
-            logger.info("%s: %s; next try in %.1f s", self._uri, reason, wait_s)
+            logger.info("%s: %s; next try in %.1f s", self._shown, reason, wait_s)
             self._closing.wait(wait_s)
             delay_s = min(2 * delay_s, self._max_delay_s)
 
@@ -200,14 +216,14 @@ class Video:
 
     def _stream_of(self, container: Any) -> Any:
         if not container.streams.video:
-            raise UsageError(f"source.uri={self._uri}: it has no video stream")
+            raise UsageError(f"source.uri={self._shown}: it has no video stream")
         stream = container.streams.video[0]
         # Decoding whole frames in parallel is faster, and keeps as many back: nothing for a camera.
         stream.thread_type = "SLICE" if self.is_stream else "AUTO"
         return stream
 
-    def _images(self, container: Any) -> Iterator[tuple[float, Any]]:
-        """(time in the video in seconds, uint8 array of (H, W, 3)) of every frame that can be decoded."""
+    def _images(self, container: Any) -> Iterator[tuple[float | None, Any]]:
+        """(seconds in the video, where it says so; uint8 array of (H, W, 3)) of every frame that can be decoded."""
         video = self._stream_of(container)
         last_ns = self._now()
         for packet in self._packets(container):
@@ -215,7 +231,7 @@ class Video:
             for frame in frames:
                 image = self._convert(frame)
                 if image is not None:
-                    yield frame.time or 0.0, image
+                    yield frame.time, image
                     last_ns = self._now()  # after the taker, who may have kept it waiting
             if self.is_stream and self._now() - last_ns > self._timeout_s * 1e9:
                 raise _Silent
@@ -255,7 +271,7 @@ class Video:
 
     def _count_corrupt(self, why: object) -> None:
         if not self.health.dropped["corrupt"]:
-            logger.warning("%s: a corrupt frame is skipped: %s (said once; further ones are counted)", self._uri, why)
+            logger.warning("%s: a corrupt frame is skipped: %s (said once; further ones are counted)", self._shown, why)
         self.health.dropped["corrupt"] += 1
 
     def _arrival(self, image_HWC: Any, arrived_ns: int | None) -> Arrival:
@@ -271,30 +287,55 @@ class _Silent(Exception):  # noqa: N818 - no error of the program's
 
 
 class _Pace:
-    """Plays a file at its own pace. A frame arrives when it is due, even when its taker was late."""
+    """Plays a file at its own pace. A frame arrives when it is due, even when its taker was late.
+
+    Times may be missing, or jump where a file was cut: such a frame is due one step after the last one.
+
+    Attributes:
+        is_behind: whether decoding is slower than the file, which is then played slower too.
+    """
 
     def __init__(self, now: Callable[[], int], closing: threading.Event) -> None:
         self._now = now
         self._closing = closing
-        self._zero_ns: int | None = None
-        self._last_s = self._step_s = 0.0
+        self._due_ns: int | None = None
+        self._last_s: float | None = None
+        self._step_s = 0.0
+        self._resumed_ns = now()
+        self._late_ns = 0
+        self.is_behind = False
 
-    def wait(self, seconds: float) -> int:
+    def start(self, step_s: float) -> None:
+        """A pass begins, one step after the last one; `step_s` is what the file says of it."""
+        self._last_s = None
+        self._step_s = self._step_s or step_s
+        self.resume()
+
+    def wait(self, seconds: float | None) -> int:
         """Until the frame at `seconds` in the video is due; when that is, ns."""
-        if self._zero_ns is None:
-            self._zero_ns = self._now() - int(seconds * 1e9)
-        due_ns = self._zero_ns + int(seconds * 1e9)
-        self._step_s, self._last_s = max(0.0, seconds - self._last_s), seconds
-        left_s = (due_ns - self._now()) / 1e9
+        now_ns, gap_ns = self._now(), round(self._gap_s(seconds) * 1e9)
+        if self._due_ns is None:
+            self._due_ns = now_ns
+        else:
+            self._due_ns += gap_ns
+            self._late_ns = max(0, self._late_ns + now_ns - self._resumed_ns - gap_ns)
+        if self._late_ns > _LATEST_S * 1e9:
+            self._due_ns, self._late_ns, self.is_behind = self._due_ns + self._late_ns, 0, True
+        left_s = (self._due_ns - now_ns) / 1e9
         if left_s > 0:
             self._closing.wait(left_s)
-        return due_ns
+        return self._due_ns
 
-    def start_again(self) -> None:
-        """The next pass begins one frame after the last one."""
-        if self._zero_ns is not None:
-            self._zero_ns += int((self._last_s + self._step_s) * 1e9)
-            self._last_s = 0.0
+    def resume(self) -> None:
+        """The taker is back; from now on it is decoding that takes the time."""
+        self._resumed_ns = self._now()
+
+    def _gap_s(self, seconds: float | None) -> float:
+        last_s, self._last_s = self._last_s, seconds
+        if seconds is None or last_s is None or not 0 <= seconds - last_s <= _LONGEST_GAP_S:
+            return self._step_s
+        self._step_s = seconds - last_s
+        return self._step_s
 
 
 def _import_av() -> Any:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,71 @@ def test_a_frame_arrives_when_it_is_due_however_late_it_is_taken(video: Path) ->
     late = [next(items).arrived_ns for _ in range(3)]
     assert late == [pytest.approx(n * 40_000_000, abs=100_000) for n in (1, 2, 3)]
     assert clock.waits == [pytest.approx(0.02, abs=1e-3)]
+
+
+def times_of(source: Video, count: int) -> list[float]:
+    """When the first frames arrive, in seconds, for a taker and a decoder that take no time."""
+    clock = Clock()
+    source._now = clock
+    return [(item.arrived_ns or 0) / 1e9 for item in islice(timed(source, clock), count)]
+
+
+def timed_frames(path: Path, times: list[int], *, format: str | None = None, codec: str = "mpeg4") -> Path:
+    """A video of one small frame at each time, in 25ths of a second."""
+    with av.open(str(path), "w", format=format) as container:
+        stream: Any = container.add_stream(codec, rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 80, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, FPS)
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def test_frames_without_a_time_come_at_the_rate_of_the_file(tmp_path: Path) -> None:
+    """A raw stream in a file has no times; without a pace of its own nearly every frame would be dropped."""
+    path = timed_frames(tmp_path / "raw.h264", list(range(6)), format="h264", codec="libx264")
+    assert times_of(Video(str(path), loop=True), 8) == pytest.approx([n / FPS for n in range(8)], abs=1e-3)
+
+
+def test_a_variable_rate_is_kept(tmp_path: Path) -> None:
+    path = timed_frames(tmp_path / "rate.mkv", [0, 1, 4, 9, 16])
+    assert times_of(Video(str(path)), 5) == pytest.approx([0.0, 0.04, 0.16, 0.36, 0.64], abs=2e-3)
+
+
+def test_a_clock_that_jumps_neither_stops_nor_hurries_the_video(tmp_path: Path) -> None:
+    hour = 3600 * FPS
+    path = timed_frames(tmp_path / "cut.mkv", [0, 1, 2, hour, hour + 1])
+    assert times_of(Video(str(path)), 5) == pytest.approx([n / FPS for n in range(5)], abs=2e-3)
+    back = Video(str(path))
+    back._images = lambda container: iter([(t, np.zeros((2, 2, 3), np.uint8)) for t in (9.0, 9.04, 0.0, 0.04)])  # type: ignore
+    assert times_of(back, 4) == pytest.approx([n / FPS for n in range(4)], abs=1e-6)
+
+
+def test_a_file_that_begins_late_leaves_no_hole_between_two_passes(tmp_path: Path) -> None:
+    """A transport stream begins at 1.4 s."""
+    path = timed_frames(tmp_path / "late.mkv", [35, 36, 37])
+    assert times_of(Video(str(path), loop=True), 6) == pytest.approx([n / FPS for n in range(6)], abs=2e-3)
+
+
+def test_a_file_that_cannot_be_decoded_in_time_is_played_slower(video: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its frames arrive when they are there: otherwise latency would grow without end, and nobody would be to blame."""
+    clock = Clock()
+    source = timed(Video(str(video), loop=True, now=clock), clock)
+    really, lags = source._convert, []
+
+    def slowly(frame: Any) -> Any:
+        clock.ns += 140_000_000
+        return really(frame)
+
+    source._convert = slowly  # type: ignore[method-assign]
+    lags = [(clock.ns - (item.arrived_ns or 0)) / 1e9 for item in islice(source, 60)]
+    assert max(lags) < 1.2
+    assert "it is played slower" in source.health.detail
+    assert caplog.text.count("it is played slower") == 1
 
 
 def test_close_ends_a_file_that_is_played(video: Path) -> None:
@@ -279,6 +345,33 @@ def test_without_reconnecting_the_end_is_the_end(video: Path) -> None:
     source, clock, _ = played(video, video, video, reconnect=False)
     assert len(list(source)) == 6
     assert clock.waits == []
+
+
+def test_without_reconnecting_a_stream_that_cannot_be_opened_is_an_error(video: Path) -> None:
+    source, clock, _ = played(video, REFUSED, reconnect=False)
+    with pytest.raises(
+        DataError, match=r"^source\.uri=rtsp://127\.0\.0\.1/gate: cannot be opened: Connection refused$"
+    ):
+        list(source)
+    assert clock.waits == []
+
+
+def test_a_password_is_in_no_message_and_no_log(caplog: pytest.LogCaptureFixture, video: Path) -> None:
+    caplog.set_level("INFO")
+    uri, clock = "rtsp://admin:secret@127.0.0.1/gate?token=secret", Clock()
+    source = Video(uri, now=clock, draw=lambda: 1.0)
+    connections = Connections(source, clock, REFUSED)
+    list(source)
+    failing = Video(uri, now=clock, reconnect=False)
+    Connections(failing, clock, REFUSED)
+    with pytest.raises(DataError) as caught:
+        list(failing)
+    with pytest.raises(UsageError) as refused:
+        Video("nothing://admin:secret@127.0.0.1/gate")
+    assert len(connections.options) == 2
+    said = f"{caplog.text} {caught.value} {refused.value} {source.health.detail}"
+    assert said.count("://***@127.0.0.1/gate") == 4
+    assert "secret" not in said
 
 
 def test_frames_of_a_stream_arrive_when_they_come(video: Path) -> None:
