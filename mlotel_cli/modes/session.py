@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 from opentelemetry import trace
 
@@ -30,6 +30,8 @@ from mlotel_cli.telemetry.tracer import Backend, Recording, Span
 
 _CALIBRATION_SPANS = 500
 _SHOW_CURSOR = b"\x1b[?25h"
+_ONE_SIGNAL_S = 0.3
+"""Signals so close together are one: `timeout` and many wrappers signal the process and its group, both at once."""
 _CLOSING_GRACE_S = 60.0
 """On top of the tracker's own bounds: merging Parquet and computing intervals."""
 
@@ -127,6 +129,7 @@ class Session:
         imports: tuple[str, ...] = ("polars",),
         link: RecorderLink | None = None,
         on_signal: Callable[[int], None] | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start the recorder process and install the provider; nothing is written before `open`.
 
@@ -137,6 +140,7 @@ class Session:
             link: a recorder that was started already.
             on_signal: told of the first SIGINT or SIGTERM, for a run whose normal end that is; without it, the signal
                 raises Interrupted.
+            now: seconds, monotonic.
         """
         self.run_dir = run_dir
         self.closing = Closing()
@@ -150,6 +154,8 @@ class Session:
         self._is_exiting = False
         self._came_late: int | None = None
         self._on_signal = on_signal
+        self._now = now
+        self._signalled_s: float | None = None
         self._link = link or RecorderLink(run_dir, imports=imports, say=say)
         api.install()
 
@@ -297,8 +303,12 @@ class Session:
 
     def _interrupt(self, signum: int, _frame: FrameType | None) -> None:
         """First signal: end the run in order. Second: leave at once; the recorder finishes what it has."""
-        signal.signal(signal.SIGINT, _leave)
-        signal.signal(signal.SIGTERM, _leave)
+        now_s = self._now()
+        if self._signalled_s is not None:
+            if now_s - self._signalled_s >= _ONE_SIGNAL_S:
+                _leave(signum)
+            return
+        self._signalled_s = now_s
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that goes sends several
         if self._is_exiting:
             self._came_late = signum
@@ -317,7 +327,7 @@ def _count_opened(root: trace.Span) -> int:
     return root.count_opened() if isinstance(root, Span) else 0
 
 
-def _leave(signum: int, _frame: FrameType | None) -> None:
+def _leave(signum: int) -> NoReturn:
     if os.isatty(2):
         os.write(2, _SHOW_CURSOR)  # a bar or a picture hid it
     os._exit(128 + signum)

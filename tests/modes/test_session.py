@@ -209,13 +209,16 @@ def test_a_second_signal_leaves_at_once_and_the_recorder_finishes(tmp_path):
         from pathlib import Path
         from tests.modes.test_session import Session, open_session, run_batch
 
-        session = Session(Path({str(tmp_path)!r}), say=print)
+        times = iter([100.0, 100.1, 100.2, 100.4])
+        session = Session(Path({str(tmp_path)!r}), say=print, now=lambda: next(times))
         with session:
             run_batch(open_session(session), 0)
             time.sleep(0.1)  # the hand-over is every 5 ms
             try:
                 os.kill(os.getpid(), signal.SIGINT)
             except KeyboardInterrupt:
+                os.kill(os.getpid(), signal.SIGINT)  # still the first one, which was sent to the group as well
+                os.kill(os.getpid(), signal.SIGTERM)
                 print(session.link.pid, flush=True)
                 os.kill(os.getpid(), signal.SIGTERM)
             print("still here")
@@ -232,10 +235,11 @@ def test_a_second_signal_leaves_at_once_and_the_recorder_finishes(tmp_path):
 
 def test_a_run_that_ends_by_a_signal_is_told_and_goes_on(tmp_path):
     told: list[int] = []
-    session = Session(tmp_path, say=print, on_signal=told.append)
+    session = Session(tmp_path, say=print, on_signal=told.append, now=lambda: 7.0)
     with session:
         run_batch(open_session(session), 0)
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # of one stop, sent to the process and to its group
         run_batch(session, 1)
     assert told == [signal.SIGTERM]
     assert ended(tmp_path).info["status"] == "complete"

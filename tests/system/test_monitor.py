@@ -98,6 +98,7 @@ def test_a_signal_is_its_normal_end(tmp_path: Path) -> None:
 def test_ctrl_c_and_a_terminal_that_goes_end_it_as_well(tmp_path: Path, signum: signal.Signals) -> None:
     with Monitor(tmp_path, *DUMMY, "executor=pipelined") as monitor:
         monitor.wait_for_batches(10)
+        monitor.process.send_signal(signum)  # and again at once, as a wrapper does that signals the group as well
         assert monitor.end(signum) == 0, monitor.printed
     assert (monitor.info["status"], monitor.info["ended"]) == ("complete", signum.name)
 
