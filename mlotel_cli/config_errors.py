@@ -21,6 +21,7 @@ from omegaconf.errors import (
 )
 from yaml import MarkedYAMLError, YAMLError
 
+from mlotel_cli.credentials import hide
 from mlotel_cli.errors import MlotelError, UsageError
 
 CONFIG_EXCEPTIONS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -67,10 +68,10 @@ def exit_code(error: BaseException) -> int:
 
 
 def message(error: BaseException) -> str:
-    """Return what the user reads about an error."""
+    """Return what the user reads about an error; no password is in it."""
     if isinstance(error, CONFIG_EXCEPTIONS):
         error = readable(error)
-    return str(error) if isinstance(error, MlotelError) else f"{type(error).__name__}: {error}"
+    return hide(str(error) if isinstance(error, MlotelError) else f"{type(error).__name__}: {error}")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -4,6 +4,7 @@ They are in URLs (`rtsp://USER:PASSWORD@HOST/PATH`, `?token=...`) and in the hea
 wanted where a connection is opened, and in no run.json, .hydra, log, W&B run or message.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any, cast
@@ -48,6 +49,14 @@ def _sets_around(text: str) -> bool:
     """Whether an override sets a whole group that the headers are part of, and them with it."""
     key, _, value = text.partition("=")
     return ".".join(_HEADERS).startswith(f"{key.lstrip('+~').strip()}.") and _HEADERS[-1] in value
+
+
+class LogFormatter(logging.Formatter):
+    """As logging's own; what libraries say, and tracebacks, may hold a URL as well."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of a record."""
+        return hide(super().format(record))
 
 
 def _hide_below(path: tuple[str, ...], value: Any) -> Any:

@@ -228,6 +228,17 @@ class TestExitCodes:
         assert (ended.code, ended.out, ended.err) == (1, "", "mlotel: batch 3, stage reader: no plate\n")
         assert "Traceback" in Path("here/mlotel.log").read_text()
 
+    def test_no_password_in_message_or_log(self, fake: FakeMode) -> None:
+        def camera_is_gone(cfg: DictConfig, job: Job) -> None:
+            logging.getLogger("library").warning("opening %s", "rtsp://me:secret@gate/1")
+            raise OSError("no route to rtsp://me:secret@gate/1")
+
+        fake.behave = camera_is_gone
+        ended, log = mlotel("eval", "run.dir=here"), Path("here/mlotel.log").read_text()
+        assert ended.err == "mlotel: OSError: no route to rtsp://***@gate/1 (--debug shows where)\n"
+        assert log.count("rtsp://***@gate/1") == 4  # two lines, and the traceback
+        assert "secret" not in log
+
     def test_error_nobody_foresaw(self, fake: FakeMode) -> None:
         fake.behave = lambda cfg, job: fail(KeyError("plates"))
         ended = mlotel("eval")

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Protocol, Self
 
 from opentelemetry import trace
 
+from mlotel_cli.credentials import hide
 from mlotel_cli.errors import Interrupted
 from mlotel_cli.otlp_settings import resource_of_environment
 from mlotel_cli.records import Sample, Status
@@ -289,7 +290,7 @@ class Session:
         if isinstance(error, KeyboardInterrupt):
             closing.status = "interrupted"
         elif error is not None:
-            closing.status, closing.error = "failed", str(error) or type(error).__name__
+            closing.status, closing.error = "failed", hide(str(error)) or type(error).__name__
         device = self._recording.device if self._recording is not None else None
         if device is not None:
             closing.telemetry.update(device_abandoned=device.abandoned, device_captured=device.captured)
