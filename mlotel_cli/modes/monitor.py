@@ -7,7 +7,7 @@ hangs cannot keep a signal from ending the run.
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
             intake = create_intake(cfg)
             loop = _prepare(cfg, job, session=session, intake=intake, ending=ending)
             supervise(loop, link, view, ending=ending, board=board, grace_s=float(cfg.monitor.grace_s))
-            session.tell({"ended": ending.reason, "source": intake.report()})
+            session.tell({"ended": ending.reason, "source": intake.report(), "notes": list(_notes(intake))})
             view.say(f"ended: {ending.reason}; finishing files and sinks")
     finally:
         if intake is not None:
@@ -87,6 +87,14 @@ def create_intake(cfg: "DictConfig") -> Intake:
         config.instantiate(node, "source"),
         Policy(when_full, policy.queue_size, policy.batch_size, policy.batch_wait_ms),
     )
+
+
+def _notes(intake: Intake) -> Iterator[str]:
+    """A run that ends well, and did nothing, says why."""
+    report = intake.report()
+    if not report["received"]:
+        lost = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items())
+        yield f"nothing came from the source: {intake.health.detail or lost or 'it was silent'}"
 
 
 def _prepare(cfg: "DictConfig", job: Job, *, session: Session, intake: Intake, ending: Ending) -> Loop:

@@ -183,7 +183,7 @@ class Intake:
         """Yield batches as items come; ends when the source does, or after `stop`.
 
         Raises:
-            DataError: when the source failed.
+            DataError: when the source failed, or ended before anything came.
         """
         if not self._reader.ident:
             self._reader.start()
@@ -192,8 +192,12 @@ class Intake:
                 yield self._renumbered(first[0], first[1])
             else:
                 yield self._batch(self._fill([first]))
-        if self._error is not None and not self._stopped:
+        if self._stopped:
+            return
+        if self._error is not None:
             raise self._failure(self._error)
+        if not self._received:
+            raise DataError(f"{self._key}: it ended before anything came")
 
     def _fill(self, items: list[tuple[Any, int | None, str]]) -> list[tuple[Any, int | None, str]]:
         """Add to the first item until the batch is full, late, or another kind of item comes."""
@@ -287,7 +291,7 @@ def _fits(item: Any, like: Any) -> bool:
     """Whether both can be in one batch."""
     if isinstance(item, Batch):
         return False
-    return getattr(item, "shape", None) == getattr(like, "shape", None)
+    return all(getattr(item, name, None) == getattr(like, name, None) for name in ("shape", "dtype", "device"))
 
 
 def _stacked(items: list[Any]) -> Any:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -162,6 +163,13 @@ def test_frames_of_another_size_begin_a_new_batch() -> None:
     assert [tuple(batch.data.shape) for batch in batches] == [(1, 3, 4, 4), (2, 3, 8, 8)]
 
 
+def test_items_of_another_kind_begin_a_new_batch() -> None:
+    """They could not be stacked, and a monitor must not end by that."""
+    items = [torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.uint8), np.zeros(2, np.uint8), [0, 0]]
+    batches = list(Intake(items, Policy(batch_size=4, batch_wait_ms=10_000)))
+    assert [batch.size for batch in batches] == [2, 1, 1, 1]
+
+
 def test_latency_starts_when_the_source_says_it_arrived() -> None:
     source = HandFed(Arrival("a", 17, "frame-1"), Arrival("b", 18))
     source.end()
@@ -195,6 +203,11 @@ def test_a_source_that_fails_says_so_after_what_it_gave() -> None:
     assert values(next(batches)) == ["a"]
     with pytest.raises(DataError, match="source: it failed after 1 items: OSError: cable pulled"):
         next(batches)
+
+
+def test_a_source_that_ends_before_anything_came_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"^source: it ended before anything came$"):
+        list(Intake([], Policy()))
 
 
 def test_an_error_that_explains_itself_is_passed_on() -> None:

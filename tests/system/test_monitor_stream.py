@@ -84,11 +84,29 @@ def test_a_camera_that_is_not_there_yet(tmp_path: Path, conf: Path) -> None:
     assert monitor.printed.count("cannot be reached yet") == 1
 
 
-def test_it_ends_at_once_while_nobody_answers(tmp_path: Path, conf: Path) -> None:
+def test_it_ends_at_once_while_nobody_answers_and_keeps_the_password(tmp_path: Path, conf: Path) -> None:
+    with Camera() as gone:
+        url = gone.url.replace("://", "://guard:s3cr3t@")
+    words = watching(conf, url, "source.max_delay_s=600", "tracker.mode=offline")
+    with Monitor(tmp_path, *words) as monitor:
+        wait_until(lambda: "cannot be reached yet" in monitor.printed)
+        served = [monitor.get(path)[1] for path in ("/", "/metrics", "/readyz")]
+        assert monitor.end() == 0, monitor.printed
+    info = monitor.info
+    assert (info["summary"]["batches"], info["status"]) == ({}, "complete")
+    assert "nothing came from the source: Connection refused" in monitor.printed
+    assert all(served)
+    assert "s3cr3t" not in " ".join(served)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in files if b"s3cr3t" in path.read_bytes()] == []
+    assert any(path.suffix == ".wandb" for path in files)
+    assert any("://***@" in path.read_text() for path in files if path.name == "config.yaml")
+
+
+def test_a_camera_that_cannot_be_opened_and_is_not_tried_again(tmp_path: Path, conf: Path) -> None:
     with Camera() as gone:
         url = gone.url
-    with Monitor(tmp_path, *watching(conf, url, "source.max_delay_s=600")) as monitor:
-        wait_until(lambda: "cannot be reached yet" in monitor.printed)
-        assert monitor.end() == 0, monitor.printed
-    assert monitor.info["summary"]["batches"] == {}
-    assert monitor.info["status"] == "complete"
+    with Monitor(tmp_path, *watching(conf, url, "source.reconnect=false")) as monitor:
+        assert monitor.process.wait(60) == 1, monitor.printed
+    assert f"source.uri={url}: cannot be opened: Connection refused" in monitor.printed
+    assert monitor.info["status"] == "failed"
