@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlotel_cli.analysis.stats import MIN_EFFECTIVE_N
 from mlotel_cli.analysis.summary import COUNTED
 from mlotel_cli.recorder.runfile import Totals
 from mlotel_cli.recorder.window import Counts, Window, mean
@@ -194,7 +195,7 @@ class LiveState:
         """A copy of what is known now, for other threads."""
         seconds = max(min(now - self._began, WINDOW_SLOTS * SLOT_S), SLOT_S)
         latency = self._latency.window.counts()
-        p50, p95, p99 = latency.quantiles(0.5, 0.95, 0.99)
+        p50, p95, p99 = _percentiles(latency)
         snapshot = {
             "uptime_s": self._earlier_s + now - self._began,
             "batches": self._batches.total,
@@ -205,7 +206,13 @@ class LiveState:
             "failed_per_s": self._failures.per_s(),
             "dropped_per_s": self._dropped.per_s(),
             "slow_ms": self.slow_ms,
-            "latency_ms": {"p50": p50, "p95": p95, "p99": p99, "max": latency.largest if latency.count else None},
+            "latency_ms": {
+                "count": latency.count,
+                "p50": p50,
+                "p95": p95,
+                "p99": p99,
+                "max": latency.largest if latency.count else None,
+            },
             "stages": {name: self._stage(name, seconds=seconds) for name in self._host | self._queue},
             "queues": {name: list(depth) for name, depth in workload.queues.items()},
             "source": dict(workload.source),
@@ -242,9 +249,16 @@ class LiveState:
 
     def _stage(self, name: str, *, seconds: float) -> dict[str, float | None]:
         host, queue = _counts(self._host.get(name)), _counts(self._queue.get(name))
-        (p50, p95), (queue_p50, queue_p95) = host.quantiles(0.5, 0.95), queue.quantiles(0.5, 0.95)
-        busy = host.total / 1e3 / seconds
-        return {"p50_ms": p50, "p95_ms": p95, "queue_p50_ms": queue_p50, "queue_p95_ms": queue_p95, "busy": busy}
+        (p50, p95, _), (queue_p50, queue_p95, _) = _percentiles(host), _percentiles(queue)
+        return {
+            "count": host.count,
+            "p50_ms": p50,
+            "p95_ms": p95,
+            "queue_count": queue.count,
+            "queue_p50_ms": queue_p50,
+            "queue_p95_ms": queue_p95,
+            "busy": host.total / 1e3 / seconds,
+        }
 
     def _value(self, name: str, series: Series) -> dict[str, Any]:
         counts = series.window.counts()
@@ -262,6 +276,13 @@ class LiveState:
         for name, series in self._data.items():
             charts["data", name] = tuple(average for average, _, _ in series.course)
         return charts
+
+
+def _percentiles(counts: Counts) -> tuple[float | None, float | None, float | None]:
+    """p50, p95, p99; None for those that so few values do not bear, as in the table of an evaluation."""
+    p50, p95, p99 = counts.quantiles(0.5, 0.95, 0.99)
+    enough = MIN_EFFECTIVE_N
+    return p50, p95 if counts.count >= enough["p95"] else None, p99 if counts.count >= enough["p99"] else None
 
 
 def _counts(series: Series | None) -> Counts:

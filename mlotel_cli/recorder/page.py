@@ -15,6 +15,7 @@ from functools import cache
 from html import escape
 from typing import Any
 
+from mlotel_cli.analysis.stats import MIN_EFFECTIVE_N
 from mlotel_cli.recorder.charts import Points, bar, line_chart, span_of
 from mlotel_cli.recorder.http import Reply
 from mlotel_cli.recorder.live import NUM_POINTS, POINT_SLOTS, SLOT_S, Event, Published
@@ -94,7 +95,9 @@ def _content(status: Status) -> str:
         f"{_tiles(snapshot)}{_latency(status.published)}{_throughput(status.published)}{_stages(status.published)}"
         f"{_values(status.published)}{_slow(status)}{_failed(status)}{_sinks(snapshot)}{_run(status)}</div>"
         '<footer><a href="metrics">metrics</a><a href="healthz">healthz</a><a href="readyz">readyz</a>'
-        "Rates, latencies and values are of the last 60 seconds, counts since the start of the run.</footer></div>"
+        "Rates, latencies and values are of the last 60 seconds, counts since the start of the run. "
+        f"n&lt;{MIN_EFFECTIVE_N['p95']}: too few batches for a p95 (a p99 takes {MIN_EFFECTIVE_N['p99']})."
+        "</footer></div>"
     )
 
 
@@ -122,14 +125,15 @@ def _tiles(snapshot: Mapping[str, Any]) -> str:
     seen = f"{source.get('received', 0):,} received" if source else "source not heard of yet"
     state = escape(source.get("state") or "unknown")
     kind = escape(source.get("kind") or "source")
+    num = latency["count"]
     tiles = [
         _tile(
             "Throughput",
             f"{number(snapshot['items_per_s'])} <small>items/s</small>",
             f"{number(snapshot['batches_per_s'])} batches/s",
         ),
-        _tile("Latency p50", milliseconds(latency["p50"]), f"p95 {milliseconds(latency['p95'])}"),
-        _tile("Latency p99", milliseconds(latency["p99"]), f"max {milliseconds(latency['max'])}"),
+        _tile("Latency p50", milliseconds(latency["p50"]), f"p95 {_percentile('p95', latency['p95'], num=num)}"),
+        _tile("Latency p99", _percentile("p99", latency["p99"], num=num), f"max {milliseconds(latency['max'])}"),
         _tile("Batches", f"{snapshot['batches']:,}", f"{snapshot['items']:,} items"),
         _tile(
             "Failed",
@@ -184,10 +188,10 @@ def _stages(published: Published) -> str:
         _row(
             ("", escape(name), "name"),
             ("p50", milliseconds(stage["p50_ms"])),
-            ("p95", milliseconds(stage["p95_ms"])),
+            ("p95", _percentile("p95", stage["p95_ms"], num=stage["count"])),
             ("busy", f'{bar(stage["busy"], label="busy")}<span class="share">{stage["busy"]:.0%}</span>'),
             ("wait p50", milliseconds(stage["queue_p50_ms"])),
-            ("wait p95", milliseconds(stage["queue_p95_ms"])),
+            ("wait p95", _percentile("p95", stage["queue_p95_ms"], num=stage["queue_count"])),
             ("waiting now", _depth(snapshot["queues"].get(name))),
             ("p95, last half hour", _spark(published.charts.get(("stage", name), ()))),
         )
@@ -203,9 +207,10 @@ def _before_the_first(snapshot: Mapping[str, Any]) -> str:
     if queue is None and waited is None:
         return ""
     depth = f"{_depth(queue)} waiting before the first" if queue else "waiting before the first"
-    times = (
-        f", p50 {milliseconds(waited['queue_p50_ms'])}, p95 {milliseconds(waited['queue_p95_ms'])}" if waited else ""
-    )
+    times = ""
+    if waited:
+        p95 = _percentile("p95", waited["queue_p95_ms"], num=waited["queue_count"])
+        times = f", p50 {milliseconds(waited['queue_p50_ms'])}, p95 {p95}"
     return f" <small>&middot; {depth}{times}</small>"
 
 
@@ -330,6 +335,12 @@ def milliseconds(value: float | None) -> str:
         return "&ndash;"
     unit, shown = ("s", value / 1e3) if value >= 10_000 else ("ms", value)
     return f"{number(shown)} <small>{unit}</small>"
+
+
+def _percentile(name: str, value: float | None, *, num: int) -> str:
+    """Milliseconds, or that there are too few values for it."""
+    few = f'<span class="few">n&lt;{MIN_EFFECTIVE_N[name]}</span>'
+    return few if value is None and num else milliseconds(value)
 
 
 def duration(seconds: float) -> str:

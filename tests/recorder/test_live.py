@@ -67,37 +67,50 @@ def test_a_young_run_is_not_divided_by_a_whole_minute():
 
 def test_latency_stages_queues_and_values():
     live = LiveState(now=0.0)
-    for number in range(1, 101):
-        stages = {"reader": StageTime(float(number), None, number / 10, 1), "detector": StageTime(2.0, calls=1)}
-        live.add(
-            row(latency_ms=float(number), stages=stages, data={"score": -number / 100}, units={"score": "1"}), now=0.5
-        )
+    for number in range(1, 401):
+        ms = number / 4
+        stages = {"reader": StageTime(ms, None, ms / 10, 1), "detector": StageTime(2.0, calls=1)}
+        live.add(row(latency_ms=ms, stages=stages, data={"score": -ms / 100}, units={"score": "1"}), now=0.5)
     live.advance(now=10.0)
     found = snapshot(live, now=10.0)
     assert found["latency_ms"] == {
+        "count": 400,
         "p50": pytest.approx(50, rel=0.011),
         "p95": pytest.approx(95, rel=0.011),
         "p99": pytest.approx(99, rel=0.011),
         "max": 100.0,
     }
     assert found["stages"]["reader"] == {
+        "count": 400,
+        "queue_count": 400,
         "p50_ms": pytest.approx(50, rel=0.011),
         "p95_ms": pytest.approx(95, rel=0.011),
         "queue_p50_ms": pytest.approx(5, rel=0.011),
         "queue_p95_ms": pytest.approx(9.5, rel=0.011),
-        "busy": pytest.approx(5.05 / 10),
+        "busy": pytest.approx(0.4 * 50.125 / 10),
     }
     assert found["stages"]["detector"]["queue_p50_ms"] is None
     assert found["data"]["score"] == {
-        "mean": pytest.approx(-0.505),
-        "p50": pytest.approx(-0.51, rel=0.011),
+        "mean": pytest.approx(-0.50125),
+        "p50": pytest.approx(-0.50, rel=0.011),
         "unit": "1",
     }
 
 
+@pytest.mark.parametrize(("num", "known"), [(71, ["p50"]), (72, ["p50", "p95"]), (368, ["p50", "p95", "p99"])])
+def test_a_percentile_takes_as_many_batches_as_in_an_evaluation(num, known):
+    live = LiveState(now=0.0)
+    for _ in range(num):
+        live.add(row(latency_ms=5.0, stages={"reader": StageTime(4.0, None, 1.0, 1)}), now=0.5)
+    found = snapshot(live, now=1.0)
+    assert [name for name in ("p50", "p95", "p99") if found["latency_ms"][name] is not None] == known
+    reader = found["stages"]["reader"]
+    assert [reader["p95_ms"] is not None, reader["queue_p95_ms"] is not None] == [num >= 72] * 2
+
+
 def test_before_anything_happened_every_figure_is_there_and_none():
     found = snapshot(LiveState(now=0.0), now=0.0)
-    assert found["latency_ms"] == {"p50": None, "p95": None, "p99": None, "max": None}
+    assert found["latency_ms"] == {"count": 0, "p50": None, "p95": None, "p99": None, "max": None}
     assert (found["items_per_s"], found["stages"], found["source"], found["queues"]) == (0.0, {}, {}, {})
     assert (found["ready"], found["http"], found["sinks"], found["rows_written"]) == (True, None, PARQUET, 5)
     json.dumps(found, allow_nan=False)
