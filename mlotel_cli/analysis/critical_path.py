@@ -15,12 +15,14 @@ class Step:
 
     Attributes:
         name: of the span; of the root for time that no span below it accounts for.
+        stage: name of the span directly below the root that it lies in; of the root for its own time.
         kind: compute | waiting, or untraced for the root's own time.
         start_ns: nanoseconds since the epoch.
         end_ns: where the next step begins.
     """
 
     name: str
+    stage: str
     kind: Literal["compute", "waiting", "untraced"]
     start_ns: int
     end_ns: int
@@ -51,12 +53,14 @@ def critical_path(spans: Sequence[SpanRecord]) -> list[Step]:
         if span is not root:
             children[span.parent_id].append(span)
     start_ns = min(root.start_ns, *(span.start_ns for span in [root, *children[root.span_id]]))
-    steps = _walk(root, children, start_ns=start_ns, end_ns=root.end_ns)
+    steps = _walk(root, children, stage="", start_ns=start_ns, end_ns=root.end_ns)
     return steps[::-1]
 
 
-def _walk(span: SpanRecord, children: Mapping[int, Sequence[SpanRecord]], *, start_ns: int, end_ns: int) -> list[Step]:
-    """The steps of one span between two moments, backwards."""
+def _walk(
+    span: SpanRecord, children: Mapping[int, Sequence[SpanRecord]], *, stage: str, start_ns: int, end_ns: int
+) -> list[Step]:
+    """The steps of one span between two moments, backwards; `stage` is empty for the root."""
     kind = bar_kind(span)
     own = "untraced" if kind == "batch" else kind
     steps: list[Step] = []
@@ -67,11 +71,11 @@ def _walk(span: SpanRecord, children: Mapping[int, Sequence[SpanRecord]], *, sta
         if child_start >= child_end:  # it ran beside what is on the path already
             continue
         if child_end < at_ns:
-            steps.append(Step(span.name, own, child_end, at_ns))
-        steps += _walk(child, children, start_ns=child_start, end_ns=child_end)
+            steps.append(Step(span.name, stage or span.name, own, child_end, at_ns))
+        steps += _walk(child, children, stage=stage or child.name, start_ns=child_start, end_ns=child_end)
         at_ns = child_start
     if at_ns > start_ns:
-        steps.append(Step(span.name, own, start_ns, at_ns))
+        steps.append(Step(span.name, stage or span.name, own, start_ns, at_ns))
     return steps
 
 

@@ -8,7 +8,7 @@ arrow leads from a batch to its stages, one after the other. Waiting in a queue 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from mlotel_cli.analysis.waterfall import bar_kind, ranks
 from mlotel_cli.records import SpanRecord
@@ -46,6 +46,7 @@ def chrome_trace(spans: Sequence[SpanRecord], *, info: Mapping[str, Any]) -> dic
             stages[span.parent_id].append(span)
     for span, tid in roots:
         events.append(_slice(span, tid, zero_ns))
+        events += _instants(span, tid, zero_ns)
         events += _flow(span, tid, stages[span.span_id], tracks, zero_ns)
     for span in ordered:
         kind = bar_kind(span)
@@ -53,7 +54,7 @@ def chrome_trace(spans: Sequence[SpanRecord], *, info: Mapping[str, Any]) -> dic
             events.append(_slice(span, tracks.thread(span.thread), zero_ns))
         elif kind != "batch":
             events += _asynchronous(span, tracks.thread(span.thread), zero_ns)
-        if span.events:
+        if kind != "batch":
             events += _instants(span, tracks.thread(span.thread), zero_ns)
     name = f"mlotel {info.get('mode', 'run')} {info.get('name', '')}".strip()
     return {
@@ -147,9 +148,15 @@ def _described(span: SpanRecord) -> Event:
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes as JSON can hold them: it has no NaN."""
     return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        name: [_finite(each) for each in cast("list[Any]", value)]
+        if isinstance(value, list | tuple)
+        else _finite(value)
         for name, value in attributes.items()
     }
+
+
+def _finite(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _category(span: SpanRecord) -> str:

@@ -4,6 +4,8 @@ The terminal and the SVG draw the same layout. Waiting in a queue lies in the la
 """
 
 import math
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +18,9 @@ ROOTS = "batch"
 """The lane of the roots: on which thread one was opened tells nothing, its end is on another."""
 
 BarKind = Literal["batch", "compute", "waiting"]
+
+_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+_MAX_LINE = 1_000
 
 
 @dataclass(slots=True)
@@ -140,11 +145,44 @@ def bar_texts(bar: Bar, lane: Lane, *, is_single: bool) -> list[str]:
     number = str(bar.span.batch)
     if bar.kind == "batch":
         return [f"batch {number}: {took}", number]
-    what = "waits" if bar.kind == "waiting" else "" if bar.span.name == lane.name else bar.span.name
+    what = "waits" if bar.kind == "waiting" else "" if bar.span.name == lane.name else one_line(bar.span.name)
     named = [f"{what} {took}".strip(), took if bar.kind == "waiting" or not what else what]
     if is_single:
         return list(dict.fromkeys(named))
     return [f"{number}: {named[0]}", *([f"{number}: {what}"] if what else []), number]
+
+
+def one_line(text: str) -> str:
+    """A user's text as one line of what can be shown: terminals obey control characters, XML has none of them."""
+    head = _ESCAPE.sub("", text[:_MAX_LINE])
+    return " ".join("".join(each if each.isprintable() else " " for each in head).split())
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal it takes: some characters take two, accents of their own none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(each) else 1 + (unicodedata.east_asian_width(each) in ("W", "F")) for each in text
+    )
+
+
+def fit(text: str, columns: int) -> str:
+    """One line of at most so many columns; a text that is too long keeps both its ends."""
+    text = one_line(text)
+    if columns_of(text) <= columns:
+        return text
+    head = _head(text, (columns - 2) // 2)
+    return f"{head}..{_head(text[::-1], columns - 2 - columns_of(head))[::-1]}"
+
+
+def _head(text: str, columns: int) -> str:
+    taken = 0
+    for end, each in enumerate(text):
+        taken += columns_of(each)
+        if taken > columns:
+            return text[:end]
+    return text
 
 
 def ticks(duration_ns: int, *, at_most: int) -> list[int]:

@@ -3,7 +3,19 @@
 from collections.abc import Iterator
 from html import escape
 
-from mlotel_cli.analysis.waterfall import Bar, Lane, Waterfall, bar_texts, format_ms, format_tick, ticks, waits_for
+from mlotel_cli.analysis.waterfall import (
+    Bar,
+    Lane,
+    Waterfall,
+    bar_texts,
+    columns_of,
+    fit,
+    format_ms,
+    format_tick,
+    one_line,
+    ticks,
+    waits_for,
+)
 
 WIDTH = 960
 _ROW = 26
@@ -38,7 +50,8 @@ _HATCH = (
 
 def draw_svg(waterfall: Waterfall, *, title: str) -> str:
     """The file's text; `title` is also what a screen reader says."""
-    left = 24 + _CHARACTER * min(32, max(len(lane.name) for lane in waterfall.lanes))
+    left = 24 + _CHARACTER * min(32, max(columns_of(fit(lane.name, 32)) for lane in waterfall.lanes))
+    title = one_line(title)
     scale = (WIDTH - left - 16) / waterfall.duration_ns
     height = _TOP + sum(lane.num_rows * _ROW + _LANE_GAP for lane in waterfall.lanes) + 12
     parts = [
@@ -46,7 +59,7 @@ def draw_svg(waterfall: Waterfall, *, title: str) -> str:
         f'role="img" aria-label="{escape(title)}">',
         f"<title>{escape(title)}</title><style>{_STYLE}</style><defs>{_HATCH}</defs>",
         f'<rect class="back" width="{WIDTH}" height="{height}" rx="6"/>',
-        f'<text class="title" x="12" y="22">{escape(_short(title, 88))}</text>',
+        f'<text class="title" x="12" y="22">{escape(fit(title, 88))}</text>',
         *_legend(waterfall),
         *_axis(waterfall, left=left, scale=scale, bottom=height - 12),
     ]
@@ -81,7 +94,7 @@ def _axis(waterfall: Waterfall, *, left: float, scale: float, bottom: float) -> 
 
 
 def _lane(lane: Lane, waterfall: Waterfall, *, left: float, scale: float, y: float) -> Iterator[str]:
-    yield f'<text x="12" y="{y + 15:.1f}">{escape(_short(lane.name, 32))}</text>'
+    yield f'<text x="12" y="{y + 15:.1f}">{escape(fit(lane.name, 32))}</text>'
     for bar in lane.bars:
         x = left + (bar.span.start_ns - waterfall.start_ns) * scale
         width = max(1.0, (bar.span.end_ns - bar.span.start_ns) * scale)
@@ -90,11 +103,12 @@ def _lane(lane: Lane, waterfall: Waterfall, *, left: float, scale: float, y: flo
         yield f"<g><title>{escape(_hover(bar))}</title>"
         yield f'<rect class="{classes}" x="{x:.2f}" y="{top:.1f}" width="{width:.2f}" height="{_BAR}" rx="2"/>'
         texts = bar_texts(bar, lane, is_single=waterfall.is_single)
-        text = next((text for text in texts if _CHARACTER * len(text) + 10 <= width), "")
+        text = next((text for text in texts if _CHARACTER * columns_of(text) + 10 <= width), "")
         if text and bar.kind == "waiting":  # letters on a hatch are hard to read: give them ground
+            ground = _CHARACTER * columns_of(text) + 6
             yield (
-                f'<rect class="hatch-back" x="{x + width / 2 - _CHARACTER * len(text) / 2 - 3:.2f}" '
-                f'y="{top + 2:.1f}" width="{_CHARACTER * len(text) + 6:.1f}" height="{_BAR - 4}"/>'
+                f'<rect class="hatch-back" x="{x + width / 2 - ground / 2:.2f}" '
+                f'y="{top + 2:.1f}" width="{ground:.1f}" height="{_BAR - 4}"/>'
             )
         if text:
             yield f'<text x="{x + width / 2:.2f}" y="{top + 14:.1f}" text-anchor="middle">{escape(text)}</text>'
@@ -104,10 +118,6 @@ def _lane(lane: Lane, waterfall: Waterfall, *, left: float, scale: float, y: flo
 def _hover(bar: Bar) -> str:
     span = bar.span
     what = f"waits for {waits_for(span)}" if bar.kind == "waiting" else span.name
-    failed = f", {span.status} {span.status_message}" if bar.is_failed else ""
+    failed = f", {span.status} {one_line(span.status_message)}" if bar.is_failed else ""
     given = "".join(f", {name}={value}" for name, value in span.attributes.items() if bar.kind != "waiting")
-    return f"{what}: {format_ms(span.end_ns - span.start_ns)} ms, batch {span.batch}{failed}{given}"
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 2]}.."
+    return one_line(f"{what}: {format_ms(span.end_ns - span.start_ns)} ms, batch {span.batch}{failed}{given}")

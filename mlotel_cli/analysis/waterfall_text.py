@@ -6,7 +6,7 @@ Compute is a solid bar, waiting a dotted one, a batch a line with ends; a failed
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlotel_cli.analysis.waterfall import Bar, Lane, Waterfall, bar_texts, format_tick, ticks
+from mlotel_cli.analysis.waterfall import Bar, Lane, Waterfall, bar_texts, columns_of, fit, format_tick, ticks
 
 MIN_COLUMNS = 40
 _MAX_LABEL = 26
@@ -49,14 +49,15 @@ def draw(waterfall: Waterfall, *, columns: int, glyphs: Glyphs = UNICODE) -> lis
     A span shorter than a character is one wide; where several of them fall into one character, one is shown.
     """
     columns = max(columns, MIN_COLUMNS)
-    label_width = min(_MAX_LABEL, columns // 3, max(len(lane.name) for lane in waterfall.lanes))
+    label_width = min(_MAX_LABEL, columns // 3, max(columns_of(lane.name) for lane in waterfall.lanes))
     width = columns - label_width - 2
     indent = Piece(" " * (label_width + 1))
     lines: list[Line] = [[indent, Piece(text, "axis")] for text in _axis(waterfall.duration_ns, width, glyphs)]
     for lane in waterfall.lanes:
         for row in range(lane.num_rows):
-            label = _fit(lane.name, label_width).ljust(label_width) if row == 0 else " " * label_width
-            lines.append([Piece(f"{label} ", "lane"), *_draw_row(lane, row, waterfall, width, glyphs)])
+            label = fit(lane.name, label_width) if row == 0 else ""
+            padding = " " * (label_width - columns_of(label) + 1)
+            lines.append([Piece(f"{label}{padding}", "lane"), *_draw_row(lane, row, waterfall, width, glyphs)])
     return lines
 
 
@@ -88,10 +89,10 @@ def _draw_row(lane: Lane, row: int, waterfall: Waterfall, width: int, glyphs: Gl
         )
         at = end
         free = (placed[number + 1][1] if number + 1 < len(placed) else width) - end - 1
-        text = next((text for text in texts if len(text) <= free), None)
+        text = next((text for text in texts if columns_of(text) <= free), None)
         if text is not None and not _inside(texts, end - first):
             line.append(Piece(f" {text}"))
-            at += len(text) + 1
+            at += columns_of(text) + 1
     return [piece for piece in line if piece.text]
 
 
@@ -115,7 +116,7 @@ def _place(bars: Sequence[Bar], waterfall: Waterfall, width: int) -> list[tuple[
 def _inside(texts: Sequence[str], length: int) -> str:
     """The longest text that fits on a bar with some of the bar on both sides; empty when none does."""
     padded = [f" {text} " for text in texts]
-    return next((text for text in (*padded, *texts) if len(text) + 2 <= length), "")
+    return next((text for text in (*padded, *texts) if columns_of(text) + 2 <= length), "")
 
 
 def _bar(bar: Bar, length: int, texts: Sequence[str], glyphs: Glyphs, *, touches: bool) -> str:
@@ -123,9 +124,9 @@ def _bar(bar: Bar, length: int, texts: Sequence[str], glyphs: Glyphs, *, touches
     if bar.kind == "batch":
         if length == 1:
             return glyphs.ends[0]
-        return glyphs.ends[0] + text.center(length - 2, glyphs.line) + glyphs.ends[1]
+        return glyphs.ends[0] + _centred(text, length - 2, glyphs.line) + glyphs.ends[1]
     fill = glyphs.waiting if bar.kind == "waiting" else glyphs.compute
-    drawn = text.center(length, fill)
+    drawn = _centred(text, length, fill)
     if touches and length > 1:
         drawn = glyphs.boundary + drawn[1:]
     if bar.is_failed:
@@ -133,9 +134,6 @@ def _bar(bar: Bar, length: int, texts: Sequence[str], glyphs: Glyphs, *, touches
     return drawn
 
 
-def _fit(name: str, width: int) -> str:
-    """A name that is too long keeps both its ends."""
-    if len(name) <= width:
-        return name
-    head = (width - 2) // 2
-    return f"{name[:head]}..{name[len(name) - (width - 2 - head) :]}"
+def _centred(text: str, length: int, fill: str) -> str:
+    room = length - columns_of(text)
+    return fill * (room // 2) + text + fill * (room - room // 2)

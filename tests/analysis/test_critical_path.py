@@ -29,6 +29,14 @@ def test_a_pipelined_batch() -> None:
     assert shares(critical_path(pipelined().spans)) == {"waiting": 0.3, "compute": 0.69, "untraced": 0.01}
 
 
+def test_each_step_says_which_stage_it_lies_in() -> None:
+    trace = pipelined()
+    trace.add("deeper", 16, 20, thread="detector", parent=trace.spans[3])
+    stages = [(step.name, step.stage) for step in critical_path(trace.spans)]
+    assert stages[1:6] == [(name, "detector") for name in ("detector", "resize", "deeper", "resize", "detector")]
+    assert (stages[0], stages[-1]) == (("queue detector", "queue detector"), ("batch", "batch"))
+
+
 def test_what_ran_beside_a_longer_span_is_not_on_the_path() -> None:
     trace = Trace(0, 0, 20)
     trace.add("first", 0, 5)

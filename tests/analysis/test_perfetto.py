@@ -110,15 +110,23 @@ def test_spans_that_overlap_on_a_thread_become_asynchronous() -> None:
 def test_errors_device_time_attributes_and_events_are_arguments() -> None:
     trace = Trace(0, 0, 10, status="ERROR", status_message="gone")
     trace.add(
-        "work", 1, 9, device_ns=2_500_000, attributes={"boxes": 3, "score": math.nan},
+        "work", 1, 9, device_ns=2_500_000, attributes={"boxes": 3, "score": math.nan, "all": [math.inf, 1.5]},
         events=((1_700_000_000_002_000_000, "retry", {"n": 2}),),
     )  # fmt: skip
     found = events(trace)
     root, work = (next(e for e in found if e["name"] == name and e["ph"] == "X") for name in ("batch 0", "work"))
     assert root["args"]["status"] == "ERROR: gone"
     assert (work["args"]["device_ms"], work["args"]["boxes"], work["args"]["score"]) == (2.5, 3, "nan")
+    assert work["args"]["all"] == ["inf", 1.5]
     (instant,) = (e for e in found if e["ph"] == "i")
     assert (instant["name"], instant["ts"], instant["args"]) == ("retry", 2000, {"n": 2, "batch": 0})
+
+
+def test_an_event_of_a_batch_lies_on_its_track() -> None:
+    found = events(Trace(0, 0, 10, events=((1_700_000_000_002_000_000, "exception", {}),)))
+    check(found)
+    assert [tracks(found)[e["tid"]] for e in found if e["ph"] == "i"] == ["batches 1"]
+    assert list(tracks(found).values()) == ["batches 1"]
 
 
 def test_nanoseconds_survive() -> None:

@@ -81,3 +81,24 @@ def test_everything_lies_inside_the_picture() -> None:
         if "x" in rect.attrib:
             assert 0 <= float(rect.attrib["x"]) <= WIDTH - float(rect.attrib["width"]) + 1
             assert 0 <= float(rect.attrib["y"]) <= height - float(rect.attrib["height"])
+
+
+def test_what_xml_cannot_hold_is_left_out() -> None:
+    message = "\x1b[31mno\x1b[0m plate\x00\nat all \ufffe\ud800"
+    trace = Trace(0, 0, 10, status="ERROR", status_message=message)
+    trace.add("a\x01b", 0, 10, thread="c\x02d", attributes={"log": "e\x03f"})
+    text = draw_svg(lay_out(trace.spans), title="t\x04")
+    titles = [title for *_, title in bars(text)]
+    assert "ERROR no plate at all," in titles[0]
+    assert titles[1].startswith("a b: ")
+    assert titles[1].endswith("log=e f")
+    text.encode()
+
+
+def test_wide_characters_have_room() -> None:
+    def left(thread: str) -> float:
+        trace = Trace(0, 0, 10)
+        trace.add("work", 0, 10, thread=thread)
+        return bars(draw_svg(lay_out(trace.spans), title="t"))[0][1]
+
+    assert left("\u8eca\u4e21\u691c\u51fa\u5668") == left("ten_letter") > left("five5")

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from mlotel_cli.analysis.waterfall import lay_out
+from mlotel_cli.analysis.waterfall import columns_of, lay_out
 from mlotel_cli.analysis.waterfall_text import ASCII, UNICODE, Glyphs, draw
 from tests.support.traces import Trace, pipelined
 
@@ -104,3 +104,23 @@ def test_the_axis_is_where_it_says(duration_ms: float) -> None:
     for tick, time_ms in itertools.zip_longest(ticks[: len(times)], times):
         assert time_ms == pytest.approx(tick / width * duration_ms, abs=duration_ms / width)
     assert len(times) >= 4
+
+
+def test_lanes_line_up_whatever_the_width_of_their_characters() -> None:
+    names = ("detector", "\u6bb5\u968e\u4e00", "\u8eca\u4e21" * 20, "cafe\u0301")
+    trace = Trace(0, 0, 40)
+    for n, name in enumerate(names):
+        trace.add("work", 10 * n, 10 * n + 10, thread=name)
+    axis, *lanes = drawn(trace, columns=80)[1:]
+    starts = [columns_of(line[: line.index("work")]) for line in lanes[1:]]
+    assert max(columns_of(line) for line in lanes) == columns_of(axis)
+    assert [b - a for a, b in itertools.pairwise(starts)] == pytest.approx([len(axis.strip()) / 4] * 3, abs=1)
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
+    trace = Trace(0, 0, 10)
+    trace.add("\x1b[31mred\x1b[0m\nname\x07", 0, 10, thread="a\tlane\x9b")
+    text = "".join(drawn(trace, columns=100))
+    assert text.isprintable()
+    assert "red name 10.0 ms" in text
+    assert "a lane " in text

@@ -68,7 +68,7 @@ def test_one_batch(run: Path) -> None:
     assert ["queue", "detector", "source", "0.000", "10.0", "waiting"] in listed
     assert "scored  plates 3" in lines
     assert " ".join(lines[-2:]).startswith(
-        "critical path, ms: queue detector 10.0 > detector 5.00 > resize 10.0 > detector 15.0 > queue reader 20.0"
+        "critical path, ms: queue detector 10.0 > detector 30.0 (resize 10.0) > queue reader 20.0 > reader 39.0"
     )
     assert lines[-1].endswith("30% of it waiting; 1% of it in no span")
 
@@ -98,6 +98,43 @@ def test_it_fits(run: Path, columns: str, monkeypatch: pytest.MonkeyPatch) -> No
     for batch in ("3", "0-5"):
         lines = shown(str(run), "--batch", batch)
         assert max(len(line) for line in lines) in (int(columns) - 1, int(columns))
+
+
+def test_a_picture_in_a_file_has_a_width_that_people_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    assert max(map(len, shown(str(run), "--batch", "2-3"))) in (119, 120)
+
+
+@pytest.mark.parametrize("columns", [50, 60, 80])
+def test_a_narrow_terminal_keeps_the_times(tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    trace = Trace(0, 0, 140, status="ERROR", status_message="a long story " * 9)
+    parent = trace.root
+    for depth in range(12):
+        parent = trace.add(f"level_{depth}", depth, 120, parent=parent, thread="a_thread_with_a_long_name")
+    lines = shown(str(write_run(tmp_path, [trace])), "--batch", "0")
+    (at,) = (number for number, line in enumerate(lines) if line.endswith("took, ms"))
+    times = [re.search(r" (\d+\.?\d*) +(\d+\.?\d*)( |$)", line) for line in lines[at + 1 : at + 14]]
+    assert [float(each[2]) for each in times if each] == [140, *(120 - depth for depth in range(12))]
+    assert max(map(len, lines)) <= columns
+
+
+def test_a_path_of_many_spans_is_one_entry_a_stage(tmp_path: Path) -> None:
+    trace = Trace(0, 0, 100)
+    work = trace.add("work", 0, 90)
+    for n in range(40):
+        trace.add(("call", "wait")[n % 2], 2 * n, 2 * n + 1.5, parent=work, thread="work")
+    trace.add("rest", 90, 100)
+    (said,) = (line for line in shown(str(write_run(tmp_path, [trace])), "-b", "0") if line.startswith("critical"))
+    assert said == "critical path, ms: work 90.0 (call 30.0, wait 30.0) > rest 10.0"
+
+
+def test_control_characters_of_the_users_own_text_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    bad = "\x1b]0;title\x07\x1b[31mred\nnext\r"
+    trace = Trace(0, 0, 10, thread=bad, status="ERROR", status_message=bad)
+    trace.add(bad, 0, 10, attributes={bad: bad}, events=((1_700_000_000_000_000_000, bad, {}),))
+    write_run(tmp_path, [trace], [row(trace, status="failed", error=bad)])
+    assert all(line.isprintable() for line in shown(str(tmp_path)))
 
 
 def test_several_batches_are_drawn_together(run: Path) -> None:
