@@ -24,6 +24,8 @@ from mlotel_cli.recorder.workload import INTENDED
 _POINT_S = POINT_SLOTS * SLOT_S
 SOURCE = "source"
 """The queue before the first stage; it is no stage."""
+_ERROR_LENGTH = 200
+"""Of a failed batch; all of it is in batches.parquet."""
 _FEWEST_POINTS = 30
 """A young run's chart is five minutes wide."""
 _SHOWN = {
@@ -66,7 +68,7 @@ def render_page(status: Status) -> Reply:
 <title>{escape(status.name)}: {state}</title>
 <style>{css}</style>
 <noscript><meta http-equiv="refresh" content="5"></noscript></head>
-<body><main><p id="contact" role="alert" hidden></p>{_content(status)}</main>
+<body><main><p id="contact" role="alert" hidden></p>{_content(status)}{_footer()}</main>
 <script>{script}</script></body></html>
 """
     return Reply(html.encode("utf-8", "xmlcharrefreplace"), "text/html; charset=utf-8", policy=policy)
@@ -93,11 +95,16 @@ def _content(status: Status) -> str:
     return (
         f'<div id="content">{_header(status)}<div class="grid">'
         f"{_tiles(snapshot)}{_latency(status.published)}{_throughput(status.published)}{_stages(status.published)}"
-        f"{_values(status.published)}{_slow(status)}{_failed(status)}{_sinks(snapshot)}{_run(status)}</div>"
+        f"{_values(status.published)}{_slow(status)}{_failed(status)}{_sinks(snapshot)}{_run(status)}</div></div>"
+    )
+
+
+def _footer() -> str:
+    """Outside of what is swapped: a link that has the keyboard's focus keeps it."""
+    return (
         '<footer><a href="metrics">metrics</a><a href="healthz">healthz</a><a href="readyz">readyz</a>'
         "Rates, latencies and values are of the last 60 seconds, counts since the start of the run. "
-        f"n&lt;{MIN_EFFECTIVE_N['p95']}: too few batches for a p95 (a p99 takes {MIN_EFFECTIVE_N['p99']})."
-        "</footer></div>"
+        f"n&lt;{MIN_EFFECTIVE_N['p95']}: too few batches for a p95 (a p99 takes {MIN_EFFECTIVE_N['p99']}).</footer>"
     )
 
 
@@ -260,12 +267,16 @@ def _failed(status: Status) -> str:
         _row(
             ("batch", f"{event.batch}"),
             ("when", _ago(event, status.now_ns)),
-            ("why", escape(event.error[:300]) or "unknown", "text left"),
+            ("why", escape(_shortened(event.error)) or "unknown", "text left"),
         )
         for event in events
     ]
     body = _table(("batch", "when", "why"), rows, none="None.")
     return _panel("half", "Newest failed batches", body + _next_step(status, events))
+
+
+def _shortened(error: str) -> str:
+    return error if len(error) <= _ERROR_LENGTH else f"{error[: _ERROR_LENGTH - 2]} ..."
 
 
 def _next_step(status: Status, events: Sequence[Event]) -> str:
@@ -307,7 +318,7 @@ def _panel(css: str, title: str, body: str) -> str:
 def _table(heads: Sequence[str], rows: Sequence[str], *, none: str) -> str:
     if not rows:
         return f'<p class="none">{none}</p>'
-    titles = "".join(f"<th{' class=left' if head in ('why', '') else ''}>{head}</th>" for head in heads)
+    titles = "".join(f'<th scope="col"{" class=left" if head in ("why", "") else ""}>{head}</th>' for head in heads)
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 

@@ -150,7 +150,7 @@ def test_no_text_of_a_run_gets_through_as_markup():
     assert html.count("alert(1)") == html.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 10
     allowed = {"class", "href", "id", "role", "hidden", "data-label", "aria-label", "viewbox", "preserveaspectratio"}
     allowed |= {"lang", "charset", "name", "content", "rel", "http-equiv", "width", "height", "points"}
-    allowed |= {"x2", "y1", "y2"}
+    allowed |= {"x2", "y1", "y2", "scope"}
     assert {name for _, attributes in page.tags for name in attributes} <= allowed
 
 
@@ -198,6 +198,26 @@ def test_a_directory_with_a_space_is_quoted_in_the_command():
     published = busy_run().publish(now=60.0, workload=Workload(), sinks={}, http=None, ready=True)
     html = render_page(Status("lpr", "my runs/x", {}, published, "", 0)).body.decode()
     assert "mlotel trace 'my runs/x' --batch 1059" in text_of(html)
+
+
+def test_a_long_error_is_shortened():
+    live = LiveState(now=0.0)
+    live.add(row(1, status="failed", error="x" * 201), now=0.0)
+    live.add(row(2, status="failed", error="y" * 200), now=0.0)
+    text = text_of(show(live))
+    assert "x" * 198 + " ..." in text
+    assert "y" * 200 in text
+
+
+def test_what_keeps_the_focus_is_outside_of_what_is_swapped():
+    page = Page(show(busy_run()))
+    assert [tag for tag, _ in page.tags].index("footer") > max(
+        place for place, (_, attributes) in enumerate(page.tags) if "data-label" in attributes
+    )
+    html = show(busy_run())
+    content = html[html.index('<div id="content">') : html.index("<footer>")]
+    assert "<a " not in content
+    assert content.count("<div") == content.count("</div>")
 
 
 def test_red_is_for_what_goes_wrong_now():

@@ -65,6 +65,20 @@ def test_it_fits_refreshes_itself_and_asks_nobody_else(page: Page, monitor: Moni
     assert complaints(page) == []
 
 
+def test_text_that_is_being_copied_stays_and_so_does_the_focus(page: Page, monitor: Monitor) -> None:
+    look(page, monitor, width=1280)
+    page.evaluate("document.querySelector('footer a').focus(); window.before = document.getElementById('content'); 1")
+    page.wait_for("document.getElementById('content') !== window.before", timeout_s=20)
+    assert page.evaluate("document.activeElement.textContent") == "metrics"
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('dl code')); 1")
+    page.wait_for("document.getElementById('contact').textContent.includes('while text is selected')", timeout_s=20)
+    assert page.evaluate("getSelection().toString()") == monitor.info["run_id"]
+    page.evaluate("getSelection().empty(); window.before = document.getElementById('content'); 1")
+    page.wait_for("document.getElementById('content') !== window.before", timeout_s=20)
+    assert page.evaluate("document.getElementById('contact').hidden") is True
+    assert complaints(page) == []
+
+
 def test_it_says_when_the_recorder_is_gone(page: Page, monitor: Monitor) -> None:
     look(page, monitor, width=1280)
     assert monitor.end() == 0
