@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any, cast
 
 
@@ -45,7 +47,7 @@ def _inside(item: Any) -> Iterator[Any]:
     """What an object holds: items, and attributes."""
     if isinstance(item, Mapping):
         yield from cast("Mapping[Any, Any]", item).values()
-    elif isinstance(item, list | tuple | set | frozenset):
+    elif isinstance(item, list | tuple | set | frozenset | deque):
         yield from cast("list[Any]", item)
     whole: Any = cast("Any", item)
     for kind in type(whole).__mro__:
@@ -55,7 +57,7 @@ def _inside(item: Any) -> Iterator[Any]:
     yield from getattr(whole, "__dict__", {}).values()
 
 
-_NOTHING_INSIDE = (str, bytes, int, float, type(None))
+_NOTHING_INSIDE = (str, bytes, int, float, type(None), ModuleType)
 
 
 def move(value: Any, device: Any) -> Any:

@@ -1,7 +1,9 @@
 """Tensors wherever they lie: NaN is found and counted, everything is moved."""
 
 from collections import namedtuple
+from collections import deque
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -105,6 +107,7 @@ class Holder:
         lambda x: [1, "text", x],
         lambda x: {"a": {"b": (x, None)}},
         lambda x: {x},
+        lambda x: deque([x]),
         Boxes,
         Slotted,
         lambda x: Holder([Slotted(Boxes(x))]),
@@ -116,4 +119,6 @@ def test_tensors_are_found_in_whatever_holds_them(wrap: Any) -> None:
 
 
 def test_modules_functions_and_arrays_hold_no_tensors_of_a_batch() -> None:
-    assert list(tensors_in([torch.nn.Linear(2, 2), len, np.ones(2), b"1", None, 1.5])) == []
+    imported = ModuleType("imported")
+    imported.weights = torch.ones(2)  # type: ignore[attr-defined]
+    assert list(tensors_in([torch.nn.Linear(2, 2), Holder(imported), len, np.ones(2), b"1", None, 1.5])) == []

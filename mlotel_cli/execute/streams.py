@@ -95,7 +95,25 @@ class CudaLane:
             stream.wait_event(mark)
         for tensor in tensors_in(value):
             if tensor.is_cuda:
-                tensor.record_stream(stream)
+                _keep(tensor, stream)
+
+
+_PARTS = ("_indices", "_values", "values", "crow_indices", "col_indices", "ccol_indices", "row_indices", "offsets")
+
+
+def _keep(tensor: Any, stream: Any) -> None:
+    """Keep the memory of a tensor for `stream`; a sparse or nested one has it in the tensors it is made of."""
+    try:
+        tensor.record_stream(stream)
+    except NotImplementedError:
+        parts: list[Any] = []
+        for name in _PARTS:
+            with contextlib.suppress(AttributeError, RuntimeError):  # of another layout
+                parts.append(getattr(tensor, name)())
+        if not parts:
+            raise
+        for part in parts:
+            part.record_stream(stream)
 
 
 class CudaStreams:

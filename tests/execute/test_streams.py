@@ -121,6 +121,34 @@ def test_what_is_no_tensor_of_the_device_is_left_alone() -> None:
     assert stream not in on_host.kept_for
 
 
+class Sparse:
+    """As torch's: no stream can be recorded on it, only on what it is made of."""
+
+    is_cuda = True
+
+    def __init__(self, **parts: Any) -> None:
+        self._parts = parts
+
+    def record_stream(self, _stream: Stream) -> None:
+        raise NotImplementedError("aten::record_stream: SparseCUDA")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._parts:
+            return lambda: self._parts[name]
+        raise RuntimeError(f"{name}: expected another layout")
+
+
+def test_the_memory_of_a_sparse_tensor_is_kept() -> None:
+    cuda, stream = FakeCuda(), Stream("other")
+    for names in (("_indices", "_values"), ("crow_indices", "col_indices", "values")):
+        parts = {name: Tensor(cuda) for name in names}
+        with cuda.stream(stream):
+            CudaLane(cuda, None).receive([Sparse(**parts)], None)
+        assert all(stream in part.kept_for for part in parts.values())
+    with pytest.raises(NotImplementedError):
+        CudaLane(cuda, None).receive([Sparse()], None)
+
+
 def test_without_a_device_there_is_nothing_to_do() -> None:
     lane = HostStreams().lane("any")
     with lane.entered():
