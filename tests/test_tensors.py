@@ -1,7 +1,6 @@
 """Tensors wherever they lie: NaN is found and counted, everything is moved."""
 
-from collections import namedtuple
-from collections import deque
+from collections import deque, namedtuple
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
