@@ -2,8 +2,9 @@
 
 Utilisation is time in the stage by wall time and replica. The stage with the highest one bounds the throughput; what a
 change to it would give is replayed by `pipeline_model`, which says what is outside the model. On CUDA a stage takes
-what the longer of host and device takes; that stages share one device is not modelled. That they share the processor
-is, in one respect: where its cores are busy for a share s of the time, overlapping stages gives 1 / s at best.
+what the longer of host and device takes; that stages share one device is said, not modelled. That they share the
+processor is an upper limit: where its cores are busy for a share s of the time, more threads give 1 / s at best, and so
+does a faster stage once its part of the computing, taken to be that of its time, is saved.
 """
 
 import math
@@ -27,7 +28,9 @@ MIN_BATCHES = 30
 MAX_BATCHES = 5000
 """Of a longer run the last ones are looked at."""
 BUSY_CORES = 0.85
-"""From this share on, more threads cannot help much."""
+"""From this share on, more threads cannot help much: it is the processor that bounds the throughput, and no stage."""
+BUSY_DEVICE = 0.5
+"""From this share on, what stages on one device take from each other is worth a word."""
 MAX_ERROR = 0.25
 """Beyond this, the stages' times do not explain the throughput, and no prediction is made."""
 _MIN_COUNTED = 0.9
@@ -76,9 +79,10 @@ def find_bottleneck(
         executor: its configuration: kind, queue_size, replicas; empty for a user's own loop.
 
     Returns:
-        kind, stage (that bounds), utilisation and queue_ms by stage, cores and the share of time that they are busy,
-        model_error, and the gains: `twice_as_fast` and `one_replica_more` by stage for a pipelined run, `overlap` for
-        a sequential one; `sentences` says it in words.
+        kind, stage (that is busiest), utilisation and queue_ms by stage, the share of time that cores and device are
+        busy, model_error, and the gains: `twice_as_fast` and `one_replica_more` by stage for a pipelined run,
+        `overlap` for a sequential one; `limited_by_cores` names those that would be more on a larger processor, and
+        `sentences` says it in words.
     """
     model = model_of(batches, stages, closing=closing, executor=executor)
     if model is None:
@@ -93,11 +97,12 @@ def find_bottleneck(
         "queue_ms": {name: _mean(counted, f"{name}.queue_ms") for name in stages},
         "cores": closing.get("cores"),
         "cores_busy": _cores_busy(closing),
+        "device_busy": _device_busy(counted, stages, model.measured_s),
         "model_error": error,
         "num_batches": counted.height,
     }
     if model.is_pipelined and abs(error) <= MAX_ERROR:
-        found |= _gains(model, stages)
+        found |= _gains(model, stages, cores_busy=found["cores_busy"])
     elif executor and not model.is_pipelined:  # of a user's own loop nobody knows what may overlap
         found["overlap"] = _overlap(model, found["cores_busy"])
     found["sentences"] = sentences(found)
@@ -110,13 +115,12 @@ def model_of(
     """The model of a run, to ask it anything; arguments as for `find_bottleneck`, None where that says nothing."""
     if len(stages) < 2 or not batches.height:
         return None
-    counted = _counted(batches)
-    num_rows = min(batches.height, MAX_BATCHES)
-    if counted.height < max(MIN_BATCHES, _MIN_COUNTED * num_rows):
+    rows = batches.sort("batch").tail(MAX_BATCHES)  # those that failed on the way took their time too
+    if _counted(batches).height < max(MIN_BATCHES, _MIN_COUNTED * rows.height):
         return None
-    wall_s = _wall_s(batches.sort("batch").tail(num_rows), closing, is_whole=num_rows == batches.height)
+    wall_s = _wall_s(rows, closing, is_whole=rows.height == batches.height)
     caller_s = _caller_s(batches.height, closing)
-    stations = _stations(counted, stages, executor=executor, caller_s=caller_s, wall_s=wall_s)
+    stations = _stations(rows, stages, executor=executor, caller_s=caller_s, wall_s=wall_s)
     if wall_s <= 0 or not any(station.busy_s for station in stations[1:-1]):
         return None
     return PipelineModel(
@@ -136,10 +140,15 @@ def _cores_busy(closing: Mapping[str, Any]) -> float | None:
     return float(cpu_s) / (wall_s * cores) if wall_s and cores and cpu_s is not None else None
 
 
+def _device_busy(counted: "pl.DataFrame", stages: Sequence[str], wall_s: float) -> float | None:
+    """Share of the time that stages have the device, gaps between kernels included; None without one."""
+    busy_s = sum(sum(_seconds(counted, f"{name}.device_ms")) for name in stages)
+    return min(1.0, busy_s / wall_s) if busy_s else None
+
+
 def _overlap(model: PipelineModel, cores_busy: float | None) -> float:
     """What overlapping gives, and no more than the cores have left."""
-    gain = model.gain_of_overlap()
-    return min(gain, max(1.0, 1 / cores_busy)) if cores_busy else gain
+    return min(model.gain_of_overlap(), _limit(cores_busy))
 
 
 def _wall_s(rows: "pl.DataFrame", closing: Mapping[str, Any], *, is_whole: bool) -> float:
@@ -157,29 +166,28 @@ def _caller_s(num_batches: int, closing: Mapping[str, Any]) -> float:
 
 
 def _stations(
-    counted: "pl.DataFrame", stages: Sequence[str], *, executor: Mapping[str, Any], caller_s: float, wall_s: float
+    rows: "pl.DataFrame", stages: Sequence[str], *, executor: Mapping[str, Any], caller_s: float, wall_s: float
 ) -> list[Station]:
     replicas: Mapping[str, int] = executor.get("replicas") or {}
     is_pipelined = executor.get("kind") == "pipelined"
-    stations = [Station(SOURCE, _seconds(counted, "source.wait_ms"))]
+    stations = [Station(SOURCE, _seconds(rows, "source.wait_ms"))]
     stations += [
-        Station(name, _stage_seconds(counted, name), int(replicas.get(name, 1)) if is_pipelined else 1)
-        for name in stages
+        Station(name, _stage_seconds(rows, name), int(replicas.get(name, 1)) if is_pipelined else 1) for name in stages
     ]
     if not is_pipelined:  # what is in no stage is the calling thread's, and would still be
-        caller_s = max(caller_s, (wall_s - sum(station.busy_s for station in stations)) / counted.height)
-    return [*stations, Station(SCORING, [caller_s] * counted.height)]
+        caller_s = max(caller_s, (wall_s - sum(station.busy_s for station in stations)) / rows.height)
+    return [*stations, Station(SCORING, [caller_s] * rows.height)]
 
 
-def _stage_seconds(counted: "pl.DataFrame", name: str) -> list[float]:
-    host, device = _seconds(counted, f"{name}.host_ms"), _seconds(counted, f"{name}.device_ms")
+def _stage_seconds(rows: "pl.DataFrame", name: str) -> list[float]:
+    host, device = _seconds(rows, f"{name}.host_ms"), _seconds(rows, f"{name}.device_ms")
     return [max(pair) for pair in zip(host, device, strict=True)]
 
 
-def _seconds(counted: "pl.DataFrame", column: str) -> list[float]:
-    if column not in counted.columns:
-        return [0.0] * counted.height
-    return [value / 1e3 if value is not None and math.isfinite(value) else 0.0 for value in counted[column].to_list()]
+def _seconds(rows: "pl.DataFrame", column: str) -> list[float]:
+    if column not in rows.columns:
+        return [0.0] * rows.height
+    return [value / 1e3 if value is not None and math.isfinite(value) else 0.0 for value in rows[column].to_list()]
 
 
 def _mean(counted: "pl.DataFrame", column: str) -> float | None:
@@ -187,12 +195,26 @@ def _mean(counted: "pl.DataFrame", column: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _gains(model: PipelineModel, stages: Sequence[str]) -> dict[str, Any]:
+def _gains(model: PipelineModel, stages: Sequence[str], *, cores_busy: float | None) -> dict[str, Any]:
+    """What a change would give by the model, and no more than the cores have left."""
+    whole_s = sum(station.busy_s for station in model.stations)
+    faster: dict[str, float] = {}
+    limited: list[str] = []
+    for station in model.stations:
+        gain = model.gain(faster={station.name: _SHOWN_FACTOR})
+        saved = station.busy_s / whole_s * (1 - 1 / _SHOWN_FACTOR)
+        limit = _limit(cores_busy, saved=saved)
+        faster[station.name] = min(gain, limit)
+        if limit < gain:
+            limited.append(station.name)
     more = {station.name: station.replicas + 1 for station in model.stations}
-    return {
-        "twice_as_fast": {station.name: model.gain(faster={station.name: _SHOWN_FACTOR}) for station in model.stations},
-        "one_replica_more": {name: model.gain(replicas={name: more[name]}) for name in stages},
-    }
+    one_more = {name: min(model.gain(replicas={name: more[name]}), _limit(cores_busy)) for name in stages}
+    return {"twice_as_fast": faster, "one_replica_more": one_more, "limited_by_cores": limited}
+
+
+def _limit(cores_busy: float | None, *, saved: float = 0.0) -> float:
+    """How much more the cores can do, where that share of the computing is saved."""
+    return max(1.0, 1 / (cores_busy * (1 - saved))) if cores_busy else math.inf
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
@@ -202,6 +224,11 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     if busy is not None and busy >= BUSY_CORES:
         said.append(
             f"this process keeps {busy:.0%} of {found['cores']} cores busy: less computing helps, more threads do not"
+        )
+    device = found.get("device_busy")
+    if device is not None and device >= BUSY_DEVICE:
+        said.append(
+            f"the stages share one device and have it for {device:.0%} of the time: it bounds what can be gained"
         )
     return said
 
@@ -213,7 +240,9 @@ def _pipelined(found: Mapping[str, Any]) -> list[str]:
     if "twice_as_fast" not in found:
         return [
             f"{stage} is the busiest stage: busy {busy:.0%} of the time{waits}",
-            "the stages' times do not explain the throughput: the workload waits for something that is in no span",
+            "the stages' times do not explain the throughput: much of the time goes by between them, in no span"
+            if found["model_error"] < 0
+            else "the stages' times do not explain the throughput: it is higher than they allow",
         ]
     gain = found["twice_as_fast"][stage]
     if stage == SOURCE:
@@ -223,14 +252,19 @@ def _pipelined(found: Mapping[str, Any]) -> list[str]:
             f"the source bounds the pipeline: it is waited for {busy:.0%} of the time; "
             f"the busiest stage, {next_busy}, is busy {stages[next_busy]:.0%}"
         ]
+    limited = " at best, for want of cores" if stage in found["limited_by_cores"] else ""
     if stage == SCORING:
-        return [f"scoring bounds the pipeline: busy {busy:.0%}; twice as fast would give {gain:.2g} x"]
+        return [f"scoring bounds the pipeline: busy {busy:.0%}; twice as fast would give {gain:.2g} x{limited}"]
+    if (found.get("cores_busy") or 0.0) >= BUSY_CORES:
+        return [
+            f"{stage} is the busiest stage: busy {busy:.0%}{waits}; but it is the processor that bounds the pipeline"
+        ]
     if gain < _WORTH_SAYING:
         return [
             f"{stage} is the busiest stage: busy {busy:.0%}{waits}; no stage alone bounds the pipeline: "
             f"{stage} twice as fast would give {gain:.2f} x"
         ]
-    return [f"{stage} bounds the pipeline: busy {busy:.0%}{waits}; twice as fast would give {gain:.2g} x"]
+    return [f"{stage} bounds the pipeline: busy {busy:.0%}{waits}; twice as fast would give {gain:.2g} x{limited}"]
 
 
 def _sequential(found: Mapping[str, Any]) -> list[str]:

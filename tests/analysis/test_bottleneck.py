@@ -91,9 +91,53 @@ def test_overlapping_gives_no_more_than_the_cores_have_left() -> None:
     assert len(idle["sentences"]) == 1
 
 
-def test_busy_cores_are_said_of_a_pipelined_run_too() -> None:
-    assert len(find(table(), wall_s=4.01, cpu_s=6.0, cores=2)["sentences"]) == 1
-    assert "keeps 95% of 2 cores busy" in find(table(), wall_s=4.01, cpu_s=7.6, cores=2)["sentences"][1]
+def test_where_the_cores_are_full_no_stage_bounds() -> None:
+    found = find(table(), wall_s=4.01, cpu_s=7.6, cores=2)
+    assert found["sentences"] == [
+        "reader is the busiest stage: busy 100%, batches wait 60 ms before it; "
+        "but it is the processor that bounds the pipeline",
+        "this process keeps 95% of 2 cores busy: less computing helps, more threads do not",
+    ]
+
+
+def test_a_change_gives_no_more_than_the_cores_have_left() -> None:
+    found = find(table(), wall_s=4.01, cpu_s=6.416, cores=2)  # 80 % of them
+    assert found["one_replica_more"]["reader"] == pytest.approx(1 / 0.8)
+    assert found["twice_as_fast"]["reader"] == pytest.approx(4.01 / 2.01)  # most of the work is saved
+    assert found["limited_by_cores"] == []
+    frame = table(**{"detector.host_ms": 22.0, "source.wait_ms": 22.0})
+    found = find(frame, wall_s=4.05, cpu_s=6.6, cores=2)
+    assert found["limited_by_cores"] == ["reader"]
+    limit = 1 / (6.6 / 8.1 * (1 - 20 / 84))
+    assert found["twice_as_fast"]["reader"] == pytest.approx(limit)
+    assert found["sentences"] == [
+        "reader bounds the pipeline: busy 99%, batches wait 60 ms before it; "
+        f"twice as fast would give {limit:.2g} x at best, for want of cores"
+    ]
+    unlimited = find(frame, wall_s=4.05)
+    assert unlimited["twice_as_fast"]["reader"] > limit
+    assert unlimited["limited_by_cores"] == []
+
+
+def test_what_failed_batches_took_is_time_of_the_stages_too() -> None:
+    status = ["skipped" if n % 10 == 3 else "scored" for n in range(100)]
+    reader = [30.0 if each == "skipped" else 40.0 for each in status]
+    found = find(table(status=status, **{"reader.host_ms": reader}), wall_s=3.91)
+    assert found["num_batches"] == 90
+    assert found["utilisation"]["reader"] == pytest.approx(3.9 / 3.91)
+    assert found["model_error"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_stages_that_share_a_device_are_told_of_it() -> None:
+    frame = table(**{"detector.device_ms": 9.0, "reader.device_ms": 20.0})
+    assert find(table(), wall_s=4.05)["device_busy"] is None
+    found = find(frame, wall_s=4.05)
+    assert found["device_busy"] == pytest.approx(2.9 / 4.05)
+    assert found["sentences"][-1] == (
+        "the stages share one device and have it for 72% of the time: it bounds what can be gained"
+    )
+    little = table(**{"detector.device_ms": 1.0})
+    assert len(find(little, wall_s=4.05)["sentences"]) == 1
 
 
 def test_overlapping_that_gains_nothing_is_said_so() -> None:
@@ -127,7 +171,8 @@ def test_no_prediction_where_the_times_do_not_explain_the_throughput() -> None:
     found = find(table(), wall_s=8.0)
     assert "twice_as_fast" not in found
     assert found["model_error"] == pytest.approx(4.01 / 8 - 1)
-    assert "wait" in found["sentences"][1]
+    assert found["sentences"][1].endswith("much of the time goes by between them, in no span")
+    assert find(table(), wall_s=3.0)["sentences"][1].endswith("it is higher than they allow")
 
 
 def test_the_longer_of_host_and_device_counts() -> None:
