@@ -57,7 +57,14 @@ class HttpServer:
     """
 
     def __init__(
-        self, routes: Routes, *, host: str, port: int, deadline_s: float = DEADLINE_S, poll_s: float = 0.2
+        self,
+        routes: Routes,
+        *,
+        host: str,
+        port: int,
+        fd: int | None = None,
+        deadline_s: float = DEADLINE_S,
+        poll_s: float = 0.2,
     ) -> None:
         """Listen on `host` and `port`, 0 for a free one. That it cannot is no exception: `error` says why.
 
@@ -65,6 +72,8 @@ class HttpServer:
             routes: what answers.
             host: an address or a name of one.
             port: 0 takes a free one.
+            fd: of a socket that listens there already, inherited from a process that holds the port for this one and
+                for those that may replace it.
             deadline_s: how long a connection may take in all.
             poll_s: how often deadlines are looked at, and how long `close` may take.
         """
@@ -72,7 +81,7 @@ class HttpServer:
         self.error = ""
         self._server: _Server | None = None
         try:
-            self._server = _Server(host, port, routes, deadline_s=deadline_s)
+            self._server = _Server(host, port, routes, fd=fd, deadline_s=deadline_s)
         except (OSError, OverflowError, UnicodeError) as error:
             self.error = f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
             return
@@ -107,16 +116,19 @@ class _Server(ThreadingMixIn, TCPServer):
     allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 32
+    request_queue_size = 128
 
-    def __init__(self, host: str, port: int, routes: Routes, *, deadline_s: float) -> None:
+    def __init__(self, host: str, port: int, routes: Routes, *, fd: int | None, deadline_s: float) -> None:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         self.address_family = family
         self.routes = routes
         self.num_requests = self.num_refused = 0
         self._deadline_s = deadline_s
         self._open: dict[socket.socket, float] = {}  # and the end of its time
-        super().__init__(cast("tuple[str, int]", address), _Handler)
+        super().__init__(cast("tuple[str, int]", address), _Handler, bind_and_activate=fd is None)
+        if fd is not None:
+            self.socket.close()
+            self.socket = socket.socket(fileno=fd)
         self.is_local = ipaddress.ip_address(self.socket.getsockname()[0].partition("%")[0]).is_loopback
 
     def process_request(self, request: Any, client_address: Any) -> None:

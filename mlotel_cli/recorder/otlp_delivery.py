@@ -14,6 +14,8 @@ from mlotel_cli.recorder.otlp_http import Answer
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
+LONGEST_ASKED_S = 3600.0
+"""The longest Retry-After that is kept to."""
 _CLOSING_ATTEMPTS = 2
 """Attempts at a server that cannot be reached, once the run is over."""
 
@@ -68,6 +70,7 @@ class Delivery:
         self._wait_for_stop = wait or self._stopping.wait
         self._sleep = sleep
         self._deadline = float("inf")
+        self._not_before = 0.0
         self._complained = False
         self.retried = 0
         self.detail = ""
@@ -84,6 +87,8 @@ class Delivery:
 
     def deliver(self, payload: bytes) -> Answer:
         """Send `payload` until there is a final answer, or none is to be had; then the verdict is not `taken`."""
+        if not self._wait_as_asked():
+            return Answer("later", detail=self.detail)
         started, attempts, pauses = self._clock(), 0, 0
         while True:
             answer = self._post.post(payload, timeout_s=min(self._target.timeout_s, self._left_s()))
@@ -94,7 +99,9 @@ class Delivery:
             if answer.verdict == "unreachable" and attempts >= _CLOSING_ATTEMPTS:
                 return answer
             pause_s = answer.retry_after_s
-            if pause_s is None:
+            if pause_s is not None:
+                self._not_before = self._clock() + min(pause_s, LONGEST_ASKED_S)
+            else:
                 pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**pauses) * (0.5 + self._jitter() / 2)
                 pauses += 1
             if self._clock() + pause_s - started > self._give_up_s:
@@ -102,6 +109,11 @@ class Delivery:
             if not self._wait(pause_s, is_asked=answer.retry_after_s is not None):
                 return answer
             self.retried += 1
+
+    def _wait_as_asked(self) -> bool:
+        """Wait as the server asked to be left alone before; False when that is more than a payload waits."""
+        left_s = self._not_before - self._clock()
+        return left_s <= 0 or (self._wait(min(left_s, self._give_up_s), is_asked=True) and left_s <= self._give_up_s)
 
     def _left_s(self) -> float:
         return max(0.1, self._deadline - self._clock())

@@ -53,6 +53,7 @@ class Client:
         self._session = requests.Session()
         self._session.headers.update({"User-Agent": "mlotel", **target.headers})
         self._session.headers["Content-Type"] = "application/x-protobuf"
+        self._session.auth = _as_it_is  # or an entry in ~/.netrc would replace a header that was asked for
         if target.compression != "none":
             self._session.headers["Content-Encoding"] = target.compression
 
@@ -82,6 +83,10 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self._session.close()
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
 
 
 def _body(response: requests.Response, *, deadline: float) -> bytes:
@@ -152,7 +157,7 @@ def _said(body: bytes, headers: Mapping[str, str]) -> str:
 def _why(error: Exception) -> str:
     """The reason, without the layers that requests and urllib3 wrap around it."""
     text = str(error)
-    if found := re.search(r"\[Errno -?\d+\] ([^)\]\"'\n]+)", text):
+    if found := re.search(r"\[Errno -?\d+\] ([^)\]\"'\n]+)", text) or re.search(r"\[SSL: \w+\] ([^(\n]+) \(_ssl", text):
         return found[1]
     text = text.rpartition("Caused by ")[2].splitlines()[0] if text else type(error).__name__
     return text.removesuffix(")")[:200]

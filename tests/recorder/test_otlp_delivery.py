@@ -164,6 +164,33 @@ def test_the_end_does_not_cut_the_server_s_pause_short():
     assert server.asked[1] >= 3
 
 
+def test_a_server_that_wants_a_long_rest_gets_it_from_the_next_payloads_too():
+    server = Server(Answer("later", retry_after_s=25.0, detail="HTTP 429"), TAKEN)
+    delivery, _ = delivering(server, give_up_s=10)
+    assert delivery.deliver(b"spans").verdict == "later"
+    assert delivery.deliver(b"spans") == Answer("later", detail="HTTP 429")
+    assert server.now == 10
+    assert delivery.deliver(b"spans").verdict == "later"
+    assert delivery.deliver(b"spans") is TAKEN
+    assert server.asked == [0, 25]
+
+
+def test_a_rest_of_a_year_is_an_hour():
+    server = Server(Answer("later", retry_after_s=3e7), TAKEN)
+    delivery, _ = delivering(server)
+    answers = [delivery.deliver(b"spans").verdict for _ in range(13)]
+    assert (answers, server.asked) == (["later"] * 12 + ["taken"], [0, 3600])
+
+
+def test_the_end_does_not_wait_for_a_rest_that_is_longer():
+    server = Server(Answer("later", retry_after_s=60.0))
+    delivery, _ = delivering(server, give_up_s=10)
+    delivery.deliver(b"spans")
+    delivery.stop(deadline=5)
+    assert delivery.deliver(b"spans").verdict == "later"
+    assert (server.now, server.asked) == (0, [0])
+
+
 def test_a_pause_longer_than_what_is_left_is_the_end():
     server = Server(Answer("later", retry_after_s=60.0))
     delivery, _ = delivering(server)

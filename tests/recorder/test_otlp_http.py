@@ -1,6 +1,7 @@
 """One request to a loopback server, and what each kind of answer means."""
 
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +9,10 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+import requests
 
 from mlotel_cli.otlp_settings import Target
+from mlotel_cli.recorder import otlp_http
 from mlotel_cli.recorder.otlp_encode import encode_resource, encode_spans
 from mlotel_cli.recorder.otlp_http import Answer, Client
 from mlotel_cli.records import SpanRecord
@@ -41,6 +44,14 @@ def test_a_request_arrives(compression):
     assert (path, sent["x-key"], sent["content-type"]) == ("/v1/traces", "secret", "application/x-protobuf")
     assert sent.get("content-encoding", "none") == compression
     assert sent["user-agent"] == "mlotel"
+
+
+def test_an_entry_in_netrc_replaces_no_header(tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with receiving() as receiver, client(receiver.url, headers={"authorization": "Bearer mine"}) as posting:
+        posting.post(PAYLOAD, timeout_s=5)
+    assert receiver.requests[0][1]["authorization"] == "Bearer mine"
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
@@ -124,6 +135,13 @@ def test_a_server_that_says_nothing_and_closes():
 def test_an_answer_without_end_is_not_read_to_its_end():
     found = answer(Reply(headers={"Content-Length": str(1 << 40)}, body=b"\0" * (1 << 17)))
     assert found.verdict == "taken"
+
+
+def test_what_is_wrong_with_a_certificate_is_said_in_a_few_words():
+    inner = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed")
+    inner.args = (1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed (_ssl.c:1006)")
+    error = requests.exceptions.SSLError(f"HTTPSConnectionPool(host='c', port=1): (Caused by SSLError({inner!r}))")
+    assert otlp_http._why(error) == "certificate verify failed: self-signed"
 
 
 def test_a_certificate_file_that_is_none_is_refused_by_name(tmp_path):
