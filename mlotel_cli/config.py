@@ -22,6 +22,8 @@ from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.hardware import check_device
 from mlotel_cli.schema import SourcePolicy
 
+_BACKLOG = 32
+
 
 def check(cfg: DictConfig) -> None:
     """Refuse a composed configuration that cannot run; every rule about values is called from here.
@@ -65,22 +67,43 @@ def split_source(node: DictConfig) -> tuple[SourcePolicy, DictConfig]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Refuse an address that the recorder could not listen on.
+    """Refuse an address that nobody could listen on now.
 
     Raises:
         UsageError: naming it, and the next step.
     """
+    _bind(host, port).close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes a free one.
+
+    Raises:
+        UsageError: naming the address, and the next step.
+    """
+    listener = _bind(host, port)
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:  # somebody else was faster
+        listener.close()
+        raise UsageError(_explain_address(host, port, error)) from error
+    return listener
+
+
+def _bind(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise UsageError(f"monitor.http.host={host}: no address of that name: {error.strerror or error}") from error
     family, kind, protocol, _, address = found[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise UsageError(_explain_address(host, port, error)) from error
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise UsageError(_explain_address(host, port, error)) from error
+    return bound
 
 
 def _explain_address(host: str, port: int, error: OSError) -> str:

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlotel_cli import launch
-from mlotel_cli.config import check, check_port, instantiate, plain, resolve_device, split_source
+from mlotel_cli.config import check, check_port, instantiate, listen, plain, resolve_device, split_source
 from mlotel_cli.errors import DataError, MlotelError, UsageError
 from mlotel_cli.paths import builtin_conf
 from mlotel_cli.schema import EvalConfig, MonitorConfig, ProfileConfig, SourcePolicy, WhenFull
@@ -303,6 +303,16 @@ def test_the_address_of_a_monitor() -> None:
         check_port("203.0.113.7", 9464)
     with pytest.raises(UsageError, match=r"monitor.http.host=: no address|monitor.http.host=a b: no address"):
         check_port("a b", 9464)
+
+
+def test_a_port_is_held_from_the_start() -> None:
+    """Two monitors that start together must not find out a few seconds later."""
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        for find_out in (listen, check_port):
+            with pytest.raises(UsageError, match=rf"monitor.http.port={port}: in use on 127.0.0.1"):
+                find_out("127.0.0.1", port)
+    listen("127.0.0.1", port).close()
 
 
 def test_a_port_that_was_just_left_is_free() -> None:

@@ -5,6 +5,7 @@ hangs cannot keep a signal from ending the run.
 """
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -50,7 +51,8 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
     board, ending = Board(name=cfg.run.name), Ending()
     view = create_view(Console(stderr=True), board)
     imports = ("polars",) if cfg.tracker.mode == "disabled" else ("polars", "wandb")
-    link = PersistentLink(job.output_dir, imports=imports, say=view.say, on_live=board.hear)
+    listener = config.listen(str(cfg.monitor.http.host), int(cfg.monitor.http.port))
+    link = PersistentLink(job.output_dir, imports=imports, say=view.say, on_live=board.hear, listener=listener)
     intake: Intake | None = None
 
     def on_signal(signum: int) -> None:
@@ -63,11 +65,13 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
         with session:
             seed_everything(cfg.seed)
             intake = create_intake(cfg)
-            loop = _prepare(cfg, job, session=session, intake=intake, ending=ending)
+            live = live_settings(cfg, listener)
+            loop = _prepare(cfg, job, session=session, intake=intake, ending=ending, live=live)
             supervise(loop, link, view, ending=ending, board=board, grace_s=float(cfg.monitor.grace_s))
             session.tell({"ended": ending.reason, "source": intake.report(), "notes": list(_notes(intake))})
             view.say(f"ended: {ending.reason}; finishing files and sinks")
     finally:
+        listener.close()
         if intake is not None:
             intake.close()
         if session.info is not None:
@@ -97,7 +101,9 @@ def _notes(intake: Intake) -> Iterator[str]:
         yield f"nothing came from the source: {intake.health.detail or lost or 'it was silent'}"
 
 
-def _prepare(cfg: "DictConfig", job: Job, *, session: Session, intake: Intake, ending: Ending) -> Loop:
+def _prepare(
+    cfg: "DictConfig", job: Job, *, session: Session, intake: Intake, ending: Ending, live: dict[str, Any]
+) -> Loop:
     """Build the pipeline and open the run. An option takes its example inputs from the source's first batch."""
     pipeline = config.instantiate(cfg.pipeline, "pipeline")
     stages = stages_of(pipeline)
@@ -106,7 +112,7 @@ def _prepare(cfg: "DictConfig", job: Job, *, session: Session, intake: Intake, e
     first = Batches(_First(feed), key="source")
     with Inference(cfg.device, autocast=autocast_of(cfg))():
         changes = apply_option(cfg, Parts(stages, first, Scorer({}), pipeline, executor))
-    open_run(session, cfg, job, mode="monitor", backend=str(cfg.telemetry.backend), live=live_settings(cfg))
+    open_run(session, cfg, job, mode="monitor", backend=str(cfg.telemetry.backend), live=live)
     session.tell({"optimize": [asdict(change) for change in changes]})
     return Loop(cfg, session, feed, executor, ending)
 
@@ -121,8 +127,8 @@ class _First:
         return self._feed.look(1)
 
 
-def live_settings(cfg: "DictConfig") -> dict[str, Any]:
-    """`Opening.live`: what a monitor's recorder does beyond an evaluation's.
+def live_settings(cfg: "DictConfig", listener: socket.socket) -> dict[str, Any]:
+    """`Opening.live`: what a monitor's recorder does beyond an evaluation's; it serves HTTP on `listener`.
 
     Raises:
         UsageError: when spans are not recorded at all.
@@ -133,7 +139,7 @@ def live_settings(cfg: "DictConfig") -> dict[str, Any]:
         )
     monitor = cfg.monitor
     return {
-        "http": {"host": str(monitor.http.host), "port": int(monitor.http.port)},
+        "http": {"host": str(monitor.http.host), "port": int(monitor.http.port), "fd": listener.fileno()},
         "window_s": float(monitor.window_s),
         "slow_ms": cfg.telemetry.slow_ms,
         "background_rate": float(cfg.telemetry.background_rate),

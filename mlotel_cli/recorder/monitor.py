@@ -74,7 +74,7 @@ class MonitorExports:
         self._otlp = start_otlp(opening, measurements=self, say=say)
         self._wants_spans = wants_spans(self._otlp)
         host, port = live["http"]["host"], live["http"]["port"] or before.port
-        self._http = HttpServer(self._routes(), host=host, port=port)
+        self._http = HttpServer(self._routes(), host=host, port=port, fd=live["http"].get("fd"))
         if self._http.error:
             say(f"No /metrics and no status page: {self._http.error}. The run goes on without; set monitor.http.port.")
         self._publish()

@@ -11,6 +11,7 @@ import json
 import logging
 import marshal
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -52,7 +53,7 @@ class Opening:
         max_names: distinct stage names kept apart.
         settle_roots: a root span's end settles its batch, because no mode does.
         otlp: fields of `OtlpConfig`; the OTEL_EXPORTER_OTLP_* variables are read by the recorder.
-        live: what a monitor's recorder does beyond an evaluation's: http {host, port}, window_s, slow_ms,
+        live: what a monitor's recorder does beyond an evaluation's: http {host, port, fd}, window_s, slow_ms,
             background_rate, retention {max_gb, max_age_h, compact_s}; None for every other mode.
     """
 
@@ -88,6 +89,7 @@ class RecorderLink:
         say: Callable[[str], None] | None = None,
         on_death: Callable[[RecorderError], None] | None = None,
         on_live: Callable[[dict[str, Any]], None] | None = None,
+        listener: socket.socket | None = None,
     ) -> None:
         """Start the recorder process for `run_dir`. It writes nothing before `open`.
 
@@ -97,6 +99,7 @@ class RecorderLink:
             say: takes the recorder's messages to the user, one line each, on a thread of its own.
             on_death: told at once when the recorder dies, for a program that never asks; on the hand-over thread.
             on_live: takes the snapshot that a monitor's recorder answers once a second, on the same thread as `say`.
+            listener: what a monitor's recorder serves HTTP on, inherited; its number is in the opening.
 
         Raises:
             RecorderError: when the process cannot be started.
@@ -115,12 +118,15 @@ class RecorderLink:
         self._on_live = on_live
         self._result: dict[str, Any] | None = None
         self._imports = imports
+        self._http_listener = listener
         self._connect()
         self._thread = threading.Thread(target=self._run, name="mlotel-handoff", daemon=True)
         _links.add(self)
 
     def _connect(self) -> None:
-        self._process, self._to_recorder, from_recorder = _start_process(self.run_dir, self._imports)
+        self._process, self._to_recorder, from_recorder = _start_process(
+            self.run_dir, self._imports, listener=self._http_listener
+        )
         self._listener = threading.Thread(target=self._listen, args=(from_recorder,), name="mlotel-says", daemon=True)
         self._listener.start()
 
@@ -346,7 +352,9 @@ class RecorderLink:
         )
 
     def forget_in_child(self) -> None:
-        """A forked child must not hold the pipe open: the recorder would wait for it."""
+        """A forked child must not hold the pipe open, for which the recorder would wait, nor the port."""
+        if self._http_listener is not None:
+            self._http_listener.close()
         if self._to_recorder >= 0:
             os.close(self._to_recorder)
             self._to_recorder = -1
@@ -364,7 +372,9 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def _start_process(run_dir: Path, imports: Sequence[str]) -> tuple["subprocess.Popen[bytes]", int, int]:
+def _start_process(
+    run_dir: Path, imports: Sequence[str], *, listener: socket.socket | None = None
+) -> tuple["subprocess.Popen[bytes]", int, int]:
     """Start `python -m mlotel_cli.recorder`; returns it, the pipe to it and the pipe from it.
 
     Its own session keeps a Ctrl-C in the terminal from reaching it: it ends when the pipe closes.
@@ -378,7 +388,7 @@ def _start_process(run_dir: Path, imports: Sequence[str]) -> tuple["subprocess.P
         with (run_dir / "recorder.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
-                pass_fds=(read_end, write_end),
+                pass_fds=(read_end, write_end, *(() if listener is None else (listener.fileno(),))),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

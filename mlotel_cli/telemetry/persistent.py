@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import select
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -48,6 +49,7 @@ class PersistentLink(RecorderLink):
         imports: Sequence[str] = ("polars", "wandb"),
         say: Callable[[str], None] | None = None,
         on_live: Callable[[dict[str, Any]], None] | None = None,
+        listener: socket.socket | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start the recorder; see RecorderLink."""
@@ -60,7 +62,7 @@ class PersistentLink(RecorderLink):
         self._delay_s = 0.0
         self._num_settled = self._num_died = 0
         self._replaced_for_closing = False
-        super().__init__(run_dir, imports=imports, say=say, on_live=on_live)
+        super().__init__(run_dir, imports=imports, say=say, on_live=on_live, listener=listener)
 
     @property
     def gaps(self) -> dict[str, int]:
@@ -85,8 +87,7 @@ class PersistentLink(RecorderLink):
         A recorder that died and was not replaced yet is replaced once more, at once.
         """
         deadline_s = self._now() + timeout_s
-        counts = {**closing.get("telemetry", {}), **self.gaps}
-        self.send("close", json.dumps({**closing, "telemetry": counts}))
+        self.send("close", json.dumps(closing))
         self._closing = True
         self._wake.set()
         self._thread.join(timeout_s)
@@ -181,9 +182,16 @@ class PersistentLink(RecorderLink):
                 return None
             self._under_way.pop(packed[1], None)
             self._num_settled += 1
+        elif packed[0] == "close":
+            return ("close", self._with_gaps(packed[1]), *packed[2:])
         elif packed[0] == "info" and packed[1] not in self._infos:
             self._infos.append(packed[1])
         return packed
+
+    def _with_gaps(self, closing: str) -> str:
+        """The last message, with what is missing: counted as it leaves, because a recorder may die until then."""
+        told: dict[str, Any] = json.loads(closing)
+        return json.dumps({**told, "telemetry": {**told.get("telemetry", {}), **self.gaps}})
 
     def _drain(self) -> None:
         self._shed_excess()

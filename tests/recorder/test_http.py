@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import os
 import socket
 import threading
 import time
@@ -245,6 +246,17 @@ def test_a_port_that_is_taken_is_said_and_no_exception():
         assert second.error == f"cannot listen on 127.0.0.1:{port}: Address already in use"
         assert (second.num_requests, second.num_refused) == (0, 0)
         second.close()
+
+
+def test_a_socket_that_listens_already():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        inherited = os.dup(listener.fileno())
+        server = HttpServer({"/": lambda: Reply(b"hello\n")}, host="127.0.0.1", port=0, fd=inherited, poll_s=0.01)
+        assert server.url == f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert ask(server)[1] == b"hello\n"
+        server.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(inherited)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "x" * 70, ""])

@@ -245,6 +245,24 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_of_two_that_start_together_one_has_the_port_and_the_other_nothing(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "other"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for folder in folders:
+        folder.mkdir()
+    one, other = (Monitor(folder, *DUMMY, f"monitor.http.port={port}") for folder in folders)
+    with one, other:
+        wait_until(lambda: one.process.poll() or other.process.poll(), what=f"{one.printed} {other.printed}")
+        loser, winner = (one, other) if one.process.poll() else (other, one)
+        assert loser.process.wait() == 2, loser.printed
+        assert f"monitor.http.port={port}: in use on 127.0.0.1" in loser.printed
+        assert not loser.run_dir.exists()
+        winner.wait_until_ready()
+        assert winner.info["http"] == f"http://127.0.0.1:{port}"
+        assert winner.end() == 0, winner.printed
+
+
 def test_a_video_that_is_not_there(tmp_path: Path) -> None:
     assert "source.uri=gate.mp4: there is no such file" in refused(
         tmp_path, "source=video", "source.uri=gate.mp4", "monitor.http.port=0"

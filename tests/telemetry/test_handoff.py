@@ -91,7 +91,9 @@ class PlayedRecorder:
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlayedRecorder]:
     recorder = PlayedRecorder()
-    monkeypatch.setattr(handoff, "_start_process", lambda *_: (recorder, recorder.to_recorder, recorder.from_recorder))
+    monkeypatch.setattr(
+        handoff, "_start_process", lambda *_, **__: (recorder, recorder.to_recorder, recorder.from_recorder)
+    )
     yield recorder
     recorder.stop_answering()
     if recorder.read_fd >= 0:

@@ -3,8 +3,10 @@
 import json
 import marshal
 import os
+import socket
 import struct
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ class Recorders:
         self.started: list[PlayedRecorder] = []
         self.refusals = 0
 
-    def start(self, *_: Any) -> tuple[PlayedRecorder, int, int]:
+    def start(self, *_: Any, **__: Any) -> tuple[PlayedRecorder, int, int]:
         if self.refusals:
             self.refusals -= 1
             raise RecorderError("The recorder could not be started: no memory")
@@ -268,9 +270,14 @@ def test_a_recorder_that_hangs_for_good_is_killed_and_replaced(
     hung.kill = hung.die  # type: ignore[method-assign]
     link.send("info", "x" * (4 << 20))
     until(lambda: link._infos)
-    clock[0] = persistent.HUNG_S
-    assert not said
-    clock[0] = persistent.HUNG_S + 1
+
+    def is_replaced() -> bool:
+        """The clock goes on while the test looks: when the hand-over began to wait is not known here."""
+        clock[0] += persistent.HUNG_S / 50
+        return len(recorders.started) > 1
+
+    until(is_replaced)
+    assert clock[0] > persistent.HUNG_S
     second = Reading(recorders[1])
     until(lambda: second.read()[:1])
     assert said[0] == "The recorder (process 4711) has taken nothing for 120 s and is killed."
@@ -343,6 +350,22 @@ def test_a_snapshot_reaches_whoever_shows_it(recorders: Recorders, tmp_path: Pat
     until(lambda: heard)
     assert heard == [{"batches": 3}]
     end(link, recorders)
+
+
+def test_a_real_recorder_that_is_killed_leaves_its_port_to_the_next(tmp_path: Path) -> None:
+    live = {"window_s": 15.0, "slow_ms": None, "background_rate": 0.0, "retention": None, "restarts": 0}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        link = PersistentLink(tmp_path, imports=("polars",), say=lambda _: None, listener=listener)
+        http = {"host": "127.0.0.1", "port": 0, "fd": listener.fileno()}
+        link.open(opening(live={**live, "http": http}), flush_ms=5)
+        until(lambda: (tmp_path / "run.json").exists() and read_run(tmp_path).info["http"] == url)
+        first = link.pid
+        os.kill(first, 9)
+        with urllib.request.urlopen(f"{url}/healthz", timeout=60) as answer:  # it waits for the next recorder
+            assert answer.status == 200
+        assert link.pid != first
+        assert link.close({"status": "complete"}, timeout_s=60)["status"] == "complete"
 
 
 def test_a_real_recorder_that_is_killed(tmp_path: Path) -> None:
