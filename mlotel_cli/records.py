@@ -58,8 +58,9 @@ class SpanRecord:
     """One ended span. Times are nanoseconds since the epoch, on a clock anchored once per process.
 
     `parent_id` is 0 for a root. `batch` is the index of the batch it belongs to, None outside any. `device_ns` is the
-    time between its two device events, None where there are none. `events` are (time_ns, name, attributes), `links`
-    (trace_id, span_id, attributes).
+    time between its two device events, None where there are none, and `lag_ns` how long the device went on after the
+    host was done: `end_ns` is the later of the two. `events` are (time_ns, name, attributes), `links` (trace_id,
+    span_id, attributes).
     """
 
     trace_id: int
@@ -78,16 +79,21 @@ class SpanRecord:
     attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     events: Sequence[tuple[int, str, Mapping[str, Any]]] = ()
     links: Sequence[tuple[int, int, Mapping[str, Any]]] = ()
+    lag_ns: int | None = None
 
 
 @dataclass(slots=True)
 class StageTime:
-    """What one stage cost in one batch, summed over its `calls` spans of the same name. Milliseconds."""
+    """What one stage cost in one batch, summed over its `calls` spans of the same name. Milliseconds.
+
+    `host_ms` ends when the result exists, which on CUDA is `lag_ms` after the host was done.
+    """
 
     host_ms: float = 0.0
     device_ms: float | None = None
     queue_ms: float | None = None
     calls: int = 0
+    lag_ms: float | None = None
 
 
 @dataclass(slots=True)

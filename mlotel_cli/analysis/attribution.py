@@ -32,6 +32,7 @@ class Work:
         syncs: calls that waited for the device.
         sync_ns: how long the host was in them.
         extent_ns: from its first activity's start to its last one's end, summed over devices.
+        last_ns: when its last activity ended; 0 without any.
         idle_ns: the part of the extent in which the device did nothing at all, for anybody.
         gaps: number of such pauses.
         kernel_names: (number, ns) by kernel.
@@ -46,6 +47,7 @@ class Work:
     syncs: int = 0
     sync_ns: int = 0
     extent_ns: int = 0
+    last_ns: int = 0
     idle_ns: int = 0
     gaps: int = 0
     kernel_names: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
@@ -192,6 +194,7 @@ def _add_gaps(
             end = max(activity.end_ns for activity in own if activity.device == device)
             number, idle_ns = busy[device].gaps(start, end)
             work[range_].extent_ns += end - start
+            work[range_].last_ns = max(work[range_].last_ns, end)
             work[range_].idle_ns += idle_ns
             work[range_].gaps += number
 

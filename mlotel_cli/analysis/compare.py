@@ -4,9 +4,9 @@ Both runs are read on the batches that they have in common, because a profile re
 """
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.summary import COUNTED
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 DISTURBED = 0.10
 """From which relative difference on the profiler is said to have disturbed a stage."""
 BATCH = "batch"
+CONFIGURED = ("pipeline", "data", "executor", "optimize", "seed")
+"""Parts of a configuration that should be the same in both runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,39 @@ class Comparison:
     num_left: int
     num_right: int
     num_common: int
+
+    def stages_only(self, *, left: bool) -> list[str]:
+        """Stages that ran in one run and not in the other."""
+        return [
+            row.name
+            for row in self.rows
+            if row.measure == "host" and (row.right_ms if left else row.left_ms) is None
+            if (row.left_ms if left else row.right_ms) is not None
+        ]
+
+    @property
+    def has_common_stage(self) -> bool:
+        """True when a stage ran in both, or neither has any."""
+        stages = [row for row in self.rows if row.measure == "host"]
+        return not stages or any(row.num_batches for row in stages)
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What two configurations say differently of the work: key, and both values; None where one has no such key."""
+    flat = [dict(_flatten({name: each.get(name) for name in CONFIGURED})) for each in (left, right)]
+    return [
+        (key, flat[0].get(key), flat[1].get(key))
+        for key in dict.fromkeys((*flat[0], *flat[1]))
+        if flat[0].get(key) != flat[1].get(key)
+    ]
+
+
+def _flatten(value: Any, key: str = "") -> Iterable[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield key, value
+        return
+    for name, inner in value.items():  # pyright: ignore[reportUnknownVariableType]
+        yield from _flatten(inner, f"{key}.{name}" if key else str(name))  # pyright: ignore[reportUnknownArgumentType]
 
 
 def compare_stages(left: "pl.DataFrame", right: "pl.DataFrame") -> Comparison:

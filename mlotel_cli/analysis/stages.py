@@ -100,6 +100,25 @@ def verdict(*, host_ms: float, device_ms: float | None, busy_ms: float | None, q
     return "device-bound" if busy_ms >= BUSY * length_ms else "launch-bound"
 
 
+def verdict_of_events(
+    *, host_ms: float, device_ms: float, surely_busy_ms: float, queue_ms: float | None
+) -> Verdict | None:
+    """`verdict`, where two events per span are all that is known of the device; None where they leave it open.
+
+    Between the events the device was busy or waited for the host, but once the host was done it had nothing left to
+    wait for. A stage that waits for its own results ends with its device either way: only a profile tells.
+
+    Args:
+        host_ms: time on the host.
+        device_ms: between the events; the device was busy for no longer than that.
+        surely_busy_ms: the part of it after the host was done.
+        queue_ms: time in the queue before the stage.
+    """
+    at_least = verdict(host_ms=host_ms, device_ms=device_ms, busy_ms=surely_busy_ms, queue_ms=queue_ms)
+    at_most = verdict(host_ms=host_ms, device_ms=device_ms, busy_ms=device_ms, queue_ms=queue_ms)
+    return at_least if at_least == at_most else None
+
+
 def measured(work: Sequence[Work]) -> dict[str, float]:
     """Figures of one stage in one batch, by the names under which they become columns."""
     figures = {

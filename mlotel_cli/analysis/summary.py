@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mlotel_cli.analysis.stages import verdict_of_events
 from mlotel_cli.analysis.stats import cold_start, describe, grouped_bootstrap, segment_groups, trend
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _is_of_stage(frame: "pl.DataFrame", column: str) -> bool:
     import polars as pl
 
     name, _, measure = column.rpartition(".")
-    if measure not in ("host_ms", "device_ms", "queue_ms", "calls"):
+    if measure not in ("host_ms", "device_ms", "queue_ms", "lag_ms", "calls"):
         return False
     if not column.startswith(("data.", "accuracy.")):
         return True
@@ -133,7 +134,26 @@ def _stages(counted: "pl.DataFrame") -> dict[str, dict[str, Any]]:
         if measure != "calls" and _is_of_stage(counted, column):
             times = stages.setdefault(name, {"host": None, "device": None, "queue": None})
             times[measure.removesuffix("_ms")] = _describe(counted, column)
+    for name, times in stages.items():
+        if times.get("lag"):
+            times["verdict"] = _verdict(counted, name)
     return stages
+
+
+def _verdict(counted: "pl.DataFrame", name: str) -> str | None:
+    """Who the stage waits for, by its mean times; of a batch that lacks one of them, none counts."""
+    import polars as pl
+
+    host, device, lag = (pl.col(f"{name}.{measure}") for measure in ("host_ms", "device_ms", "lag_ms"))
+    known = counted.filter(host.is_finite() & device.is_finite() & lag.is_finite())
+    if not known.height:
+        return None
+    mean = known.select(
+        host_ms=(host - lag).mean(), device_ms=device.mean(), surely_busy_ms=pl.min_horizontal(device, lag).mean()
+    ).row(0, named=True)
+    queue = f"{name}.queue_ms"
+    waited = known[queue].fill_null(0.0).mean() if queue in known.columns else None
+    return verdict_of_events(**mean, queue_ms=None if waited is None else float(waited))  # type: ignore[arg-type]
 
 
 def _mean_scores(counted: "pl.DataFrame") -> dict[str, float | None]:

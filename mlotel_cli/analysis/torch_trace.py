@@ -16,6 +16,8 @@ _ACTIVITIES: dict[str, Kind] = {"kernel": "kernel", "gpu_memcpy": "memcpy", "gpu
 _CALLS = ("cuda_runtime", "cuda_driver")
 _DIRECTIONS = {"HtoD": "Host-to-Device", "DtoH": "Device-to-Host", "DtoD": "Device-to-Device", "PtoP": "Peer-to-Peer"}
 _PREFIX = "mlotel|"
+_PROCESS = 0
+"""The one there is; what ran on the device has the device's number in the place of a process."""
 
 
 def read_timeline(path: Path) -> Timeline:
@@ -46,18 +48,18 @@ def _add(timeline: Timeline, event: dict[str, Any]) -> None:
     if is_range:
         _, kind, batch, label = name.split("|", 3)
         index = int(batch) if batch else None
-        timeline.ranges.append(Range(label, kind, start, end, _number(event["tid"]), _number(event["pid"]), index))
+        timeline.ranges.append(Range(label, kind, start, end, _number(event["tid"]), _PROCESS, index))
     elif category in _CALLS:
         thread, correlation = _number(event["tid"]), arguments.get("correlation", 0)
         # Names carry no version here; the suffix is what nsys would add.
-        timeline.calls.append(Call(f"{name}_", start, end, thread, 0, correlation))
+        timeline.calls.append(Call(f"{name}_", start, end, thread, _PROCESS, correlation))
     else:
         found = re.search(r"Memcpy (\w+)", name)
         direction = _DIRECTIONS.get(found[1], found[1]) if found else ""
         kind = _ACTIVITIES[category]
         device, correlation = int(arguments.get("device", 0)), arguments.get("correlation", 0)
         size = int(arguments.get("bytes", 0))
-        timeline.activities.append(Activity(kind, name, start, end, device, 0, correlation, direction, size))
+        timeline.activities.append(Activity(kind, name, start, end, device, _PROCESS, correlation, direction, size))
 
 
 def _ns(microseconds: Any) -> int:

@@ -175,6 +175,7 @@ def _record(row: dict[str, Any]) -> SpanRecord:
         start_ns=row["start_ns"],
         end_ns=row["end_ns"],
         device_ns=row["device_ns"],
+        lag_ns=row.get("lag_ns"),  # runs of earlier versions have none
         status=row["status"] or "UNSET",
         status_message=row["status_message"] or "",
         attributes=json.loads(row["attributes"] or "{}"),

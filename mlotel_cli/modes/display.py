@@ -24,6 +24,13 @@ _LINE_EVERY_S = 10.0
 _BAR_EVERY_S = 0.25
 _PIPE_COLUMNS = 200
 _FIGURES = ("mean", "p50", "p95", "p99", "max")
+_OPEN = "host and device end together, one waits for the other (mlotel profile tells which)"
+
+_UNTIMED = {
+    "device_abandoned": "the device did not come to their end in time",
+    "device_captured": "a CUDA graph was being captured",
+    "device_elsewhere": "another device was the current one",
+}
 
 
 def sayer(console: Console) -> Callable[[str], None]:
@@ -111,6 +118,9 @@ def print_results(info: Mapping[str, Any], run_dir: Path, *, console: Console | 
     _print_accuracy(console, summary)
     _print_latency(console, summary)
     say = sayer(console)
+    if info.get("mode") != "profile":  # which has verdicts of its own, by more than two events a span
+        for line in _verdict_lines(summary["latency_ms"]["stages"]):
+            say(line)
     bottleneck: Mapping[str, Any] = summary.get("bottleneck") or {}
     for line in bottleneck.get("sentences", ()):
         say(line)
@@ -170,6 +180,14 @@ def _print_latency(console: Console, summary: Mapping[str, Any]) -> None:
         sayer(console)(f"n<: too few independent batches for that percentile ({needs})")
 
 
+def _verdict_lines(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Who waits for whom, where a device was measured; see `analysis.stages.verdict_of_events`."""
+    given = {name: stage["verdict"] for name, stage in stages.items() if "verdict" in stage}
+    for verdict in dict.fromkeys(given.values()):
+        names = ", ".join(name for name in given if given[name] == verdict)
+        yield f"{verdict}: {names}" if verdict else f"{_OPEN}: {names}"
+
+
 def _add_latency(table: Table, label: str, figures: Mapping[str, Any], share: str) -> None:
     cells = [f"n<{MIN_EFFECTIVE_N[name]}" if figures[name] is None else _ms(figures[name]) for name in _FIGURES]
     table.add_row(Text(label), str(figures["count"]), *cells, share)
@@ -210,6 +228,9 @@ def _telemetry_lines(telemetry: Mapping[str, Any]) -> Iterator[str]:
     if telemetry.get("source_paused_s"):
         paused_s = telemetry["source_paused_s"]
         yield f"telemetry: the source was paused for {paused_s:.2f} s because the recorder was behind"
+    for counter, why in _UNTIMED.items():
+        if telemetry.get(counter):
+            yield f"telemetry: {telemetry[counter]} spans have no device time: {why}"
     control = telemetry.get("control")
     if control:
         low, high = control["ratio_ci95"] or (float("nan"), float("nan"))

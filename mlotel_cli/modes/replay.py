@@ -32,7 +32,7 @@ def replay(
     started_ns: int | None,
     recorded: Mapping[int, Sequence[Sequence[Any]]] | None = None,
 ) -> dict[int, int]:
-    """Send every range of a batch to the recorder.
+    """Send every range of a batch to the recorder. As in an evaluation, it ends when the device has done its work.
 
     Args:
         attributed: the recording.
@@ -58,6 +58,8 @@ def replay(
     figures = by_batch(attributed)
     for each in ranges:
         work = attributed.work.get(each)
+        on_device = work if work is not None and work.has_device_work else None
+        lag_ns = max(0, on_device.last_ns - each.end_ns) if on_device else None
         batch = each.batch
         assert batch is not None
         link.send(
@@ -72,8 +74,8 @@ def replay(
             "profiler",
             str(each.thread & 0xFFFFFF),
             each.start_ns + offset,
-            each.end_ns + offset,
-            work.extent_ns if work is not None and work.has_device_work else None,
+            each.end_ns + (lag_ns or 0) + offset,
+            (on_device.extent_ns, lag_ns) if on_device else None,
             "UNSET",
             "",
             _attributes(each),

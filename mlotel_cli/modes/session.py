@@ -294,6 +294,7 @@ class Session:
         device = self._recording.device if self._recording is not None else None
         if device is not None:
             closing.telemetry.update(device_abandoned=device.abandoned, device_captured=device.captured)
+            closing.telemetry.update(device_elsewhere=device.elsewhere)
         closing.telemetry.update(source_paused_s=self._link.paused_s, faults=self._faults.counts())
         try:
             self.info = self._link.close(asdict(closing), timeout_s=self._finish_s + _CLOSING_GRACE_S)

@@ -15,6 +15,7 @@ from mlotel_cli.records import BATCH_SIZE, KIND, RECORDED, SCORED, BatchRecord, 
 
 OPEN_LIMIT = 100_000
 """Unfinished batches kept at most; a program that never ends its roots must not fill the memory."""
+_NO_DEVICE = (None, None)
 _BLOCK_BITS = 10
 _BLOCKS_REMEMBERED = 10_000
 
@@ -52,12 +53,13 @@ class Settled:
 def unpack(packed: tuple[Any, ...]) -> Stamp:
     """The inverse of `telemetry.tracer.Span.pack`; recorded values of foreign spans are taken from attributes."""
     _, trace_id, span_id, parent_id, opened, batch, name, kind, scope, thread = packed[:10]
-    start_ns, end_ns, device_ns, status, message, attributes, events, links, recorded = packed[10:]
+    start_ns, end_ns, device, status, message, attributes, events, links, recorded = packed[10:]
+    device_ns, lag_ns = device or _NO_DEVICE
     # Every name spelled out: unpacking with a star and keywords takes twice as long, on the recorder's hottest path.
     # fmt: off
     span = SpanRecord(
         trace_id, span_id, parent_id, batch, name, kind, scope, thread, start_ns, end_ns, device_ns, status, message,
-        attributes or {}, events or (), links or (),
+        attributes or {}, events or (), links or (), lag_ns,
     )
     # fmt: on
     return Stamp(span, opened, recorded or (_recorded(attributes) if attributes else []))
@@ -80,6 +82,7 @@ class _Stage:
     host_ns: int = 0
     device_ns: int | None = None
     queue_ns: int | None = None
+    lag_ns: int | None = None
 
     def time(self) -> StageTime:
         return StageTime(
@@ -87,6 +90,7 @@ class _Stage:
             device_ms=None if self.device_ns is None else self.device_ns / 1e6,
             queue_ms=None if self.queue_ns is None else self.queue_ns / 1e6,
             calls=self.calls,
+            lag_ms=None if self.lag_ns is None else self.lag_ns / 1e6,
         )
 
 
@@ -267,6 +271,8 @@ class Assembler:
         stage.host_ns += duration_ns
         if span.device_ns is not None:
             stage.device_ns = (stage.device_ns or 0) + span.device_ns
+        if span.lag_ns is not None:
+            stage.lag_ns = (stage.lag_ns or 0) + span.lag_ns
 
     def _add_recorded(self, entry: _Open, recorded: list[tuple[str, float, str]]) -> None:
         for name, value, unit in recorded:

@@ -44,6 +44,7 @@ SPAN_TYPES = {
     "start_ns": "Int64",
     "end_ns": "Int64",
     "device_ns": "Int64",
+    "lag_ns": "Int64",
     "status": "String",
     "status_message": "String",
     "attributes": "String",
@@ -59,6 +60,7 @@ _PLAIN_SPAN_FIELDS = (
     "start_ns",
     "end_ns",
     "device_ns",
+    "lag_ns",
     "status",
     "status_message",
 )
@@ -296,6 +298,8 @@ def batch_row(record: BatchRecord) -> dict[str, Any]:
             row[f"{name}.calls"] = time.calls
         if time.device_ms is not None:
             row[f"{name}.device_ms"] = time.device_ms
+        if time.lag_ms is not None:
+            row[f"{name}.lag_ms"] = time.lag_ms
         if time.queue_ms is not None:
             row[f"{name}.queue_ms"] = time.queue_ms
     row.update((f"accuracy.{name}", value) for name, value in record.accuracy.items())

@@ -5,6 +5,9 @@ event has passed, and only then the span goes to the recorder. Events go back to
 the device are put on the host's clock through an anchor: an event on an idle stream of its own, taken anew every few
 seconds, because CUDA gives times between events as 32-bit milliseconds. Nothing is recorded while a CUDA graph is
 captured; the thread that asks for events is told apart from the capture, which its questions would break otherwise.
+One device is measured: a span that begins while another one is current has no device time, and is counted.
+
+Between two events the device may also have waited for the host: the first one passes at once on an idle stream.
 """
 
 import ctypes
@@ -12,14 +15,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 ANCHOR_EVERY_NS = 5_000_000_000
 """Over 5 s, 32-bit milliseconds have steps of half a microsecond."""
+_RETRY_NS = 500_000_000
+"""Until an anchor that could not be had is asked for again: each such try keeps the interpreter busy."""
 _ANCHOR_TRIES = 5
-_SPINS = 100_000
+_SPINS = 20_000
 _RELAXED = 2
 """CU_STREAM_CAPTURE_MODE_RELAXED."""
+_HIGH_PRIORITY = -1
+"""Streams of this priority are no stage's: torch hands out its streams in turn, 32 of each priority."""
+
+Obstacle = Literal["captured", "elsewhere"]
+"""Why nothing can be measured here: events would become part of a CUDA graph, or be those of another device."""
 
 
 class EventBackend(Protocol):
@@ -45,25 +55,30 @@ class EventBackend(Protocol):
         """Time between two events that have passed."""
         ...
 
-    def is_capturing(self) -> bool:
-        """Whether the current stream is capturing a CUDA graph, where events would become part of the graph."""
+    def obstacle(self) -> Obstacle | None:
+        """Why the current stream of this thread cannot be measured; None when it can."""
         ...
 
 
 class CudaEvents:
-    """torch.cuda's events. See `EventBackend`."""
+    """torch.cuda's events on one device: an event belongs to the device that it is first recorded on."""
 
     def __init__(self, device: str) -> None:
-        """`device` is the one whose context the threads have set."""
+        """`device` is the one to measure, such as cuda:1; without a number the current one."""
         import torch
 
-        self._torch: Any = torch
-        self._aside: Any = torch.cuda.Stream(device=device)
+        self._cuda: Any = torch.cuda
+        self._index: int | None = None
+        """Of the device, where there are several."""
+        if torch.cuda.device_count() > 1:
+            given: Any = torch.device(device)
+            self._index = torch.cuda.current_device() if given.index is None else given.index
+        self._aside: Any = torch.cuda.Stream(device=device, priority=_HIGH_PRIORITY)
         self._asking = threading.local()
 
     def new_event(self) -> Any:
         """An event with timing."""
-        return self._torch.cuda.Event(enable_timing=True)
+        return self._cuda.Event(enable_timing=True)
 
     def record(self, event: Any) -> None:
         """On the current stream."""
@@ -76,6 +91,8 @@ class CudaEvents:
     def has_passed(self, event: Any) -> bool:
         """CudaEventQuery, which in CUDA's default capture mode would break a capture on any other thread."""
         if not vars(self._asking):
+            if self._index is not None:  # else the first question would make a context on device 0
+                self._cuda.set_device(self._index)
             self._asking.relaxed = relax_capture()
         return event.query()
 
@@ -83,9 +100,11 @@ class CudaEvents:
         """CudaEventElapsedTime."""
         return round(start.elapsed_time(end) * 1e6)
 
-    def is_capturing(self) -> bool:
-        """Of the current stream."""
-        return self._torch.cuda.is_current_stream_capturing()
+    def obstacle(self) -> Obstacle | None:
+        """Of the current device and stream."""
+        if self._index is not None and self._cuda.current_device() != self._index:
+            return "elsewhere"
+        return "captured" if self._cuda.is_current_stream_capturing() else None
 
 
 def relax_capture(library: str = "libcuda.so.1") -> bool:
@@ -127,7 +146,8 @@ class DeviceTimer:
     Attributes:
         created: events made so far.
         abandoned: spans whose events did not pass in time.
-        captured: spans that began while a CUDA graph was captured, and have no device time.
+        captured: spans without a device time because a CUDA graph was captured.
+        elsewhere: spans without a device time because another device was current.
     """
 
     def __init__(
@@ -137,12 +157,14 @@ class DeviceTimer:
         self.created = 0
         self.abandoned = 0
         self.captured = 0
+        self.elsewhere = 0
         self._events = events
         self._now = now
         self._patience_ns = patience_ns
         self._pool: deque[Any] = deque()  # its append and pop are atomic
         self._anchor: Any = None
         self._anchor_ns = 0
+        self._next_anchor_ns: int | None = None
 
     @property
     def pooled(self) -> int:
@@ -150,17 +172,15 @@ class DeviceTimer:
         return len(self._pool)
 
     def begin(self) -> Mark | None:
-        """At a span's start, on its thread; None while a CUDA graph is captured."""
-        if self._events.is_capturing():
-            self.captured += 1
+        """At a span's start, on its thread; None where nothing can be measured."""
+        if self._is_hindered():
             return None
         return Mark(self._record())
 
     def finish(self, mark: Mark) -> None:
         """At the span's end, on whatever thread."""
         mark.deadline_ns = self._now() + self._patience_ns
-        if self._events.is_capturing():
-            self.captured += 1
+        if self._is_hindered():
             self._pool.append(mark.start)
             mark.start = None
             return
@@ -213,9 +233,18 @@ class DeviceTimer:
         return True
 
     def _nearest_anchor(self) -> tuple[Any, int]:
-        if self._anchor is None or self._now() - self._anchor_ns > ANCHOR_EVERY_NS:
-            self.anchor()
+        now = self._now()
+        if self._next_anchor_ns is None or now > self._next_anchor_ns:
+            self._next_anchor_ns = now + (ANCHOR_EVERY_NS if self.anchor() else _RETRY_NS)
         return self._anchor, self._anchor_ns
+
+    def _is_hindered(self) -> bool:
+        obstacle = self._events.obstacle()
+        if obstacle == "captured":
+            self.captured += 1
+        elif obstacle == "elsewhere":
+            self.elsewhere += 1
+        return obstacle is not None
 
     def _record(self) -> Any:
         event = self._take()

@@ -1,15 +1,19 @@
 """The `nvtx` backend: a span becomes an NVTX range, seen by nsys and by every other NVTX tool.
 
 Domain `mlotel`, category by kind of span, colour by name. A range that is entered and left on one thread is pushed and
-popped; one from `start_span`, which may end anywhere, is started and ended. The index of a batch is the payload of its
-root range and of ranges opened for it on other threads; everything else is joined by nesting (`analysis.timeline`).
+popped; one from `start_span`, which may end anywhere, is started and ended. So is one of an asyncio task: tasks take
+turns on one thread, and a pop would end whichever range was pushed last. The index of a batch is the payload of its
+root range, of ranges opened for it on other threads and of those of tasks; everything else is joined by nesting
+(`analysis.timeline`), which takes tasks that run at the same time on one thread for parts of each other.
 Ranges carry no attributes, events or status: the spans handed out accept them and do nothing.
 """
 
+import asyncio
+import contextlib
 import os
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +36,8 @@ from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.kept import KeptValues
 
 _nvtx: Any = nvtx  # it has no types
+# The public one raises where there is none, which costs more than the range.
+_running_loop: Callable[[], Any] = asyncio._get_running_loop  # pyright: ignore[reportPrivateUsage]
 DOMAIN = "mlotel"
 CAPTURE = "mlotel capture"
 """Name of the range between whose ends nsys records, for `--nvtx-capture=mlotel capture@mlotel`."""
@@ -144,6 +150,44 @@ class StartedRange(NonRecordingSpan):
             _nvtx.end_range(started)
 
 
+class TaskRange(NonRecordingSpan):
+    """A range in a running asyncio loop; current while it is entered, so that what is in it knows the batch."""
+
+    def __init__(
+        self, backend: "Nvtx", name: str, *, category: str, batch: int | None, arguments: tuple[Any, ...]
+    ) -> None:
+        """Prepare; `arguments` as those of a BatchRange."""
+        super().__init__(INVALID_SPAN_CONTEXT)
+        self.batch = batch
+        self.thread = 0
+        self._backend, self._name, self._category = backend, name, category
+        self._arguments = arguments
+        self._started: StartedRange | None = None
+        self._token: Any = None
+
+    def __enter__(self) -> Self:
+        """Start the range."""
+        self.thread = threading.get_ident()
+        given: Context | None = self._arguments[2]
+        self._token = CURRENT.set(trace.set_span_in_context(self, given))
+        self._started = self._backend.start(self._name, self._category, self.batch)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        """End it."""
+        if self._started is not None:
+            self._started.end()
+        with contextlib.suppress(ValueError):  # an asynchronous generator that another task closes
+            CURRENT.reset(self._token)
+
+    def __call__(self, func: Any) -> Any:
+        """Decorate."""
+        tracer, *arguments = self._arguments
+        return decorate(func, tracer, tuple(arguments[:8]))
+
+
 class Nvtx:
     """The backend. One per process is enough; runs may share it.
 
@@ -193,19 +237,22 @@ class Nvtx:
         elsewhere = type(parent) in _BATCHED and (
             parent.thread != threading.get_ident() or (type(parent) is StartedRange and parent.batch is not None)
         )
-        if attributes is None and kind is _INTERNAL and end_on_exit and not elsewhere:
+        in_task = _running_loop() is not None
+        if attributes is None and kind is _INTERNAL and end_on_exit and not elsewhere and not in_task:
             found = backend._internal.get(name)
             return backend._named(name, tracer) if found is None else found
         batch = _batch_in(attributes)
         category = _category(kind, attributes, is_root=batch is not None)
-        if batch is None and elsewhere:
+        if batch is None and (elsewhere or in_task) and type(parent) in _BATCHED:
             batch = parent.batch
         if not end_on_exit:
-            started = backend._start(name, category, batch)
+            started = backend.start(name, category, batch)
             return trace.use_span(started, record_exception=False, set_status_on_exception=False)
-        if batch is None:
+        if batch is None and not in_task:
             return backend._categorised(name, category, tracer)
         given = (tracer, name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception)
+        if in_task or batch is None:
+            return TaskRange(backend, name, category=category, batch=batch, arguments=given)
         return BatchRange(backend, name, category=category, batch=batch, arguments=given)
 
     @staticmethod
@@ -231,7 +278,7 @@ class Nvtx:
         if batch is None:
             parent = trace.get_current_span(context)
             batch = getattr(parent, "batch", None) if type(parent) in _BATCHED else None
-        return backend._start(name, category, batch)
+        return backend.start(name, category, batch)
 
     def payload_range(self, name: str, category: str) -> Range:
         """The one range of that name whose payload is set before it begins."""
@@ -242,7 +289,8 @@ class Nvtx:
             found = self._with_payload[name, category] = Range(name, category=category, payload=0)
         return found
 
-    def _start(self, name: str, category: str, batch: int | None) -> StartedRange:
+    def start(self, name: str, category: str, batch: int | None) -> StartedRange:
+        """A range that has begun."""
         if batch is None:
             name = self._bounded(name)
             return StartedRange(Range(name, category=category), batch=None, lock=self.lock)
@@ -286,7 +334,7 @@ class capture:  # noqa: N801 - used as a function
         _nvtx.end_range(self._id)
 
 
-_BATCHED = (BatchRange, StartedRange)
+_BATCHED = (BatchRange, StartedRange, TaskRange)
 
 
 def _batch_in(attributes: Mapping[str, Any] | None) -> int | None:

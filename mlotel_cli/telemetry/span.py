@@ -217,9 +217,11 @@ class Span(Carrying):
         """The ended span as plain objects, in the order of `recorder.assemble.unpack`."""
         local, offset, links = self._trace, self._stamping.epoch_offset_ns, self._links
         end = self._start if self._end is None else self._end
-        mark = self._mark
-        if mark is not None and mark.end_ns is not None:
-            end = max(end, mark.end_ns)
+        mark, device = self._mark, None
+        if mark is not None and mark.device_ns is not None:
+            lag = None if mark.end_ns is None else max(0, mark.end_ns - end)
+            end += lag or 0
+            device = (mark.device_ns, lag)
         return (
             "span",
             local.trace_id,
@@ -233,7 +235,7 @@ class Span(Carrying):
             self._thread,
             self._start + offset,
             end + offset,
-            None if mark is None else mark.device_ns,
+            device,
             self._status.name,
             self._description,
             self._attributes,

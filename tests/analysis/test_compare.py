@@ -3,7 +3,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from mlotel_cli.analysis.compare import StageComparison, compare_stages
+from mlotel_cli.analysis.compare import StageComparison, compare_stages, differences
 
 
 def batches(stage_ms: list[float], *, first: int = 0, **columns: list[Any]) -> pl.DataFrame:
@@ -68,3 +68,29 @@ def test_failed_batches_and_missing_times_do_not_count():
     comparison = compare_stages(evaluation, profile)
     reader = row(comparison.rows, "reader", "host")
     assert (reader.left_ms, reader.num_batches, comparison.num_common) == (1.0, 1, 2)
+
+
+def test_stages_of_one_run_only():
+    left = batches([1.0]).with_columns(pl.lit(2.0).alias("detector.host_ms"))
+    comparison = compare_stages(left, batches([1.0]))
+    assert comparison.stages_only(left=True) == ["detector"]
+    assert comparison.stages_only(left=False) == []
+    assert comparison.has_common_stage
+    other = batches([1.0]).rename({"reader.host_ms": "writer.host_ms"})
+    apart = compare_stages(left, other)
+    assert (apart.stages_only(left=True), apart.stages_only(left=False)) == (["reader", "detector"], ["writer"])
+    assert not apart.has_common_stage
+    bare = batches([1.0]).drop("reader.host_ms")
+    assert compare_stages(bare, bare).has_common_stage  # batches can be compared, and there is nothing else
+
+
+def test_what_two_configurations_say_differently_of_the_work():
+    left = {"pipeline": {"_target_": "a.B", "scale": 1, "size": {"width": 2}}, "seed": 0, "run": {"dir": "x"}}
+    right = {"pipeline": {"_target_": "a.B", "scale": 2, "size": {"width": 3}, "more": [1]}, "seed": 0}
+    assert differences(left, right) == [
+        ("pipeline.scale", 1, 2),
+        ("pipeline.size.width", 2, 3),
+        ("pipeline.more", None, [1]),
+    ]
+    assert differences({"data": None}, {"data": {"n": 1}}) == [("data.n", None, 1)]
+    assert differences(left, left) == differences({}, {}) == []

@@ -3,7 +3,7 @@
 import pytest
 
 from mlotel_cli.analysis.attribution import Attributed, Work
-from mlotel_cli.analysis.stages import measured, summarise_stages, verdict
+from mlotel_cli.analysis.stages import measured, summarise_stages, verdict, verdict_of_events
 from mlotel_cli.analysis.timeline import Range, Timeline
 
 
@@ -23,6 +23,29 @@ from mlotel_cli.analysis.timeline import Range, Timeline
 )
 def test_who_a_stage_waits_for(host_ms: float, device_ms: float, busy_ms: float, queue_ms: float, expected: str):
     assert verdict(host_ms=host_ms, device_ms=device_ms, busy_ms=busy_ms, queue_ms=queue_ms) == expected
+
+
+@pytest.mark.parametrize(
+    ("host_ms", "device_ms", "surely_busy_ms", "queue_ms", "expected"),
+    [
+        (1, 20, 19, None, "device-bound"),  # launched at once, and 19 ms to do after that
+        (4, 20, 16, None, "device-bound"),  # it may have waited for the host in 4 of 20 ms, no more
+        (5, 20, 15, None, None),  # it may have been busy for 15 ms, or for 20
+        (20, 20, 0, None, None),  # host and device end together: who waited for whom?
+        (20, 15, 0, None, "launch-bound"),  # no more than 15 of 20 ms can have been busy
+        (20, 16, 0, None, None),
+        (20, 15, 0, 20.1, "waiting"),
+        (1, 20, 19, 20.1, "waiting"),
+    ],
+)
+def test_two_events_tell_less_than_a_profile_and_never_anything_else(
+    host_ms: float, device_ms: float, surely_busy_ms: float, queue_ms: float | None, expected: str | None
+):
+    said = verdict_of_events(host_ms=host_ms, device_ms=device_ms, surely_busy_ms=surely_busy_ms, queue_ms=queue_ms)
+    assert said == expected
+    in_between = (surely_busy_ms + device_ms) / 2
+    by_profile = verdict(host_ms=host_ms, device_ms=device_ms, busy_ms=in_between, queue_ms=queue_ms)
+    assert said in (None, by_profile)
 
 
 def stage(name: str, start: int, end: int, *, category: str = "internal", batch: int | None = 0) -> Range:

@@ -88,6 +88,40 @@ def test_exact_figures(table):
     assert summary["telemetry"] == {"source_paused_s": 0.0}
 
 
+def test_who_a_stage_waits_for_where_a_device_was_measured(table):
+    """Host time ends when the result exists: `lag_ms` after the host was done."""
+    stages = {
+        "launched": stage(21.0, device_ms=20.0, lag_ms=19.0),  # 2 ms on the host
+        "starved": stage(20.0, device_ms=10.0, lag_ms=0.0),
+        "either": stage(20.0, device_ms=19.5, lag_ms=0.0),
+        "queued": stage(5.0, device_ms=5.0, lag_ms=0.0, queue_ms=6.0),
+        "unanchored": stage(5.0, device_ms=5.0),
+        "plain": stage(5.0),
+    }
+    summary = summarise(table(row(0, 70.0, stages=stages), row(1, 70.0, stages=stages)), {})["latency_ms"]["stages"]
+    assert {name: each.get("verdict", "none") for name, each in summary.items()} == {
+        "launched": "device-bound",
+        "starved": "launch-bound",
+        "either": None,
+        "queued": "waiting",
+        "unanchored": "none",
+        "plain": "none",
+    }
+    assert summary["launched"]["lag"]["mean"] == 19.0
+
+
+def test_a_batch_that_lacks_a_time_has_no_say_in_the_verdict(table):
+    rows = [row(n, 30.0, stages={"a": stage(21.0, device_ms=20.0, lag_ms=19.0)}) for n in range(3)]
+    rows += [row(n, 30.0, stages={"a": stage(1_000.0)}) for n in range(3, 6)]  # a graph was captured
+    assert summarise(table(*rows), {})["latency_ms"]["stages"]["a"]["verdict"] == "device-bound"
+
+
+def test_a_recorded_value_is_no_lag(table):
+    summary = summarise(table(row(0, 10.0, stages={"a": stage(6.0)}, data={"a.lag_ms": 4.0})), {})
+    assert "lag" not in summary["latency_ms"]["stages"]["a"]
+    assert summary["data"]["a.lag_ms"]["mean"] == 4.0
+
+
 def test_only_batches_that_went_through_have_a_latency(table):
     rows = [
         row(n, 1000.0, status=status, size=100, data={"x": 1.0}, stages={"a": stage(900.0)})

@@ -52,6 +52,18 @@ def test_ranges_launches_kernels_and_copies(tmp_path: Path):
     assert (work.syncs, work.sync_ns) == (1, 4_000)
 
 
+def test_a_launch_from_a_worker_of_the_stage_is_the_stages(tmp_path: Path):
+    path = write(
+        tmp_path / "trace.json",
+        event("user_annotation", "mlotel|batch|3|batch", 100.0, 50.0),
+        event("user_annotation", "mlotel|internal||reader", 110.0, 20.0),
+        event("cuda_runtime", "cudaLaunchKernel", 112.0, 1.0, tid=6, correlation=41),
+        event("kernel", "gemm", 140.0, 10.0, tid=7, correlation=41, device=0, stream=7),
+    )
+    (work,) = by_batch(attribute(read_timeline(path)))[3]["reader"].work
+    assert (work.kernels, work.kernel_ns) == (1, 10_000)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "x"}]}'])
 def test_what_is_no_trace_is_refused(tmp_path: Path, text: str):
     path = tmp_path / "trace.json"

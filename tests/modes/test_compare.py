@@ -7,10 +7,15 @@ import pytest
 from tests.support.cli import mlotel
 
 
-def write_run(folder: Path, mode: str, stage_ms: list[float], *, first: int = 0) -> Path:
+def write_run(
+    folder: Path, mode: str, stage_ms: list[float], *, first: int = 0, stage: str = "plate_[reader]", config: str = ""
+) -> Path:
     (folder / "batches.parquet").mkdir(parents=True)
-    info = {"status": "complete", "mode": mode, "summary": {}}
+    info = {"status": "complete", "mode": mode, "device": "cpu", "summary": {}}
     (folder / "run.json").write_text(json.dumps(info))
+    if config:
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "config.yaml").write_text(config)
     count = len(stage_ms)
     rows = {
         "batch": range(count),
@@ -18,7 +23,7 @@ def write_run(folder: Path, mode: str, stage_ms: list[float], *, first: int = 0)
         "repeat": [0] * count,
         "status": ["scored"] * count,
         "latency_ms": stage_ms,
-        "plate_[reader].host_ms": stage_ms,
+        f"{stage}.host_ms": stage_ms,
     }
     pl.DataFrame(rows).write_parquet(folder / "batches.parquet" / "part-000001.parquet")
     return folder
@@ -39,7 +44,7 @@ def test_both_figures_ratio_and_warning(tmp_path: Path):
     line = next(line for line in ended.out.splitlines() if "plate_[reader]" in line)
     assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["plate_[reader]", "10.000", "12.000", "1.200"]
     assert "p50 over 2 common batches" in ended.out
-    assert "warning: plate_[reader]: profile differs by 20% from eval, more than 10%" in ended.out
+    assert f"warning: plate_[reader]: {right} differs by 20% from {left}, more than 10%: the profiler, or" in ended.out
     assert "1 of its 3 batches are not in the other run" in ended.out
 
 
@@ -62,3 +67,47 @@ def test_a_folder_that_is_no_run(tmp_path: Path):
     assert ended.code == 2
     assert f"mlotel: {tmp_path} is no run directory" in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_runs_of_two_pipelines(tmp_path: Path):
+    left = write_run(tmp_path / "e", "eval", [10.0])
+    right = write_run(tmp_path / "p", "profile", [10.0], stage="vehicle")
+    ended = mlotel("compare", str(left), str(right))
+    assert ended.code == 2
+    assert "have no stage in common: plate_[reader] in the one, vehicle in the other" in ended.err
+    assert not ended.out
+
+
+def test_another_configuration_is_said_and_no_profiler_is_blamed(tmp_path: Path):
+    config = "seed: 0\npipeline: {scale: 1, seed: '${seed}'}\ndata: {seed: '${seed}', n: 1}\nrun: {dir: %s}\n"
+    left = write_run(tmp_path / "e", "eval", [10.0], config=config % "a")
+    right = write_run(tmp_path / "p", "profile", [20.0], config=config.replace("scale: 1", "scale: [2]") % "b")
+    same = write_run(tmp_path / "s", "profile", [20.0], config=config % "c")
+
+    said = mlotel("compare", str(left), str(right)).out
+    assert "warning: not the same work in both: pipeline.scale 1 / [2]\n" in said
+    assert "differs by 100%" in said
+    assert "disturbed" not in said
+    said = mlotel("compare", str(left), str(same)).out
+    assert "not the same work" not in said
+    assert "disturbed" in said
+
+
+def test_of_many_differences_a_few_are_named(tmp_path: Path):
+    keys = [f"k{number}" for number in range(8)]
+    left, right = (
+        write_run(tmp_path / str(value), "eval", [10.0], config=json.dumps({"data": dict.fromkeys(keys, value)}))
+        for value in (1, 2)
+    )
+    said = mlotel("compare", str(left), str(right)).out
+    assert "data.k4 1 / 2; and 3 more\n" in said
+    assert "data.k5" not in said
+
+
+@pytest.mark.parametrize("config", ["data: [", "- a list", "data: {n: '${nowhere:1}'}"])
+def test_a_configuration_that_cannot_be_read_is_no_obstacle(tmp_path: Path, config: str):
+    left = write_run(tmp_path / "e", "eval", [10.0], config=config)
+    right = write_run(tmp_path / "p", "profile", [10.0], config=config)
+    ended = mlotel("compare", str(left), str(right))
+    assert (ended.code, ended.err) == (0, "")
+    assert "warning" not in ended.out

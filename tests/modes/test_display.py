@@ -192,6 +192,27 @@ def test_the_closing_lines() -> None:
     ]
 
 
+def test_verdicts_stand_below_the_table_where_there_are_any() -> None:
+    content = info()
+    stages = content["summary"]["latency_ms"]["stages"]
+    assert not any("-bound" in line for line in printed(content))
+    stages["detector"]["verdict"], stages["reader"]["verdict"] = "device-bound", None
+    stages["[other]"] = {**stages["detector"]}
+    lines = printed(content, width=100)
+    assert "device-bound: detector, [other]" in lines
+    assert "host and device end together, one waits for the other (mlotel profile tells which): reader" in lines
+    assert not any("device-bound" in line for line in printed({**content, "mode": "profile"}))
+
+
+def test_spans_without_a_device_time_are_said_to_be() -> None:
+    telemetry = {"device_abandoned": 3, "device_captured": 0, "device_elsewhere": 2}
+    lines = printed(info(summary={"telemetry": telemetry}))
+    assert [line for line in lines if "device" in line] == [
+        "telemetry: 3 spans have no device time: the device did not come to their end in time",
+        "telemetry: 2 spans have no device time: another device was the current one",
+    ]
+
+
 def test_where_scoring_took_no_time_of_its_own_the_rate_is_just_that() -> None:
     content = info()
     content["summary"]["throughput"] = {"items_per_s": 12.345, "wall_items_per_s": 12.345}

@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from mlotel_cli.analysis.timeline import Range, Timeline
+from mlotel_cli.analysis.timeline import Activity, Call, Range, Timeline
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.modes.profile import Profile, Results
 from mlotel_cli.modes.profilers import make_profiler
@@ -175,6 +175,24 @@ def test_ranges_and_results_become_spans_and_settlements(tmp_path: Path):
         (1, 4, {"score": 1.0}),
     ]
     assert session.settled[0]["samples"][0].id == "0.0"
+
+
+def test_as_in_an_evaluation_a_range_ends_when_the_device_is_done(tmp_path: Path):
+    """Batch 0's reader launches on the host until 800,100 and its kernel ends at 950,000, after the batch's range."""
+    timeline = two_batches()
+    timeline.calls.append(Call("launch", 500, 600, 1, 7, 1))
+    timeline.activities.append(Activity("kernel", "gemm", 700, 950_000, 0, 7, 1))
+    profile, session = make(tmp_path, FakeProfiler(program(STARTED, settled(0), settled(1), ENDED), timeline))
+
+    profile.run()
+
+    spans = {(span[5], span[6]): span for span in session.link.sent}
+    assert spans[0, "reader"][11:13] == (957_000, (949_300, 149_900))
+    assert spans[0, "batch"][11:13] == (957_000, (949_300, 50_000))
+    assert spans[0, "GET"][11:13] == (7_300, None)  # it launched nothing
+    assert spans[1, "reader"][12] is None
+    stages = json.loads((tmp_path / "stages.json").read_text())["stages"]
+    assert stages["reader"]["host_ms"]["p50"] == pytest.approx(0.8)  # there the host's time is the host's
 
 
 def test_what_the_run_says_of_itself(tmp_path: Path):

@@ -16,7 +16,7 @@ from mlotel_cli.telemetry.tracer import Provider, Recording
 MS = 1_000_000
 
 
-def span(name, start_ms, end_ms, *, batch=0, kind="INTERNAL", device_ms=None, attributes=None, status="UNSET"):
+def span(name, start_ms, end_ms, *, batch=0, kind="INTERNAL", device_ms=None, attributes=None, status="UNSET", **more):
     return SpanRecord(
         trace_id=1,
         span_id=1,
@@ -32,6 +32,7 @@ def span(name, start_ms, end_ms, *, batch=0, kind="INTERNAL", device_ms=None, at
         status=status,
         status_message="it broke" if status == "ERROR" else "",
         attributes=attributes or {},
+        **more,
     )
 
 
@@ -136,6 +137,17 @@ def test_same_named_spans_are_summed_and_counted():
         settled(opened=6),
     )
     assert record.stages == {"reader": StageTime(host_ms=6.0, device_ms=0.75, queue_ms=1.5, calls=3)}
+
+
+def test_what_the_device_went_on_for_is_summed_too():
+    spans = [child("reader", 1, 3, device_ms=2, lag_ns=MS), child("reader", 4, 5, device_ms=1, lag_ns=MS // 2)]
+    record = one(Assembler(settle_s=5.0), *spans, root(0, 10, opened=3), settled(opened=3))
+    assert record.stages == {"reader": StageTime(host_ms=3.0, device_ms=3.0, calls=2, lag_ms=1.5)}
+
+
+def test_unpack_reads_times_of_the_device():
+    packed = ("span", 1, 1, 0, None, 0, "s", "INTERNAL", "", "", 0, 9, (5, 2), "UNSET", "", None, None, None, None)
+    assert (unpack(packed).span.device_ns, unpack(packed).span.lag_ns) == (5, 2)
 
 
 def test_a_queue_without_its_stage_is_no_call():

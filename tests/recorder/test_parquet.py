@@ -48,7 +48,7 @@ def test_a_row_has_the_columns_that_run_directories_promise():
             latency_ms=5.0,
             source_wait_ms=0.5,
             stages={
-                "detector": StageTime(host_ms=3.0, device_ms=2.0, calls=2),
+                "detector": StageTime(host_ms=3.0, device_ms=2.0, calls=2, lag_ms=0.5),
                 "reader": StageTime(queue_ms=1.0, calls=0),
             },
             accuracy={"score": 0.5},
@@ -69,6 +69,7 @@ def test_a_row_has_the_columns_that_run_directories_promise():
         "detector.host_ms": 3.0,
         "detector.calls": 2,
         "detector.device_ms": 2.0,
+        "detector.lag_ms": 0.5,
         "reader.queue_ms": 1.0,
         "accuracy.score": 0.5,
         "data.boxes": 4.0,
@@ -81,6 +82,7 @@ def test_a_span_has_hexadecimal_ids_and_json_where_it_is_nested():
         events=[(20, "exception", {"exception.type": "KeyError"})],
         links=[(0x1, 0x2, {"why": "batch"})],
         device_ns=5,
+        lag_ns=2,
     )
     columns = span_columns([full, span(status="ERROR", status_message="no")])
     assert set(columns) == set(SPAN_TYPES)
@@ -88,6 +90,7 @@ def test_a_span_has_hexadecimal_ids_and_json_where_it_is_nested():
     assert columns["span_id"] == ["0" * 14 + "cd"] * 2
     assert columns["parent_id"] == [None, None]
     assert columns["device_ns"] == [5, None]
+    assert columns["lag_ns"] == [2, None]
     assert columns["status"] == ["UNSET", "ERROR"]
     assert json.loads(columns["attributes"][0]) == {"n": 1, "raw": "01"}
     event = {"time_ns": 20, "name": "exception", "attributes": {"exception.type": "KeyError"}}

@@ -17,7 +17,7 @@ import torch
 from mlotel_cli.records import KIND
 from mlotel_cli.telemetry import device as device_module
 from mlotel_cli.telemetry.clock import Clock
-from mlotel_cli.telemetry.device import ANCHOR_EVERY_NS, CudaEvents, DeviceTimer, Mark, relax_capture
+from mlotel_cli.telemetry.device import ANCHOR_EVERY_NS, CudaEvents, DeviceTimer, Mark, Obstacle, relax_capture
 from mlotel_cli.telemetry.handoff import RecorderLink
 from mlotel_cli.telemetry.tracer import Provider, Recording
 
@@ -36,7 +36,7 @@ class SimulatedDevice:
     time_ns: int = 0
     busy_until_ns: int = 0
     tick_ns: int = 0
-    capturing: bool = False
+    hindered: Obstacle | None = None
     stuck: bool = False
     recorded: list[Event] = field(default_factory=list)
 
@@ -68,8 +68,8 @@ class SimulatedDevice:
         assert self.has_passed(end)
         return end.passes_ns - start.passes_ns
 
-    def is_capturing(self) -> bool:
-        return self.capturing
+    def obstacle(self) -> Obstacle | None:
+        return self.hindered
 
 
 @pytest.fixture
@@ -166,18 +166,21 @@ def test_events_that_never_pass_are_given_up_counted_and_not_used_again(device: 
 
 
 @pytest.mark.parametrize("when", ["at the start", "at the end"])
-def test_a_graph_capture_gets_no_events(device: SimulatedDevice, timer: DeviceTimer, when: str):
+@pytest.mark.parametrize("why", ["captured", "elsewhere"])
+def test_a_graph_capture_and_another_device_get_no_events(
+    device: SimulatedDevice, timer: DeviceTimer, why: Obstacle, when: str
+):
     if when == "at the start":
-        device.capturing = True
+        device.hindered = why
         assert timer.begin() is None
     else:
         mark = begin(timer)
-        device.capturing = True
+        device.hindered = why
         timer.finish(mark)
         assert timer.resolve(mark)
         assert mark.device_ns is None
         assert timer.pooled == 1
-    assert timer.captured == 1
+    assert (timer.captured, timer.elsewhere) == ((1, 0) if why == "captured" else (0, 1))
     assert len(device.recorded) == (0 if when == "at the start" else 1)
 
 
@@ -203,26 +206,76 @@ def test_of_several_tries_the_tightest_is_the_anchor(device: SimulatedDevice):
 
 
 def test_an_anchor_serves_for_five_seconds(device: SimulatedDevice, timer: DeviceTimer):
-    assert timer.anchor()
-    first = timer._anchor
+    first, taken_ns = timer._nearest_anchor()
+    assert taken_ns == 0
     device.time_ns = ANCHOR_EVERY_NS
     assert timer._nearest_anchor() == (first, 0)
     device.time_ns += 1
     assert timer._nearest_anchor()[1] == ANCHOR_EVERY_NS + 1
 
 
-def test_the_calls_to_torch(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+def test_an_anchor_that_cannot_be_had_is_not_asked_for_at_every_span(device: SimulatedDevice, timer: DeviceTimer):
+    """Each try turns thousands of times on the interpreter lock; spans have their device time all the same."""
+    tries: list[int] = []
+    device.record_aside = lambda event: tries.append(device.time_ns)  # type: ignore[method-assign]
+    device.has_passed = lambda event: event.passes_ns is not None  # type: ignore[method-assign]
+    for _ in range(100):
+        mark = begin(timer)
+        timer.finish(mark)
+        device.time_ns += 10_000_000
+        assert timer.resolve(mark)
+        assert (mark.device_ns, mark.end_ns) == (0, None)
+    assert tries == [10_000_000, 520_000_000]  # half a second apart
+
+
+def torch_with(
+    monkeypatch: pytest.MonkeyPatch, *, devices: int, current: int = 0, capturing: bool = False
+) -> list[int]:
+    """Make torch.cuda look like a machine with so many devices; returns the devices that threads are set to."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: f"a stream of {device}, priority {priority}")
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: ("event", enable_timing))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    events, recorded = CudaEvents("cuda:1"), []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(device_module, "relax_capture", lambda: True)
+    return chosen
+
+
+def test_the_calls_to_torch(monkeypatch: pytest.MonkeyPatch):
+    torch_with(monkeypatch, devices=1, capturing=True)
+    events, recorded = CudaEvents("cuda:0"), []
     event = SimpleNamespace(record=lambda *stream: recorded.append(stream), elapsed_time=lambda end: end)
     events.record(event)
     events.record_aside(event)
-    assert recorded == [(), ("a stream of cuda:1",)]
+    assert recorded == [(), ("a stream of cuda:0, priority -1",)]
     assert events.elapsed_ns(event, 1.5) == 1_500_000
     assert events.new_event() == ("event", True)
-    assert events.is_capturing()
+    assert events.obstacle() == "captured"
+
+
+@pytest.mark.parametrize(
+    ("device", "current", "obstacle"),
+    [("cuda:1", 1, None), ("cuda:1", 0, "elsewhere"), ("cuda:0", 1, "elsewhere"), ("cuda", 1, None)],
+)
+def test_of_several_devices_one_is_measured(
+    monkeypatch: pytest.MonkeyPatch, device: str, current: int, obstacle: Obstacle | None
+):
+    """An event belongs to the device that it was first recorded on: on another one, recording it again is an error."""
+    chosen = torch_with(monkeypatch, devices=2, current=current)
+    events = CudaEvents(device)
+    assert events.obstacle() == obstacle
+    assert events.has_passed(SimpleNamespace(query=lambda: True))
+    assert chosen == [int(device[-1]) if device[-1].isdigit() else current]
+
+
+def test_where_there_is_one_device_nobody_asks_which(monkeypatch: pytest.MonkeyPatch):
+    chosen = torch_with(monkeypatch, devices=1, current=7)
+    events = CudaEvents("cuda")
+    assert events.obstacle() is None
+    assert events.has_passed(SimpleNamespace(query=lambda: True))
+    assert chosen == []
 
 
 def test_a_device_that_gets_stuck_costs_no_event_that_had_passed(device: SimulatedDevice, timer: DeviceTimer):
@@ -251,7 +304,7 @@ def test_a_recorded_span_carries_its_device_time_and_ends_with_it(device: Simula
 
     assert span.is_resolved()
     packed = span.pack()
-    assert (packed[10], packed[11], packed[12]) == (1_000_000, 1_000_700, 700)
+    assert packed[10:13] == (1_000_000, 1_000_700, (700, 690))  # the host was done at 10
 
 
 def test_the_host_may_be_the_later_one(device: SimulatedDevice, timer: DeviceTimer):
@@ -264,7 +317,7 @@ def test_the_host_may_be_the_later_one(device: SimulatedDevice, timer: DeviceTim
 
     (span,) = spans
     assert span.is_resolved()
-    assert span.pack()[11:13] == (90, 90)  # the second event is recorded at 90, on an idle stream
+    assert span.pack()[11:13] == (90, (90, 0))  # the second event is recorded at 90, on an idle stream
 
 
 class Slow:
@@ -328,7 +381,7 @@ def test_without_a_driver_nothing_is_told_apart(tmp_path: Path):
 def test_every_asking_thread_is_told_apart_once(monkeypatch: pytest.MonkeyPatch):
     told: list[int] = []
     monkeypatch.setattr(device_module, "relax_capture", lambda: told.append(threading.get_ident()) or True)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: device)
     events = CudaEvents("cuda")
     passed = SimpleNamespace(query=lambda: True)
     assert events.has_passed(passed)

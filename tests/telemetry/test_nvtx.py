@@ -1,9 +1,10 @@
 """The backend on a fake NVTX that notes what is pushed and started; real recordings are in tests/system."""
 
+import asyncio
 import gc
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +25,12 @@ from mlotel_cli.telemetry.tracer import Provider
 
 @dataclass
 class Notes:
-    """Ranges in the order in which they began: [name, category, payload, thread, ended on thread]."""
+    """Ranges in the order in which they began: [name, category, payload, thread, ended on thread].
 
+    `endings` are the names of ranges in the order in which they ended.
+    """
+
+    endings: list[str] = field(default_factory=list)
     ranges: list[list[Any]] = field(default_factory=list)
     open: dict[int, list[list[Any]]] = field(default_factory=dict)
 
@@ -43,6 +48,7 @@ class Notes:
 
     def end(self, began: list[Any]) -> None:
         began[4] = threading.get_ident()
+        self.endings.append(began[0])
 
     def seen(self) -> list[tuple[Any, ...]]:
         return [tuple(each[:3]) for each in self.ranges]
@@ -304,3 +310,80 @@ def test_waiting_that_began_before_it_could_be_told_is_left_out(tracer: trace.Tr
     tracer.start_span("queue source", attributes={KIND: "queue"}, start_time=1).end(2)
     tracer.start_span("stage", start_time=1).end()
     assert notes.seen() == [("stage", "internal", None)]
+
+
+def test_tasks_that_take_turns_end_their_own_ranges_and_know_their_batch(tracer: trace.Tracer, notes: Notes):
+    async def stage(name: str, turns: int) -> None:
+        with tracer.start_as_current_span(name):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            with tracer.start_as_current_span(f"{name} inside"):
+                pass
+
+    async def batch_of(index: int, *turns: int) -> None:
+        with tracer.start_as_current_span("batch", **batch(index)) as root:
+            await asyncio.gather(*(stage(f"{index}.{number}", each) for number, each in enumerate(turns)))
+            assert trace.get_current_span() is root
+
+    async def run() -> None:
+        await asyncio.gather(batch_of(7, 4, 2), batch_of(8, 1))
+
+    asyncio.run(run())
+
+    whole = {name: (category, payload) for name, category, payload in notes.seen() if "inside" not in name}
+    assert whole == {
+        "batch": ("batch", 8),  # the last one of that name
+        "7.0": ("internal", 7),
+        "7.1": ("internal", 7),
+        "8.0": ("internal", 8),
+    }
+    assert [name for name in notes.endings if name[-2:] in (".0", ".1")] == ["8.0", "7.1", "7.0"]
+    assert [payload for name, _, payload in notes.seen() if name == "7.1 inside"] == [7]
+    assert notes.open == {}  # nothing was pushed
+
+
+def test_a_stage_that_runs_a_loop_stays_a_pushed_range(tracer: trace.Tracer, notes: Notes):
+    @tracer.start_as_current_span("decorated")
+    async def inside() -> None:
+        with tracer.start_as_current_span("queue x", attributes={KIND: "queue"}):
+            await asyncio.sleep(0)
+
+    with tracer.start_as_current_span("batch", **batch(7)), tracer.start_as_current_span("stage"):
+        asyncio.run(inside())
+        with tracer.start_as_current_span("after"):
+            pass
+
+    assert notes.seen() == [
+        ("batch", "batch", 7),
+        ("stage", "internal", None),
+        ("decorated", "internal", 7),
+        ("queue x", "queue", 7),
+        ("after", "internal", None),
+    ]
+    assert notes.open == {threading.get_ident(): []}
+    assert notes.endings == ["queue x", "decorated", "after", "stage", "batch"]
+
+
+def test_a_task_that_is_no_batchs_has_a_range_without_one(tracer: trace.Tracer, notes: Notes):
+    async def alone() -> None:
+        with pytest.raises(KeyError), tracer.start_as_current_span("alone"):
+            raise KeyError
+
+    asyncio.run(alone())
+    assert notes.seen() == [("alone", "internal", None)]
+    assert notes.endings == ["alone"]
+
+
+def test_a_generator_that_another_task_closes_ends_its_range(tracer: trace.Tracer, notes: Notes):
+    async def frames() -> AsyncIterator[int]:
+        with tracer.start_as_current_span("frames"):
+            yield 1
+            yield 2
+
+    async def run() -> None:
+        generator = frames()
+        await asyncio.create_task(anext(generator))  # type: ignore[arg-type]
+        await asyncio.create_task(generator.aclose())  # type: ignore[attr-defined]
+
+    asyncio.run(run())
+    assert notes.endings == ["frames"]
