@@ -64,12 +64,13 @@ class MonitorExports:
         self._identity: Mapping[str, Any] = opening["identity"]
         self._service = {"service.name": str(self._identity.get("service.name") or "unknown_service")}
         self._metrics = SpanMetrics(self._identity, max_names=opening["max_names"])
-        before = before or Before()
+        self._before = before = before or Before()
         self._live = LiveState(now=clock(), earlier=before.totals, earlier_s=before.seconds)
         self._sampler = TailSampler(slow_ms=live["slow_ms"], background_rate=live["background_rate"], clock=clock)
         self._gpus = gpus or GpuWatch()
         self._workload = Workload()
         self._is_ending = False
+        self._own_sinks: Health = {}
         self._published = self._live.publish(now=clock(), workload=self._workload, sinks={}, http=None, ready=False)
         self._otlp = start_otlp(opening, measurements=self, say=say)
         self._wants_spans = wants_spans(self._otlp)
@@ -108,8 +109,10 @@ class MonitorExports:
             self._answer(self._published.snapshot)
 
     def describe(self) -> Mapping[str, Any]:
-        """Where it is served."""
-        return {"http": self._http.url}
+        """Where it is served, and what every sink of the run has taken so far."""
+        counts = ("sent", "lost", "queued")
+        sinks = {name: {key: sink[key] for key in counts if key in sink} for name, sink in self._all_sinks().items()}
+        return {"http": self._http.url, "sinks": sinks}
 
     def end(self) -> None:
         """From now on not ready; figures are served until `close`."""
@@ -119,7 +122,12 @@ class MonitorExports:
         """Send the rest to the collector."""
         self.tick()
         self._otlp.close(timeout_s)
-        return {"otlp": self._otlp.describe()}
+        described = self._otlp.describe()
+        if described is not None:
+            described = self._before.with_sink("otlp", described)
+            if described["metrics"] is not None:
+                described["metrics"] = self._before.with_sink("otlp_metrics", described["metrics"])
+        return {"otlp": described}
 
     def close(self) -> None:
         """Stop serving."""
@@ -128,18 +136,18 @@ class MonitorExports:
 
     def families(self) -> Sequence[Family]:
         """Everything measured so far; safe from any thread."""
-        workload, sinks = self._workload, self._published.snapshot["sinks"]
+        workload = self._workload
         return [
             *self._metrics.families(),
             *workload.families(self._service),
-            *_sink_families(sinks, self._service),
+            *_sink_families(self._own_sinks, self._service),
             *(_trace_families(self._sampler, self._service) if self._wants_spans else ()),
             *process_families(workload.process),
             *gpu_families(self._gpus.readings),
         ]
 
     def _publish(self) -> None:
-        sinks = {**self._sinks(), **self._describe_otlp(), "http": self._describe_http()}
+        sinks = self._all_sinks()
         self._published = self._live.publish(
             now=self._clock(),
             workload=self._workload,
@@ -147,6 +155,11 @@ class MonitorExports:
             http=self._http.url,
             ready=not self._not_ready(),
         )
+
+    def _all_sinks(self) -> Health:
+        """Their health, and what they took since the start of the run."""
+        self._own_sinks = {**self._sinks(), **self._describe_otlp(), "http": self._describe_http()}
+        return {name: self._before.with_sink(name, sink) for name, sink in self._own_sinks.items()}
 
     def _describe_http(self) -> dict[str, Any]:
         http = self._http
@@ -159,7 +172,7 @@ class MonitorExports:
             return {}
         sinks = {"otlp": described, "otlp_metrics": described["metrics"]}
         return {
-            name: {"ok": not sink["detail"], **{key: sink[key] for key in ("sent", "lost", "detail")}}
+            name: {"ok": not sink["detail"], **{key: sink[key] for key in ("sent", "lost", "queued", "detail")}}
             for name, sink in sinks.items()
             if sink and sink["endpoint"]
         }

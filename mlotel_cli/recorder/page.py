@@ -294,11 +294,16 @@ def _sinks(snapshot: Mapping[str, Any]) -> str:
             ("state", '<span class="good">ok</span>' if sink["ok"] else '<span class="bad">failing</span>'),
             ("taken", f"{sink['sent']:,}"),
             ("lost", f'<span class="bad">{sink["lost"]:,}</span>' if sink["lost"] else "0"),
-            ("", escape(str(sink["detail"] or "")), "text left"),
+            ("", escape("; ".join(filter(None, [str(sink["detail"] or ""), _waiting(sink)]))), "text left"),
         )
         for name, sink in snapshot["sinks"].items()
     ]
     return _panel("half", "Where it goes", _table(("", "state", "taken", "lost", ""), rows, none="Nowhere."))
+
+
+def _waiting(sink: Mapping[str, Any]) -> str:
+    queued = sink.get("queued", 0)
+    return f"{queued:,} waiting" if queued else ""
 
 
 def _run(status: Status) -> str:

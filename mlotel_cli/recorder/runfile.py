@@ -81,11 +81,18 @@ class Before:
         totals: what they counted.
         seconds: since the start of the run.
         port: where the last one listened, so that a page which is open finds it again; 0 when it did not.
+        sinks: what they sent, and lost, by sink; what waited in them when they died is lost.
     """
 
     totals: Totals = field(default_factory=Totals)
     seconds: float = 0.0
     port: int = 0
+    sinks: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+
+    def with_sink(self, name: str, sink: Mapping[str, Any]) -> dict[str, Any]:
+        """`sink`, counting on from them."""
+        earlier = self.sinks.get(name, {})
+        return {**sink, **{key: sink[key] + earlier.get(key, 0) for key in ("sent", "lost")}}
 
 
 class RunFile:
@@ -149,6 +156,7 @@ class RunFile:
                 Totals.from_json(told.get("totals") or {}),
                 max(0.0, (time.time_ns() - int(told["started_ns"])) / 1e9),
                 urlsplit(told.get("http") or "").port or 0,
+                _ended(told.get("sinks") or {}),
             )
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             self.info["notes"].append(f"{note}; its run.json could not be read: {error}")
@@ -156,3 +164,10 @@ class RunFile:
         self.info = {**told, **{key: self.info[key] for key in _OF_EACH_RECORDER}}
         self.info["notes"] = [*told.get("notes", ()), note]
         return before
+
+
+def _ended(sinks: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, int]]:
+    return {
+        name: {"sent": int(sink["sent"]), "lost": int(sink["lost"]) + int(sink.get("queued", 0))}
+        for name, sink in sinks.items()
+    }

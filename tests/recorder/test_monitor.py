@@ -279,6 +279,21 @@ def test_one_that_took_over_goes_on_counting_for_people_and_begins_anew_for_prom
         assert made.scrape()["mlotel_batches"] == {"done": 1}
 
 
+def test_sinks_count_on_for_people_and_anew_for_prometheus(monkeypatch):
+    otlp = FakeOtlp(spans=True, metrics=True)
+    earlier = {"sent": 5, "lost": 2}
+    before = Before(sinks={"otlp": earlier, "otlp_metrics": earlier, "parquet": earlier})
+    with making(monkeypatch, otlp=otlp, before=before) as made:
+        made.batch(latency_ms=500.0)
+        made.pass_s(1.0)
+        told = made.answers[-1]["sinks"]
+        assert (told["otlp"]["sent"], told["otlp"]["lost"], told["parquet"]["sent"]) == (7, 2, 5)
+        assert made.exports.describe()["sinks"]["otlp"] == {"sent": 7, "lost": 2, "queued": 0}
+        assert made.scrape()["mlotel_sink_sent"]["otlp"] == 2
+        delivered = made.exports.deliver(1.0)["otlp"]
+        assert (delivered["sent"], delivered["lost"], delivered["metrics"]["lost"]) == (7, 2, 2)
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"source": 1}', '{"queues": {"a": 1}}'])
 def test_nonsense_of_the_workload_leaves_what_was_known(made, text):
     made.tell()

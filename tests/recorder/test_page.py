@@ -237,6 +237,7 @@ def test_a_sink_that_loses_something_stands_out():
     assert '<span class="bad">failing</span>' in html
     assert '<span class="bad">1,200</span>' in html
     assert "connection refused" in text_of(html)
+    assert "refused; 1,500 waiting" in text_of(show(sinks={"otlp": sinks["otlp"] | {"queued": 1500}}))
 
 
 @pytest.mark.parametrize(

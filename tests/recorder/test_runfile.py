@@ -57,6 +57,7 @@ def test_a_recorder_that_takes_over_goes_on_where_the_last_one_died(tmp_path):
         "http": "http://127.0.0.1:41234",
         "wandb": {"id": "x"},
         "status": "interrupted",
+        "sinks": {"otlp": {"sent": 5, "lost": 1, "queued": 2}, "parquet": {"sent": 4, "lost": 0}},
     }
     first.write()
     second = RunFile(tmp_path, RESTARTED)
@@ -70,13 +71,19 @@ def test_a_recorder_that_takes_over_goes_on_where_the_last_one_died(tmp_path):
     new = Totals()
     new.add(row("done", 1))
     assert second.before.port == 41234
+    now = {"ok": True, "sent": 10, "lost": 0, "queued": 7}
+    assert second.before.with_sink("otlp", now) == {"ok": True, "sent": 15, "lost": 3, "queued": 7}
+    assert second.before.with_sink("parquet", now)["sent"] == 14
+    assert second.before.with_sink("wandb", now) == now
     assert 1_000_000_000 < second.before.seconds < time.time()
     both = second.before.totals.plus(new)
     assert (both.rows, both.items, both.items_done, both.spans) == (4, 11, 9, 30)
     assert both.batches == {"done": 3, "failed": 1}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"totals": 3}', '{"totals": {"items": "x"}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"totals": 3}', '{"totals": {"items": "x"}}', '{"started_ns": 1, "sinks": 3}']
+)
 def test_a_file_that_cannot_be_read_is_begun_anew_and_said(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     file = RunFile(tmp_path, RESTARTED)
