@@ -291,9 +291,12 @@ def _at_rank(ordered: Floats, rank: float) -> float:
 
 def _skewness(x: Floats) -> float:
     centred = x - x.mean()
+    largest = float(np.abs(centred).max())
+    if not largest > 0:
+        return 0.0
+    centred = centred / largest  # else the powers of tiny values are zero
     square = centred * centred
-    variance = float(square.mean())
-    return float((square * centred).mean()) / variance**1.5 if variance > 0 else 0.0
+    return float((square * centred).mean()) / float(square.mean()) ** 1.5
 
 
 def _bca_levels(estimate: float, resampled: Floats, acceleration: float, z: float) -> list[float]:

@@ -110,6 +110,11 @@ def test_a_statistic_has_the_same_interval_whatever_is_asked_beside_it():
     assert block_bootstrap(x, ["p95"])["p95"] == block_bootstrap(x, EVERYTHING)["p95"]
 
 
+def test_values_whose_squares_are_too_small_for_a_float():
+    tiny = block_bootstrap(np.array([0.0, 0.0, -5e-324, 0.0, -2.7e-159, 0.0]), ["mean"])
+    assert all(math.isfinite(bound) for bound in tiny["mean"])
+
+
 def test_the_seed_decides_and_the_level_widens():
     x = np.random.default_rng(0).gamma(2.0, size=500)
     assert block_bootstrap(x, ["mean"], seed=1) == block_bootstrap(x, ["mean"], seed=1)
