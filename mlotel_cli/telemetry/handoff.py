@@ -6,7 +6,6 @@ Python, and marshal is the fastest way to write plain objects.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import marshal
@@ -14,7 +13,6 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -25,13 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from mlotel_cli.errors import RecorderError
+from mlotel_cli.telemetry.child import how_it_ended, start_recorder
 from mlotel_cli.telemetry.span import Span
 
 logger = logging.getLogger("mlotel.telemetry")
 
-PIPE_BYTES = 1 << 20
 HIGH_WATER = 20_000
 """Items waiting to be handed over above which the source is paused; a second or so of the fastest pipelines."""
+HUNG_S = 120.0
+"""A recorder that takes nothing for so long, while much waits for it, is given up."""
+_PATIENT_S = 10.0
+"""Whoever waits longer for the recorder is told."""
 _CHUNK = 2_000
 
 
@@ -90,6 +92,7 @@ class RecorderLink:
         on_death: Callable[[RecorderError], None] | None = None,
         on_live: Callable[[dict[str, Any]], None] | None = None,
         listener: socket.socket | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start the recorder process for `run_dir`. It writes nothing before `open`.
 
@@ -100,6 +103,7 @@ class RecorderLink:
             on_death: told at once when the recorder dies, for a program that never asks; on the hand-over thread.
             on_live: takes the snapshot that a monitor's recorder answers once a second, on the same thread as `say`.
             listener: what a monitor's recorder serves HTTP on, inherited; its number is in the opening.
+            now: seconds, monotonic.
 
         Raises:
             RecorderError: when the process cannot be started.
@@ -112,19 +116,22 @@ class RecorderLink:
         self.emit = self._queue.append
         self._wake = threading.Event()
         self._closing = False
-        self._dead = False
+        self._dead = self._hung = False
         self._say = say or logger.warning
         self._on_death = on_death
         self._on_live = on_live
         self._result: dict[str, Any] | None = None
         self._imports = imports
         self._http_listener = listener
+        self._now = now
         self._connect()
         self._thread = threading.Thread(target=self._run, name="mlotel-handoff", daemon=True)
         _links.add(self)
 
     def _connect(self) -> None:
-        self._process, self._to_recorder, from_recorder = _start_process(
+        self._log = self.run_dir / "recorder.log"
+        self._log_begins = self._log.stat().st_size if self._log.exists() else 0
+        self._process, self._to_recorder, from_recorder = start_recorder(
             self.run_dir, self._imports, listener=self._http_listener
         )
         self._listener = threading.Thread(target=self._listen, args=(from_recorder,), name="mlotel-says", daemon=True)
@@ -134,6 +141,7 @@ class RecorderLink:
         """Begin the run: the recorder writes run.json and starts its sinks; from now on the queue is handed over."""
         self._flush_s = flush_ms / 1000
         self._opening = opening
+        self._moved_s = self._now()
         self._queue.appendleft(("open", json.dumps(asdict(opening), default=str)))
         self._thread.start()
 
@@ -155,7 +163,7 @@ class RecorderLink:
         """Between batches: wait while the recorder is far behind. Counts the time.
 
         Raises:
-            RecorderError: when the recorder has died.
+            RecorderError: when the recorder has died, or took nothing for `HUNG_S`.
         """
         self.pause()
         if self._dead:
@@ -165,11 +173,27 @@ class RecorderLink:
         """As `wait_for_room`, for a program that a dead recorder must not end."""
         if len(self._queue) <= HIGH_WATER:
             return
-        start = time.perf_counter()
+        start, began_s = time.perf_counter(), self._now()
+        is_told = False
         while len(self._queue) > HIGH_WATER // 2 and self.is_open:
             self._wake.set()
             time.sleep(0.002)
+            silent_s = self._now() - max(self._moved_s, began_s)
+            if silent_s > _PATIENT_S and not is_told:
+                is_told = True
+                self._say(
+                    f"The recorder (process {self.pid}) has taken nothing for {silent_s:.0f} s; the run waits for it, "
+                    f"at most {HUNG_S:.0f} s."
+                )
+            if silent_s > HUNG_S:
+                self._give_up()
         self.paused_s += time.perf_counter() - start
+
+    def _give_up(self) -> None:
+        """The hand-over thread is stuck and will not notice; the recorder may still finish what it has, one day."""
+        self._dead = self._hung = True
+        if self._on_death is not None:
+            self._on_death(self._died())
 
     def close(self, closing: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
         """Hand over the rest, tell the recorder how the run ended and wait for its summary.
@@ -190,7 +214,15 @@ class RecorderLink:
         return self._await_result(timeout_s)
 
     def _await_result(self, timeout_s: float) -> dict[str, Any]:
-        self._listener.join(timeout_s)
+        if self._hung:
+            raise self._died()
+        self._listener.join(min(_PATIENT_S, timeout_s))
+        if self._listener.is_alive() and timeout_s > _PATIENT_S:
+            left_s = timeout_s - _PATIENT_S
+            self._say(
+                f"The recorder is still finishing files and sinks; it is waited for, at most {left_s:.0f} s more."
+            )
+            self._listener.join(left_s)
         if self._result is None:
             if self._process.poll() is None and self._listener.is_alive():
                 raise RecorderError(
@@ -253,6 +285,7 @@ class RecorderLink:
             items = [item for item in items if self._is_ready(item)]
             payload = self._dump([packed for item in items if (packed := self._pack(item)) is not None])
             self._write(struct.pack("<I", len(payload)) + payload)
+            self._moved_s = self._now()
 
     def _is_ready(self, item: Span | tuple[Any, ...]) -> bool:
         """False, and kept for later, for a span whose device time is not known yet, and for the end until it is."""
@@ -339,17 +372,15 @@ class RecorderLink:
             self._on_live(message["live"])
 
     def _died(self) -> RecorderError:
-        try:
-            code = self._process.wait(2)
-        except subprocess.TimeoutExpired:
-            code = None
-        log = self.run_dir / "recorder.log"
-        last = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
-        because = f": {' | '.join(last)}" if last else ""
         return RecorderError(
-            f"The recorder process ended (exit code {code}){because}. "
+            f"{self._how_it_ended()}. "
             f"What it had recorded is readable in {self.run_dir}; start the run again for the rest."
         )
+
+    def _how_it_ended(self) -> str:
+        if self._hung:
+            return f"The recorder (process {self.pid}) has taken nothing for {HUNG_S:.0f} s and is given up"
+        return f"The recorder process ended ({how_it_ended(self._process, self._log, after=self._log_begins)})"
 
     def forget_in_child(self) -> None:
         """A forked child must not hold the pipe open, for which the recorder would wait, nor the port."""
@@ -370,35 +401,3 @@ def _forget_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
-
-
-def _start_process(
-    run_dir: Path, imports: Sequence[str], *, listener: socket.socket | None = None
-) -> tuple["subprocess.Popen[bytes]", int, int]:
-    """Start `python -m mlotel_cli.recorder`; returns it, the pipe to it and the pipe from it.
-
-    Its own session keeps a Ctrl-C in the terminal from reaching it: it ends when the pipe closes.
-    """
-    read_end, to_recorder = os.pipe()
-    from_recorder, write_end = os.pipe()
-    with contextlib.suppress(OSError, AttributeError):  # a smaller pipe only means more, smaller writes
-        fcntl.fcntl(to_recorder, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    command = [sys.executable, "-P", "-m", "mlotel_cli.recorder", str(read_end), str(write_end), str(run_dir), *imports]
-    try:
-        with (run_dir / "recorder.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                pass_fds=(read_end, write_end, *(() if listener is None else (listener.fileno(),))),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-    except OSError as error:
-        os.close(to_recorder)
-        os.close(from_recorder)
-        raise RecorderError(f"The recorder could not be started ({' '.join(command)}): {error}") from error
-    finally:
-        os.close(read_end)
-        os.close(write_end)
-    return process, to_recorder, from_recorder

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.telemetry.handoff import Opening, RecorderLink
+from mlotel_cli.telemetry.handoff import HUNG_S, Opening, RecorderLink
 from mlotel_cli.telemetry.span import Span
 
 logger = logging.getLogger("mlotel.telemetry")
@@ -27,8 +27,6 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 60.0
 STEADY_S = 120.0
 """A recorder that lived so long is replaced without delay again."""
-HUNG_S = 120.0
-"""A recorder that takes nothing for so long, while its pipe is full, is killed and replaced."""
 _REMEMBERED = 10_000
 """Batches under way at most; spans that end after their batch was settled must not fill the memory."""
 
@@ -55,14 +53,13 @@ class PersistentLink(RecorderLink):
         """Start the recorder; see RecorderLink."""
         self.restarts = 0
         self.batches_lost = 0
-        self._now = now
         self._infos: list[str] = []
         self._under_way: dict[int, None] = {}
         self._shedding: dict[int, None] = {}
         self._delay_s = 0.0
         self._num_settled = self._num_died = 0
         self._replaced_for_closing = False
-        super().__init__(run_dir, imports=imports, say=say, on_live=on_live, listener=listener)
+        super().__init__(run_dir, imports=imports, say=say, on_live=on_live, listener=listener, now=now)
 
     @property
     def gaps(self) -> dict[str, int]:
@@ -112,7 +109,7 @@ class PersistentLink(RecorderLink):
         """Start another recorder when its time has come; False when the run is closing and that failed as well."""
         self._close_pipe()
         self._listener.join(2)  # its last answer says what it had written
-        reason = str(self._died()).partition(". What")[0]
+        reason = self._how_it_ended()
         self._count_gap()
         if self._now() - self._born_s >= STEADY_S:
             self._delay_s = 0.0

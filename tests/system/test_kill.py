@@ -388,7 +388,7 @@ def test_a_recorder_that_is_killed_ends_the_run_with_a_clear_message(start: Call
     moment_ns = time.monotonic_ns()
     os.kill(evaluation.recorder, signal.SIGKILL)
     assert evaluation.wait() == 1
-    assert "The recorder process ended (exit code -9)" in evaluation.printed
+    assert "The recorder process ended (exit code -9: SIGKILL" in evaluation.printed
     assert f"is readable in {evaluation.run_dir}" in evaluation.printed
     assert "Traceback" not in evaluation.printed
     evaluation.wait_for_recorder()  # its wandb-core as well

@@ -80,9 +80,9 @@ class PlayedRecorder:
             os.close(self.write_fd)
             self.write_fd = -1
 
-    def die(self) -> None:
+    def die(self, code: int = -9) -> None:
         """As after a kill -9: both ends are closed."""
-        self.returncode = -9
+        self.returncode = code
         os.close(self.read_fd)
         self.read_fd = -1
         self.stop_answering()
@@ -92,7 +92,7 @@ class PlayedRecorder:
 def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlayedRecorder]:
     recorder = PlayedRecorder()
     monkeypatch.setattr(
-        handoff, "_start_process", lambda *_, **__: (recorder, recorder.to_recorder, recorder.from_recorder)
+        handoff, "start_recorder", lambda *_, **__: (recorder, recorder.to_recorder, recorder.from_recorder)
     )
     yield recorder
     recorder.stop_answering()
@@ -230,13 +230,41 @@ def test_a_recorder_that_dies_while_the_source_waits(
     (tmp_path / "recorder.log").write_text("Traceback\nfirst\nsecond\nMemoryError\n")
     link.open(opening(), flush_ms=1)
     fill(link)
-    threading.Timer(0.05, played.die).start()
+    threading.Timer(0.05, played.die, [1]).start()
     with pytest.raises(RecorderError) as raised:
         link.wait_for_room()
     assert str(raised.value) == (
-        "The recorder process ended (exit code -9): first | second | MemoryError. "
+        "The recorder process ended (exit code 1: first | second | MemoryError). "
         f"What it had recorded is readable in {tmp_path}; start the run again for the rest."
     )
+
+
+def test_a_recorder_that_takes_nothing_is_given_up(
+    played: PlayedRecorder, low_water: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, said, deaths = [0.0], [], []
+    link = RecorderLink(tmp_path, say=said.append, on_death=deaths.append, now=lambda: clock[0])
+    link.open(opening(), flush_ms=1)
+    link.send("info", "x" * (4 << 20))  # stuck in the pipe
+    until(lambda: not link._queue)
+    clock[0] = 1000.0  # nothing was to be said for long; that is no silence of the recorder's
+    fill(link)
+
+    def sleep(seconds: float) -> None:
+        clock[0] += 1.0
+
+    monkeypatch.setattr(handoff.time, "sleep", sleep)
+    with pytest.raises(
+        RecorderError, match=r"^The recorder \(process 4711\) has taken nothing for 120 s and is given up"
+    ):
+        link.wait_for_room()
+    assert said == ["The recorder (process 4711) has taken nothing for 11 s; the run waits for it, at most 120 s."]
+    assert 1120 < clock[0] < 1125
+    assert (len(deaths), link.is_open) == (1, False)
+    with pytest.raises(RecorderError, match="is given up"):
+        link.close({"status": "failed"}, timeout_s=600)  # at once
+    played.die()
+    link._thread.join(5)
 
 
 def test_a_dead_recorder_does_not_fill_the_memory_and_is_said_once(played: PlayedRecorder, tmp_path: Path) -> None:
@@ -348,7 +376,7 @@ def test_a_recorder_that_is_killed(tmp_path: Path, telemetry: Telemetry) -> None
     until(lambda: (tmp_path / "run.json").exists() and read_run(tmp_path).batches.height)
     os.kill(link.pid, 9)
     until(lambda: not link.is_open)
-    with pytest.raises(RecorderError, match=r"ended \(exit code -9\).*readable in"):
+    with pytest.raises(RecorderError, match=r"ended \(exit code -9: SIGKILL.*readable in"):
         link.wait_for_room()
     with pytest.raises(RecorderError, match="exit code -9"):
         link.close({"status": "complete"}, timeout_s=5)

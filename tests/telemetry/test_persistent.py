@@ -45,7 +45,7 @@ class Recorders:
 @pytest.fixture
 def recorders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorders]:
     recorders = Recorders()
-    monkeypatch.setattr(handoff, "_start_process", recorders.start)
+    monkeypatch.setattr(handoff, "start_recorder", recorders.start)
     monkeypatch.setattr(persistent, "FIRST_DELAY_S", 0.01)
     monkeypatch.setattr(persistent, "LONGEST_DELAY_S", 0.04)
     yield recorders
@@ -158,7 +158,8 @@ def test_a_recorder_that_dies_is_replaced(link: PersistentLink, recorders: Recor
     assert json.loads(first_opening[1])["live"] == {"restarts": 1}
     assert first == ("info", json.dumps({"environment": "here"}))
     assert said == [
-        "The recorder process ended (exit code -9). The pipeline goes on; another recorder starts in 0.0 s."
+        "The recorder process ended (exit code -9: SIGKILL, as by a kernel that is short of memory). "
+        "The pipeline goes on; another recorder starts in 0.0 s."
     ]
 
 

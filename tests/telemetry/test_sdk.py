@@ -465,5 +465,5 @@ def test_a_program_goes_on_when_its_recorder_is_killed(tmp_path: Path) -> None:
     )
     assert done.stdout == "went on\n"
     lines = done.stderr.splitlines()
-    assert all(line.startswith("mlotel: The recorder process ended (exit code -9)") for line in lines)
+    assert all(line.startswith("mlotel: The recorder process ended (exit code -9: SIGKILL") for line in lines)
     assert 1 <= len(lines) <= 2  # when it died, and at the end
