@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -370,13 +371,21 @@ def test_out_of_order_behind_a_stage_with_several_threads_is_put_right() -> None
 
 
 @pytest.mark.parametrize("place", ["first", "second", "last"])
-def test_a_stage_that_hangs_ends_the_run_and_is_left_behind(place: str) -> None:
+def test_a_stage_that_hangs_ends_the_run_and_is_left_behind(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0]
+    monkeypatch.setattr("time.perf_counter_ns", lambda: clock[0])
     gate = Gate(lambda value: value == 1)
     stages = {name: gate if name == place else (lambda x: x) for name in ("first", "second", "last")}
     with recording() as recorded:
-        running = executor(stages, stage_timeout_s=0.03, grace_s=60.0).run(numbered(*range(9)))
+        paced, batches = Pace(), numbered(0, 1)
+        running = executor(stages, stage_timeout_s=0.01, grace_s=60.0).run(paced)
+        paced.give(next(batches))
         assert next(running).output == 0
-        with pytest.raises(StageError, match=rf"batch 1: stage {place} held it for 0\.\d+ s, and .*=0.03 allows"):
+        paced.give(next(batches))
+        gate.wait_until_reached()  # every other stage is idle
+        paced.end()
+        clock[0] += 11_000_000
+        with pytest.raises(StageError, match=rf"batch 1: stage {place} held it for 0\.01 s, and .*=0.01 allows"):
             next(running)
         assert place in [thread.name for thread in threading.enumerate()]  # nobody waited for it
         assert "batch" in by_batch(recorded, 1)  # ended, though its stage still has it
@@ -400,11 +409,21 @@ def test_a_stage_that_was_too_slow_ends_the_run_also_when_it_returned(monkeypatc
         next(running)
 
 
-def test_quick_stages_and_a_slow_source_are_within_the_time() -> None:
-    paced = Pace()
-    running = executor(stage_timeout_s=0.02).run(paced)
-    threading.Timer(0.06, lambda: (paced.give(next(numbered(1))), paced.end())).start()
-    assert [one.output for one in running] == [4]
+def test_quick_stages_and_a_slow_source_are_within_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0]
+    monkeypatch.setattr("time.perf_counter_ns", lambda: clock[0])
+    paced, results = Pace(), list[Finished]()
+    running = executor(stage_timeout_s=0.001).run(paced)
+    consumer = threading.Thread(target=lambda: results.extend(running))
+    consumer.start()
+    for one in numbered(1, 2):
+        paced.wait_until_asked()
+        clock[0] += 60_000_000_000
+        paced.give(one)
+        until(lambda: len(results) == one.index + 1)  # noqa: B023 - called before the next turn
+    paced.end()
+    consumer.join(PATIENCE_S)
+    assert [one.output for one in results] == [4, 6]
 
 
 # -- ending early ----------------------------------------------------------------------------------------------------
@@ -451,7 +470,8 @@ def test_closing_does_not_wait_long_for_a_stage_that_hangs(caplog: pytest.LogCap
         gate.wait_until_reached()
         paced.end()
         running.close()
-    assert caplog.messages == ["hangs: no end within 0.02 s, left behind"]
+    (said,) = caplog.messages  # where the machine is busy, another thread may need longer than that too
+    assert re.fullmatch(r"hangs(, \w+)*: no end within 0.02 s, left behind", said)
     (root,) = (span for span in recorded.spans if (span.name, span.batch) == ("batch", 1))
     assert (root.status, root.status_message) == ("ERROR", UNFINISHED)
     gate.open()
@@ -464,7 +484,8 @@ def test_closing_leaves_a_source_that_blocks_and_says_so(caplog: pytest.LogCaptu
     next(running)
     with caplog.at_level(logging.WARNING, logger="mlotel.execute"):
         running.close()
-    assert caplog.messages == ["source: no end within 0.02 s, left behind"]
+    (said,) = caplog.messages
+    assert re.fullmatch(r"(\w+, )*source: no end within 0.02 s, left behind", said)
     paced.end()
 
 
@@ -480,13 +501,20 @@ def test_closing_the_source_first_ends_the_run_in_order() -> None:
 def test_a_batch_that_arrives_too_late_is_left_in_the_source() -> None:
     paced = Pace()
     with recording() as recorded:
-        running = executor(grace_s=PATIENCE_S).run(paced)
+        pipelined = executor(grace_s=PATIENCE_S)
+        running = pipelined.run(paced)
         batches = numbered(1, 2)
         paced.give(next(batches))
         next(running)
-        paced.wait_until_asked()
-        threading.Timer(0.02, lambda: paced.give(next(batches))).start()
+
+        def give_once_it_is_closed() -> None:
+            until(lambda: not pipelined._lines[0].put(0, None))
+            paced.give(next(batches))
+
+        giving = threading.Thread(target=give_once_it_is_closed)
+        giving.start()
         running.close()
+        giving.join(PATIENCE_S)
     assert {span.batch for span in recorded.spans} == {0}
 
 

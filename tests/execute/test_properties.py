@@ -1,7 +1,8 @@
 """Random pipelines: order, exactly once, every span ended and every thread gone, however the run ends.
 
 A stalled stage waits for the test: a thread lets the stalls go one by one, in an order in which each one is reached,
-and waits until it is. So full queues and overtaking threads happen on purpose, and nothing waits for luck.
+and waits until it is. So full queues and overtaking threads happen on purpose, and nothing waits for luck. One that
+hangs is let go when everything is over; the clock that stages are timed by is the test's, and moves once it hangs.
 """
 
 import contextlib
@@ -10,15 +11,18 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlotel_cli.errors import StageError
 from mlotel_cli.execute import Finished, Inference, Numbered, PipelinedExecutor, SequentialExecutor
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.tracer import Recording
-from tests.support.gates import PATIENCE_S, numbered
+from tests.support.gates import PATIENCE_S, numbered, until
 
 NAMES = ("a", "b", "c", "d")
 Cell = tuple[int, int]
@@ -185,13 +189,80 @@ def test_whatever_happens_to_a_pipelined_run(plan: Plan) -> None:
         assert all((stage, index) in world.calls for stage in earlier)
         assert not any((plan.names.index(stage), index) in plan.failing for stage in earlier)
 
+    by_batch = check_spans(spans)
+    assert set(by_batch) >= {one.numbered.index for one in taken}
+    assert set(threading.enumerate()) <= threads
+    assert all(depth == 0 for depth, _ in executor.depths().values()) or ending == "stopped"
+
+
+def check_spans(spans: list[Any]) -> dict[int, list[Any]]:
+    """Every span that was opened is there, ended, under one root a batch."""
     by_batch = {index: list(group) for index, group in itertools.groupby(sorted(spans, key=_batch), key=_batch)}
     for index, group in by_batch.items():
         (root,) = (span for span in group if span.name == "batch")
         assert root.count_opened() == len(group), f"batch {index}: a span was never ended"
-    assert set(by_batch) >= {one.numbered.index for one in taken}
-    assert set(threading.enumerate()) <= threads
-    assert all(depth == 0 for depth, _ in executor.depths().values()) or ending == "stopped"
+    return by_batch
+
+
+@st.composite
+def hanging_plans(draw: st.DrawFn) -> tuple[Plan, Cell, int | None]:
+    """A plan in which one stage never returns from one batch, and when the caller leaves, if it does."""
+    replicas = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=4)))
+    num_batches = draw(st.integers(1, 8))
+    hangs = (draw(st.integers(0, len(replicas) - 1)), draw(st.integers(0, num_batches - 1)))
+    cells = st.tuples(st.integers(0, len(replicas) - 1), st.integers(0, num_batches - 1))
+    failing = draw(st.frozensets(cells.filter(lambda cell: cell[1] != hangs[1]), max_size=3))
+    plan = Plan(replicas, draw(st.integers(1, 3)), num_batches, failing, frozenset({hangs}), None, None)
+    leaves = st.none() | st.integers(max(0, hangs[1] - 2), hangs[1])
+    return plan, hangs, draw(leaves)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(hanging_plans())
+def test_a_stage_that_hangs_anywhere_ends_the_run_or_is_left(drawn: tuple[Plan, Cell, int | None]) -> None:
+    plan, hangs, leave_after = drawn
+    world, spans, clock = World(plan), [], [0]
+    threads = set(threading.enumerate())
+    before = api.PROVIDER.backend
+    api.use(Recording(spans.append, faults=Faults(strict=True)))
+    executor = PipelinedExecutor(
+        world.stages(),
+        inference=Inference("cpu"),
+        queue_size=plan.queue_size,
+        replicas=dict(zip(plan.names, plan.replicas, strict=True)),
+        stage_timeout_s=0.001,
+        grace_s=0.001,
+    )
+
+    def now() -> int:
+        return clock[0]
+
+    def let_time_pass() -> None:
+        if leave_after is None and world.reached[hangs].wait(PATIENCE_S):
+            clock[0] += 10_000_000
+            if not world.is_over.wait(PATIENCE_S):
+                world.free_all()  # so that a run that notices nothing fails, and does not hang
+
+    passing = threading.Thread(target=let_time_pass)
+    taken: list[Finished] = []
+    try:
+        with mock.patch("time.perf_counter_ns", now):
+            passing.start()
+            with contextlib.closing(executor.run(world.source())) as running:
+                if leave_after is None:
+                    with pytest.raises(StageError, match=r"executor.stage_timeout_s=0.001 allows"):
+                        taken.extend(running)
+                else:
+                    taken.extend(itertools.islice(running, leave_after))
+                    if taken and leave_after == hangs[1]:  # it is next, so that nothing can keep it from being reached
+                        assert world.reached[hangs].wait(PATIENCE_S)
+    finally:
+        world.free_all()
+        until(lambda: set(threading.enumerate()) <= threads)
+        api.use(before)
+    assert [(one.output, one.stage) for one in taken] == world.expected()[: len(taken)]
+    assert len(taken) <= hangs[1]
+    check_spans(spans)
 
 
 def _batch(span: Any) -> int:

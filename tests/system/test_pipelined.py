@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -103,27 +104,29 @@ def test_a_signal_at_any_moment_keeps_what_was_measured(tmp_path: Path, seed: in
     assert scored == list(range(len(scored)))
     others = rows.filter(rows["status"] != "scored")
     assert set(others["status"]) <= {"incomplete"}
-    assert len(others) <= 3 * 2 + 2 + 7  # what can be under way: queues, the caller's, and one a thread
+    assert len(others) <= 4 * (2 + 1) + 6 + 1 + 1  # what can be under way: lines, a batch a thread, source, caller
 
 
 def test_a_stage_that_hangs_ends_the_run(tmp_path: Path) -> None:
     process = start(tmp_path, "data.num_batches=60", "+pipeline.hangs_at=20", "executor.stage_timeout_s=1")
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    message = "batch 20: stage model_2 held it for 1.0"
-    assert message in said
-    assert "executor.stage_timeout_s=1 allows no more" in said
-    assert (info(tmp_path)["status"], info(tmp_path)["error"][: len(message)]) == ("failed", message)
+    message = r"batch 20: stage model_2 held it for \d+\.\d\d s, and executor.stage_timeout_s=1 allows no more"
+    assert re.search(message, said)
+    assert info(tmp_path)["status"] == "failed"
+    assert re.match(message, info(tmp_path)["error"])
     rows = read_run(tmp_path / "run").batches.sort("batch")
     assert rows["status"].to_list()[:20] == ["scored"] * 20
     assert rows["status"].to_list()[20] == "incomplete"
-    assert message in rows["error"][20]
+    assert re.search(message, rows["error"][20])
 
 
 def test_ctrl_c_ends_a_run_whose_stage_hangs(tmp_path: Path) -> None:
     process = start(tmp_path, "data.num_batches=60", "+pipeline.hangs_at=5")
-    wait_for_batches(tmp_path, 8)
-    time.sleep(0.3)  # everything that can run has run
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "batches.parquet").exists() or read_run(tmp_path / "run").batches.height < 5:
+        assert time.monotonic() < deadline  # parts are written every two seconds
+        time.sleep(0.05)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
