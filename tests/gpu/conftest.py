@@ -1,9 +1,21 @@
 """Everything here needs a CUDA device, and is skipped by name without one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def nsys() -> Path:
+    """Nsight Systems, from PATH or from where tests/system/install_nsys.sh puts it."""
+    found = shutil.which("nsys") or shutil.which("nsys", path=str(ROOT / ".nsys" / "bin"))
+    if found is None:
+        pytest.skip("nsys is not installed: tests/system/install_nsys.sh unpacks it")
+    return Path(found)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

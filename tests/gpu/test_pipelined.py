@@ -73,7 +73,7 @@ def test_stages_of_different_batches_overlap_on_the_device_and_queues_take_no_de
     packed = [span.pack() for span in spans]
     assert all(each[12] is None for each in packed if each[6].startswith("queue "))
     by_stage = {
-        name: [(each[11] - each[12], each[11]) for each in packed if each[6] == name]
+        name: [(each[11] - each[12][0], each[11]) for each in packed if each[6] == name]
         for name in ("first", "second", "third")
     }
     assert all(len(each) == NUM_BATCHES for each in by_stage.values())

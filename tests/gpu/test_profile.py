@@ -29,13 +29,14 @@ class Two:
 @pytest.mark.system
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_kernels_of_both_profilers_agree(tmp_path: Path):
+def test_kernels_of_both_profilers_agree(tmp_path: Path, nsys: Path):
     (tmp_path / "conf" / "pipeline").mkdir(parents=True)
     (tmp_path / "conf" / "pipeline" / "two.yaml").write_text("_target_: two_stages.Two\n")
     (tmp_path / "two_stages.py").write_text(PIPELINE)
     stages = {}
     for profiler in ("nsys", "torch"):
         words = ["-cd", str(tmp_path / "conf"), "pipeline=two", f"profiler={profiler}", "tracker.mode=disabled"]
+        words += [f"profiler.command={nsys}"] if profiler == "nsys" else []
         run_dir = tmp_path / profiler
         command = [sys.executable, "-m", "mlotel_cli", "profile", *words, "profile.batches=30", f"run.dir={run_dir}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -45,4 +46,5 @@ def test_kernels_of_both_profilers_agree(tmp_path: Path):
         of_nsys, of_torch = (stages[profiler][name]["device"] for profiler in ("nsys", "torch"))
         assert of_nsys["kernels"] == of_torch["kernels"]
         assert of_nsys["kernel_ms"] == pytest.approx(of_torch["kernel_ms"], rel=0.05)
-    assert stages["nsys"]["large"]["device"]["kernels"] == 3 * stages["nsys"]["small"]["device"]["kernels"]
+        assert of_nsys["kernels"] >= (3 if name == "large" else 1)
+    assert stages["nsys"]["large"]["device"]["kernel_ms"] > 10 * stages["nsys"]["small"]["device"]["kernel_ms"]
