@@ -217,7 +217,6 @@ class LiveState:
             "queues": {name: list(depth) for name, depth in workload.queues.items()},
             "source": dict(workload.source),
             "gaps": dict(workload.gaps),
-            "rows_written": sinks["parquet"]["sent"] if "parquet" in sinks else 0,
             "data": {name: self._value(name, series) for name, series in self._data.items()},
             "sinks": {name: dict(sink) for name, sink in sinks.items()},
             "http": http,

@@ -60,7 +60,6 @@ class Recorder:
         self._info = self._file.info
         self._is_live = bool(live)
         self._totals = Totals()
-        self._rows_on_disk = 0
         self._exports = self._create_exports(opening)
         self._write_info()
         self._tracker.start()
@@ -129,7 +128,6 @@ class Recorder:
 
     def _flush(self) -> None:
         self._parquet.flush()
-        self._rows_on_disk = self._totals.rows
         if self._is_live:
             self._info["totals"] = self._file.before.totals.plus(self._totals).to_json()
             self._write_info()
@@ -190,7 +188,7 @@ class Recorder:
 
     def _describe_sinks(self) -> dict[str, dict[str, Any]]:
         """Health of the sinks that are no exports."""
-        sinks: dict[str, dict[str, Any]] = {"parquet": {**self._parquet.describe(), "sent": self._rows_on_disk}}
+        sinks: dict[str, dict[str, Any]] = {"parquet": self._parquet.describe()}
         wandb = self._tracker.describe()
         if wandb["mode"] != "disabled":
             detail = wandb["error"] or wandb["url"] or wandb["mode"]

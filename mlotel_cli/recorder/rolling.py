@@ -19,10 +19,14 @@ from mlotel_cli.analysis.runs import covered_parts, current_parts, last_part, pa
 
 logger = logging.getLogger("mlotel.recorder")
 
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 LOOK_EVERY_S = 10.0
 """Seconds between two looks at sizes and ages."""
 HANGS_S = 600.0
 """A compaction that takes longer is ended; nothing is deleted while one runs."""
+JUMP_S = 60.0
+"""A wall clock that goes on by so much more than time did was set: a small computer learns the time after a while."""
 LAST_COMPACTION_S = 5.0
 """What the end of a run waits for the parts since the last compaction to be merged."""
 
@@ -74,7 +78,7 @@ class Rolling:
         retention: Retention,
         *,
         start: Start | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = lambda: time.clock_gettime(_CLOCK),
         wall: Callable[[], float] = time.time,
     ) -> None:
         """Look after `folders`, and tidy what a recorder that was killed left in them.
@@ -83,7 +87,7 @@ class Rolling:
             folders: the tables; they need not exist yet.
             retention: what stays.
             start: starts `recorder.compact` with these arguments.
-            clock: seconds, for intervals.
+            clock: seconds, for intervals; goes on while the machine sleeps, where there is such a clock.
             wall: seconds since the epoch, as file times are.
         """
         self._folders = folders
@@ -92,6 +96,7 @@ class Rolling:
         self._clock = clock
         self._wall = wall
         self._compacted_at = self._looked_at = clock()
+        self._offset_s = wall() - clock()
         self._running: Compaction | None = None
         self._compacted = dict.fromkeys(folders, 0)
         self._reaching = dict(self._compacted)
@@ -159,6 +164,7 @@ class Rolling:
 
     def _delete_old(self) -> None:
         """Delete the oldest parts, of whichever table, until age and room are within bounds; each table keeps one."""
+        self._follow_wall_clock()
         tables = [_files(folder) for folder in self._folders]
         files = sorted(file for table in tables for file in table[:-1])
         total = sum(size for table in tables for _, _, size in table)
@@ -169,6 +175,18 @@ class Rolling:
             path.unlink(missing_ok=True)
             total -= size
             self.deleted_bytes += size
+
+    def _follow_wall_clock(self) -> None:
+        """When the wall clock was set forward, so are the times of the parts: they are not older than they were."""
+        now_s = self._wall()
+        jump_s = now_s - self._clock() - self._offset_s
+        self._offset_s += jump_s
+        if jump_s < JUMP_S:
+            return
+        for folder in self._folders:
+            for written, path, _ in _files(folder):
+                if written <= now_s - jump_s:  # and not since
+                    os.utime(path, (written + jump_s, written + jump_s))
 
 
 def _files(folder: Path) -> list[tuple[float, Path, int]]:

@@ -53,14 +53,18 @@ class Rig:
 
     def __init__(self, folder: Path, **retention: float) -> None:
         self.folders = [folder / "batches.parquet", folder / "spans.parquet"]
-        self.now = 0.0
+        self.now = self.set_s = 0.0
         self.started: list[Merging] = []
         self.retention = Retention(**({"max_gb": 1.0, "max_age_h": 1.0, "compact_s": 60.0} | retention))
         self.rolling = self.make()
 
     def make(self) -> Rolling:
         return Rolling(
-            self.folders, self.retention, start=self.start, clock=lambda: self.now, wall=lambda: NOW + self.now
+            self.folders,
+            self.retention,
+            start=self.start,
+            clock=lambda: self.now,
+            wall=lambda: NOW + self.now + self.set_s,
         )
 
     def start(self, words: Sequence[str]) -> Merging:
@@ -166,6 +170,30 @@ def test_what_is_too_old_goes_and_each_table_keeps_its_newest_part(rig: Rig):
     rig.tick(LOOK_EVERY_S)
     assert rig.batches(0) == [3]
     assert rig.batches(1) == [2]
+
+
+def test_a_clock_that_is_set_forward_makes_nothing_old(tmp_path: Path):
+    rig = Rig(tmp_path, compact_s=1e6)
+    rig.write(0, 1, age_s=1800)
+    rig.write(0, 2, 3)
+    rig.tick(LOOK_EVERY_S)
+    rig.set_s = 50 * 365 * 86_400.0
+    rig.write(0, 4, age_s=-rig.set_s - 2 * LOOK_EVERY_S)  # after it was set
+    rig.tick(LOOK_EVERY_S)
+    assert rig.batches(0) == [1, 2, 3, 4]
+    newest = max(part.stat().st_mtime for part in rig.folders[0].iterdir())
+    assert newest <= NOW + rig.now + rig.set_s
+    rig.tick(1800)
+    assert rig.batches(0) == [2, 3, 4]
+
+
+def test_a_clock_that_is_set_back_or_slowly_changes_nothing(rig: Rig):
+    rig.write(0, 1, 2)
+    before = [part.stat().st_mtime for part in sorted(rig.folders[0].iterdir())]
+    for set_s in (-7200.0, -7190.0, -7180.0):
+        rig.set_s = set_s
+        rig.tick(LOOK_EVERY_S)
+    assert [part.stat().st_mtime for part in sorted(rig.folders[0].iterdir())] == before
 
 
 def test_nothing_is_deleted_while_parts_are_merged(tmp_path: Path):
