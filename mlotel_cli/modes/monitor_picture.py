@@ -10,11 +10,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mlotel_cli.analysis.stats import MIN_EFFECTIVE_N
 from mlotel_cli.modes.monitor_status import Board
 from mlotel_cli.sources.intake import CONNECTED
 
 _STALE_S = 5.0
 _BAR = 10
+_WIDE = 80
+_LONGEST_NAME = 16
 
 
 def line(board: Board) -> str:
@@ -26,7 +29,7 @@ def line(board: Board) -> str:
         board.phase if not board.ending else f"ending ({board.ending})",
         f"{snapshot.get('batches', 0)} batches",
         f"{snapshot.get('items_per_s', 0.0):.1f} items/s",
-        f"p50 {_ms(latency.get('p50'))} p95 {_ms(latency.get('p95'))} p99 {_ms(latency.get('p99'))} ms",
+        " ".join(f"{name} {_percentile(latency, name)}" for name in ("p50", "p95", "p99")) + " ms",
         f"source {state}" + (f" ({board.source_detail})" if board.source_detail else ""),
     ]
     if dropped := _mapping(source, "dropped"):
@@ -37,23 +40,24 @@ def line(board: Board) -> str:
     return "; ".join(parts)
 
 
-def picture(board: Board, *, now: float, height: int) -> RenderableType:
-    """The whole board, at most `height` lines."""
-    top = list(_header(board, now=now))
+def picture(board: Board, *, now: float, width: int, height: int) -> RenderableType:
+    """The whole board, at most `height` lines; on less than 80 columns with less beside the figures."""
+    is_narrow = width < _WIDE
+    top = list(_header(board, now=now, is_narrow=is_narrow))
     bottom = [*_sinks(board), Text("Ctrl-C ends the run in order; twice, at once", style="dim")]
     room = max(1, height - len(top) - len(bottom) - 5)
     values = list(_values(board))
-    stages = _stages(board, limit=max(1, room - len(values)))
+    stages = _stages(board, limit=max(1, room - len(values)), is_narrow=is_narrow)
     return Group(*top, Text(), stages, *values[: max(0, room - 1)], Text(), *bottom)
 
 
-def _header(board: Board, *, now: float) -> Iterator[Text]:
+def _header(board: Board, *, now: float, is_narrow: bool) -> Iterator[Text]:
     snapshot, source = board.snapshot, board.source
     phase = f"ending: {board.ending}" if board.ending else board.phase
     style = "yellow" if board.ending or board.phase != "running" else "green"
     yield _row(
-        ("mlotel monitor ", "bold"),
-        (f"{board.name}  ", ""),
+        ("" if is_narrow else "mlotel monitor ", "bold"),
+        (f"{_shortened(board.name)}  ", "bold" if is_narrow else ""),
         (f"{phase}  ", style),
         (f"{_duration(snapshot.get('uptime_s', 0.0))}  ", ""),
         (str(snapshot.get("http") or ""), "cyan"),
@@ -66,7 +70,7 @@ def _header(board: Board, *, now: float) -> Iterator[Text]:
         (f"{snapshot.get('items_per_s', 0.0):,.1f} items/s   {snapshot.get('batches', 0):,} batches", ""),
         (f"   {board.num_failed:,} failed" if board.num_failed else "", "red"),
     )
-    figures = "   ".join(f"{name} {_ms(latency.get(name))}" for name in ("p50", "p95", "p99", "max"))
+    figures = "   ".join(f"{name} {_percentile(latency, name)}" for name in ("p50", "p95", "p99", "max"))
     yield _row(("latency  ", "dim"), (f"{figures} ms", ""), ("   last 60 s", "dim"))
     yield from _source(board, source)
     if board.gaps.get("recorder_restarts") or board.gaps.get("batches_lost"):
@@ -95,9 +99,9 @@ def _source(board: Board, source: Mapping[str, Any]) -> Iterator[Text]:
         yield _row(("dropped  ", "dim"), (counts, "yellow" if set(dropped) - {"warmup", "stopped"} else ""))
 
 
-def _stages(board: Board, *, limit: int) -> Table:
+def _stages(board: Board, *, limit: int, is_narrow: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
-    table.add_column("stage", overflow="ellipsis", no_wrap=True, max_width=24)
+    table.add_column("stage", overflow="ellipsis", no_wrap=True, max_width=16 if is_narrow else 24)
     for name in ("p50 ms", "p95 ms", "queue p95", "waiting"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("busy", no_wrap=True)
@@ -107,10 +111,10 @@ def _stages(board: Board, *, limit: int) -> Table:
         table.add_row(
             Text(name),
             _ms(stage.get("p50_ms")),
-            _ms(stage.get("p95_ms")),
-            _ms(stage.get("queue_p95_ms")),
+            _percentile(stage, "p95", key="p95_ms"),
+            _percentile(stage, "p95", key="queue_p95_ms", count="queue_count"),
             "" if depth is None else f"{depth[0]}/{depth[1]}",
-            _bar(stage.get("busy") or 0.0) if _is_stage(stage) else "",
+            _bar(stage.get("busy") or 0.0, length=0 if is_narrow else _BAR) if _is_stage(stage) else "",
         )
     if len(stages) > limit:
         table.add_row(Text(f"and {len(stages) - limit} more", style="dim"))
@@ -151,10 +155,25 @@ def _row(*parts: tuple[str, str]) -> Text:
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
-def _bar(share: float) -> Text:
-    full = max(0, min(_BAR, round(share * _BAR)))
+def _bar(share: float, *, length: int) -> Text:
+    full = max(0, min(length, round(share * length)))
     style = "red" if share > 0.95 else "yellow" if share > 0.8 else "green"
-    return Text.assemble(("#" * full, style), ("." * (_BAR - full), "dim"), f" {share:4.0%}")
+    return Text.assemble(
+        ("#" * full, style), ("." * (length - full), "dim"), f" {share:4.0%}" if length else f"{share:.0%}"
+    )
+
+
+def _shortened(name: str) -> str:
+    """What comes behind a name must stay on the line."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+
+
+def _percentile(figures: Mapping[str, Any], name: str, *, key: str = "", count: str = "count") -> str:
+    """As the table of an evaluation has it: `n<72` where there are too few batches for that percentile."""
+    value = figures.get(key or name)
+    if value is None and name in MIN_EFFECTIVE_N and figures.get(count):
+        return f"n<{MIN_EFFECTIVE_N[name]}"
+    return _ms(value)
 
 
 def _ms(value: float | None) -> str:

@@ -125,8 +125,9 @@ class PictureView:
         """Print what was said, and draw the picture anew."""
         self._lines.flush()
         with contextlib.suppress(OSError):
-            height = self._console.height
-            self._live.update(picture(self._board, now=self._now(), height=height), refresh=True)
+            width, height = self._console.size
+            shown = picture(self._board, now=self._now(), width=width, height=height)
+            self._live.update(shown, refresh=True)
 
     def __enter__(self) -> Self:
         """Begin to draw."""

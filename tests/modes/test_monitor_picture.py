@@ -9,13 +9,21 @@ from rich.console import Console
 from mlotel_cli.modes.monitor_picture import line, picture
 from mlotel_cli.modes.monitor_status import Board
 
-STAGE = {"p50_ms": 12.345, "p95_ms": 150.6, "queue_p50_ms": None, "queue_p95_ms": 0.25, "busy": 0.97}
+STAGE = {
+    "count": 80,
+    "p50_ms": 12.345,
+    "p95_ms": 150.6,
+    "queue_count": 80,
+    "queue_p50_ms": None,
+    "queue_p95_ms": 0.25,
+    "busy": 0.97,
+}
 SNAPSHOT: dict[str, Any] = {
     "uptime_s": 93_784.0,
     "batches": 12_345,
     "items": 24_690,
     "items_per_s": 9.75,
-    "latency_ms": {"p50": 134.2, "p95": 148.0, "p99": None, "max": 1502.0},
+    "latency_ms": {"count": 80, "p50": 134.2, "p95": 148.0, "p99": None, "max": 1502.0},
     "stages": {"reader": STAGE, "source": {"p50_ms": None, "p95_ms": None, "queue_p95_ms": 104.0, "busy": 0.0}},
     "data": {"num_plates": {"mean": 4.38, "p50": 4.0, "unit": "{plate}"}},
     "sinks": {
@@ -42,7 +50,7 @@ def board(**changed: Any) -> Board:
 
 def drawn(shown: Board, *, now: float = 100.5, width: int = 80, height: int = 24) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=False)
-    console.print(picture(shown, now=now, height=height))
+    console.print(picture(shown, now=now, width=width, height=height))
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
@@ -50,7 +58,7 @@ def test_the_picture() -> None:
     assert [text.rstrip() for text in drawn(board())] == [
         "mlotel monitor [lpr]  running  1d 02:03:04  http://127.0.0.1:9464",
         "rate     9.8 items/s   12,345 batches",
-        "latency  p50 134   p95 148   p99 -   max 1,502 ms   last 60 s",
+        "latency  p50 134   p95 148   p99 n<368   max 1,502 ms   last 60 s",
         "source   video connecting   191 received   3/8 waiting   2 reconnects",
         "         nothing came for 5 s",
         "dropped  1,200 full",
@@ -67,6 +75,14 @@ def test_the_picture() -> None:
     ]
 
 
+def test_percentiles_of_few_batches_are_not_shown() -> None:
+    few = {**STAGE, "count": 3, "p95_ms": None, "queue_count": 3, "queue_p95_ms": None}
+    latency = {"count": 3, "p50": 134.2, "p95": None, "p99": None, "max": 150.0}
+    lines = drawn(board(snapshot={**SNAPSHOT, "latency_ms": latency, "stages": {"reader": few}}))
+    assert lines[2].startswith("latency  p50 134   p95 n<72   p99 n<368   max 150 ms")
+    assert lines[9].split()[:4] == ["reader", "12.35", "n<72", "n<72"]
+
+
 def test_before_the_first_figures() -> None:
     text = "\n".join(drawn(Board("x")))
     assert "starting" in text
@@ -75,6 +91,21 @@ def test_before_the_first_figures() -> None:
 
 def test_an_ending_run_says_why() -> None:
     assert "ending: SIGTERM" in drawn(board(ending="SIGTERM"))[0]
+
+
+def test_a_narrow_terminal_shows_every_figure_and_the_address() -> None:
+    lines = [text.rstrip() for text in drawn(board(), width=60)]
+    assert lines[0] == "[lpr]  running  1d 02:03:04  http://127.0.0.1:9464"
+    assert lines[8:11] == [
+        "stage   p50 ms  p95 ms  queue p95  waiting  busy",
+        "source       -       -        104      3/8",
+        "reader   12.35     151      0.250      2/2  97%",
+    ]
+
+
+def test_a_long_name_leaves_room_for_the_address() -> None:
+    long = Board("gate" * 20, snapshot=SNAPSHOT)
+    assert drawn(long)[0].endswith("gategategateg...  starting  1d 02:03:04  http://127.0.0.1:9464")
 
 
 def test_old_figures_are_called_old() -> None:
@@ -99,6 +130,6 @@ def test_it_fits_the_terminal_however_much_there_is(width: int, height: int) -> 
 
 def test_a_line() -> None:
     assert line(board(num_failed=2)) == (
-        "running; 12345 batches; 9.8 items/s; p50 134 p95 148 p99 - ms; source connecting (nothing came for 5 s); "
+        "running; 12345 batches; 9.8 items/s; p50 134 p95 148 p99 n<368 ms; source connecting (nothing came for 5 s); "
         "dropped 1200 full; 2 failed; otlp: Connection refused"
     )
