@@ -67,9 +67,9 @@ class Batches:
             yield self._as_batch(index, item)
 
     def close(self) -> None:
-        """Close the source, if it can be closed."""
+        """Close the source, if it can be closed: not a generator that a thread was left behind in."""
         close = getattr(self._source, "close", None)
-        if callable(close):
+        if callable(close) and not getattr(self._source, "gi_running", False):
             close()
 
     def _as_batch(self, index: int, item: Any) -> Batch:

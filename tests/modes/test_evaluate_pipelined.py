@@ -158,13 +158,23 @@ def test_an_empty_data_set_says_so() -> None:
     assert fails(DataError, [], warmup_batches=2)[0] == "data: the data set is empty: it yielded no batch"
 
 
-def test_a_stage_that_hangs_ends_the_run_with_what_came_before() -> None:
-    gate = Gate(lambda x: int(x[0]) == 3)
+def test_a_stage_that_hangs_ends_the_run_with_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0]
+    monkeypatch.setattr("time.perf_counter_ns", lambda: clock[0])
+    gate = Gate(lambda x: int(x[0]) == 3 + 1)  # of the last batch, in the last stage: all else is idle then
     evaluated, session = evaluation(
-        Numbers(num_batches=9), Stages(add=lambda x: gate(x) + 1), executor=PIPELINED | {"stage_timeout_s": 0.05}
+        Numbers(num_batches=4), Stages(double=lambda x: gate(x) * 2), executor=PIPELINED | {"stage_timeout_s": 0.01}
     )
-    with pytest.raises(StageError, match="batch 3: stage add held it for"):
+
+    def let_time_pass() -> None:
+        gate.wait_until_reached()
+        clock[0] += 20_000_000
+
+    passing = threading.Thread(target=let_time_pass)
+    passing.start()
+    with pytest.raises(StageError, match="batch 3: stage double held it for 0.02 s"):
         evaluated.run()
+    passing.join(PATIENCE_S)
     assert session.column("status") == ["scored"] * 3
     assert session.closing.accuracy == {"right": 1.0}
     gate.open()

@@ -1,5 +1,6 @@
 """Anything that can be iterated, seen as Batches; and what cannot."""
 
+import threading
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -161,3 +162,23 @@ def test_closing_an_endless_data_set_closes_the_data() -> None:
     data = Numbers()
     Endless(data).close()
     assert data.closed
+
+
+def test_a_generator_that_a_thread_was_left_behind_in_is_not_closed() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def blocks() -> Iterator[Any]:
+        entered.set()
+        leave.wait(10)
+        yield torch.zeros(1), torch.zeros(1)
+
+    source = blocks()
+    data = Batches(source)
+    thread = threading.Thread(target=lambda: next(iter(data), None))
+    thread.start()
+    assert entered.wait(10)
+    data.close()
+    leave.set()
+    thread.join(10)
+    data.close()
+    assert list(source) == []
