@@ -8,6 +8,8 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from mlotel_cli.analysis.stats import MIN_EFFECTIVE_N
@@ -27,6 +29,7 @@ _SLOTS_REMEMBERED = POINT_SLOTS * NUM_POINTS
 MAX_NAMES = 64
 """Stages and values shown; metrics have a limit of their own."""
 MAX_EVENTS = 8
+_ARRIVALS = 10
 
 Point = float | None
 
@@ -125,6 +128,7 @@ class LiveState:
     Attributes:
         slow_ms: latency above which a batch is listed as slow; None lists none.
         batch_s: when the last batch came, on the recorder's clock.
+        usual_gap_s: between two batches, by the last few; 0 while there are not enough.
     """
 
     def __init__(self, *, now: float, earlier: Totals | None = None, earlier_s: float = 0.0) -> None:
@@ -146,12 +150,15 @@ class LiveState:
         self._slow: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._failed: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.batch_s: float | None = None
+        self.usual_gap_s = 0.0
+        self._arrivals: deque[float] = deque(maxlen=_ARRIVALS)
 
     def add(self, record: BatchRecord, *, now: float) -> None:
         """Count a finished row."""
         self._batches.add(1)
         self._items.add(record.size)
         self.batch_s = now
+        self._arrivals.append(now)
         if record.status not in COUNTED:
             self._failures.add(1)
             self._failed.appendleft(_event(record))
@@ -181,6 +188,8 @@ class LiveState:
         for _ in range(min(over, _SLOTS_REMEMBERED)):
             self._rotate()
         self._slot_began += over * SLOT_S
+        if over > 0 and len(self._arrivals) > 2:
+            self.usual_gap_s = median(later - earlier for earlier, later in pairwise(self._arrivals))
         return over > 0
 
     def publish(

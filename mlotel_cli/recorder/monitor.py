@@ -24,6 +24,9 @@ from mlotel_cli.records import BatchRecord
 
 STALE_S = 10.0
 """Without a batch, a word of the workload or a turn of the main loop for so long, something is wrong."""
+USUAL_GAPS = 3
+"""Nor is a batch missing before as many of the usual gaps between two have passed."""
+_STATUSES = ("done", "failed", "skipped", "incomplete")
 FRESH_S = 0.2
 """An answer is given again for so long: however many ask, they cost the main loop little."""
 
@@ -63,7 +66,7 @@ class MonitorExports:
         self._answer, self._sinks, self._clock = answer, sinks, clock
         self._identity: Mapping[str, Any] = opening["identity"]
         self._service = {"service.name": str(self._identity.get("service.name") or "unknown_service")}
-        self._metrics = SpanMetrics(self._identity, max_names=opening["max_names"])
+        self._metrics = SpanMetrics(self._identity, max_names=opening["max_names"], statuses=_STATUSES)
         self._before = before = before or Before()
         self._live = LiveState(now=clock(), earlier=before.totals, earlier_s=before.seconds)
         self._sampler = TailSampler(slow_ms=live["slow_ms"], background_rate=live["background_rate"], clock=clock)
@@ -221,7 +224,8 @@ class MonitorExports:
             return f"the source is {workload.source['state'] or 'unknown'}"
         if batch_s is None:
             return "no batch yet"
-        return f"no batch for {now - batch_s:.0f} s" if now - batch_s > STALE_S else ""
+        longest_s = max(STALE_S, USUAL_GAPS * self._live.usual_gap_s)  # a camera may send a frame a minute
+        return f"no batch for {now - batch_s:.0f} s" if now - batch_s > longest_s else ""
 
 
 def _verdict(problem: str) -> Reply:

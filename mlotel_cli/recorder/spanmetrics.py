@@ -28,8 +28,15 @@ class SpanMetrics:
         not_finite: recorded values that were NaN or infinite; they are in no distribution.
     """
 
-    def __init__(self, identity: Mapping[str, object], *, max_names: int = 200) -> None:
-        """`identity` names the service; every series carries that, and nothing that changes from run to run."""
+    def __init__(self, identity: Mapping[str, object], *, max_names: int = 200, statuses: Sequence[str] = ()) -> None:
+        """Nothing counted yet.
+
+        Args:
+            identity: names the service; every series carries that, and nothing that changes from run to run.
+            max_names: span names kept apart.
+            statuses: of batches, whose series are there from the start: Prometheus cannot tell a first failure from a
+                series that is new.
+        """
         self._service = {"service.name": str(identity.get("service.name") or "unknown_service")}
         self._max_names = max_names
         self._by_key: dict[_SpanKey, Distribution] = {}  # as spans name them; several may share one of `_spans`
@@ -40,7 +47,7 @@ class SpanMetrics:
         self._values: dict[str, Distribution] = {}
         self._units: dict[str, str] = {}
         self._latency = Distribution(DURATION_BOUNDS_S)
-        self._statuses: dict[str, int] = {}
+        self._statuses = dict.fromkeys(statuses, 0)
         self._items = 0
         self.overflowed = 0
         self.not_finite = 0

@@ -129,6 +129,26 @@ def test_ready_only_while_batches_flow_and_the_source_is_connected(made):
     assert made.ask("/healthz") == (200, "ok\n")
 
 
+def test_a_camera_that_sends_a_frame_a_minute_is_ready_between_two(made):
+    for _ in range(4):
+        made.batch()
+        for _ in range(12):
+            made.pass_s(5.0)
+            made.tell()
+    made.pass_s(119.0)
+    made.tell()
+    assert made.ask("/readyz") == (200, "ok\n")
+    made.pass_s(2.0)
+    made.tell()
+    assert made.ask("/readyz") == (503, "no batch for 181 s\n")
+    for _ in range(10):
+        made.batch()
+        made.pass_s(1.0)
+    made.pass_s(11.0)
+    made.tell()
+    assert made.ask("/readyz") == (503, "no batch for 12 s\n")
+
+
 def test_healthy_while_the_main_loop_turns(made):
     made.tell()
     made.batch()
@@ -177,7 +197,7 @@ def test_a_scrape_has_every_family(made):
         "SPAN_KIND_INTERNAL,reader,STATUS_CODE_UNSET": 1,
         "SPAN_KIND_INTERNAL,batch,STATUS_CODE_UNSET": 1,
     }
-    assert found["mlotel_batches"] == {"done": 1}
+    assert found["mlotel_batches"] == {"done": 1, "failed": 0, "skipped": 0, "incomplete": 0}
     assert found["mlotel_sink_sent"] == {"parquet": 7, "wandb": 0, "http": 0}
     assert found["mlotel_sink_lost"] == {"parquet": 1, "wandb": 0, "http": 0}
     assert found["mlotel_sink_healthy"] == {"parquet": 1, "wandb": 0, "http": 1}
@@ -276,7 +296,7 @@ def test_one_that_took_over_goes_on_counting_for_people_and_begins_anew_for_prom
         made.pass_s(1.0)
         told = made.answers[-1]
         assert (told["batches"], told["items"], told["uptime_s"]) == (91, 364, 3601.0)
-        assert made.scrape()["mlotel_batches"] == {"done": 1}
+        assert made.scrape()["mlotel_batches"] == {"done": 1, "failed": 0, "skipped": 0, "incomplete": 0}
 
 
 def test_sinks_count_on_for_people_and_anew_for_prometheus(monkeypatch):

@@ -104,6 +104,13 @@ def test_a_batch_gives_latency_device_queue_items_and_status():
     assert [point.value for point in family(metrics, "mlotel.items").points] == [8]
 
 
+def test_statuses_that_are_expected_are_there_before_the_first_batch():
+    metrics = SpanMetrics({"service.name": "lpr"}, statuses=("done", "failed"))
+    metrics.add_batch(BatchRecord(0, 0, 0, 0, 4, "done"))
+    points = family(metrics, "mlotel.batches").points
+    assert {point.attributes["status"]: point.value for point in points} == {"done": 1, "failed": 0}
+
+
 def test_recorded_values_are_distributions_with_their_unit():
     metrics = SpanMetrics(IDENTITY)
     for value in (0.0, -1.0, 3.0, math.nan, math.inf):
