@@ -64,8 +64,9 @@ def print_choice(choice: Choice, run: Run, *, console: Console | None = None) ->
     console.print(table)
     listed = sum(pick.role == "failed" for pick in choice.picks)
     if choice.num_failed > listed:
-        say(f"and {choice.num_failed - listed} more that failed or were skipped")
-    example = next((pick.batch for pick in choice.picks if pick.role in ("failed", "worst")), choice.picks[0].batch)
+        say(f"and {choice.num_failed - listed} more that did not go through")
+    roles = {pick.role: pick.batch for pick in reversed(choice.picks)}
+    example = roles.get("failed", roles.get("worst", choice.picks[0].batch))
     say(f"Draw one: mlotel trace {shlex.quote(str(run.path))} --batch {example}")
     console.print()
 
