@@ -284,11 +284,11 @@ class WindowedWandbSink(WandbSink):
         *,
         say: Callable[[str], None],
         open_run: OpenRun = open_run,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        """Prepare. `clock` is the wall clock here: windows are those of the run, also after a restart."""
+        """Prepare. `clock` tells seconds since the epoch: windows are those of the run, also after a restart."""
+        clock = clock or anchored_clock()
         super().__init__(settings, say=say, open_run=open_run, clock=clock)
-        self._clock = clock
         window_s, now_s = settings.window_s or 15.0, clock()
         self._live = LiveWindows(window_s=window_s, started_s=settings.started_s or now_s, now_s=now_s)
         self._rows = LiveRowBuilder()
@@ -345,6 +345,14 @@ class WindowedWandbSink(WandbSink):
             self._num_windows += 1
             self._num_logged += window.num_batches
         return ending
+
+
+def anchored_clock(
+    wall: Callable[[], float] = time.time, elapsed: Callable[[], float] = time.monotonic
+) -> Callable[[], float]:
+    """Seconds since the epoch as it is now, and from here on by a clock that nobody sets."""
+    offset_s = wall() - elapsed()
+    return lambda: offset_s + elapsed()
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlotel_cli.recorder.wandb import WindowedWandbSink, create_tracker
+from mlotel_cli.recorder import wandb
+from mlotel_cli.recorder.wandb import WindowedWandbSink, anchored_clock, create_tracker
 from mlotel_cli.recorder.wandb_run import TrackerSettings, earlier_run_id
 from mlotel_cli.records import BatchRecord, StageTime
 from tests.recorder.test_wandb import FakeRun, wait_for
@@ -66,6 +67,17 @@ def test_a_row_a_window_however_many_batches():
     described = desk.sink.describe()
     assert (described["rows_logged"], described["rows_lost"], described["windows"]) == (3000, 0, 4)
     assert desk.said == []
+
+
+def test_a_clock_that_is_set_moves_no_window(monkeypatch: pytest.MonkeyPatch):
+    wall, elapsed = [START], [50.0]
+    clock = anchored_clock(lambda: wall[0], lambda: elapsed[0])
+    wall[0] -= 3600
+    elapsed[0] += 15
+    assert clock() == START + 15
+    sink = WindowedWandbSink(settings(Path("run")), say=print)
+    monkeypatch.setattr(wandb.time, "time", lambda: 0.0)
+    assert sink._clock() > START
 
 
 def test_a_window_without_batches_is_logged_by_the_clock():
