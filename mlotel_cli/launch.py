@@ -148,6 +148,7 @@ class Task:
 
     def _run(self, cfg: DictConfig, job: Job) -> None:
         logging.captureWarnings(True)
+        logging.raiseExceptions = False  # a log on a full disk must not bury the error that is said at the end
         try:
             check(cfg)
             refuse_used(job.output_dir)

@@ -74,15 +74,11 @@ def why_no_report(nsys: Path, *, report: Path, said: str) -> MlotelError:
     raw, packed = report.with_suffix(".qdstrm"), report.with_suffix(".nsys-rep")
     kept = next((path for path in (packed, raw) if path.exists()), None)
     left = f" What it recorded is kept: {kept}." if kept else ""
-    if (line := _line_with(said, "no space left", "disk full", "not enough space")) or _is_full(report.parent):
-        reason = f": {line}" if line else ""
+    if reason := why_full(report.parent, said=said):
+        return MlotelError(f"nsys could not write its report, {reason}.{left} {free_space(report.parent)}")
+    if reason := why_refused(report.parent, said=said):
         return MlotelError(
-            f"nsys could not write its report, the disk is full{reason}.{left} "
-            f"Free space below {report.parent} and for temporary files (TMPDIR), or record less: profile.batches=20"
-        )
-    if line := _line_with(said, "permission denied", "not permitted", "insufficient privilege", "err_nvgpuctrperm"):
-        return MlotelError(
-            f"nsys was refused what it needs (no permission): {line}.{left} "
+            f"nsys was refused what it needs (no permission): {reason}.{left} "
             f"Check the rights on {report.parent} and TMPDIR; a driver may restrict profiling to administrators"
         )
     if raw.exists() and not packed.exists():
@@ -97,6 +93,29 @@ def why_no_report(nsys: Path, *, report: Path, said: str) -> MlotelError:
             f"It said: {last_line(said)}"
         )
     return no_ranges(nsys)
+
+
+def why_full(folder: Path, *, said: str) -> str:
+    """How it shows that a disk is full: by what was `said`, or by how little is left; empty when it does not."""
+    if line := _line_with(said, "no space left", "disk full", "not enough space"):
+        return f"the disk is full: {line}"
+    full = next((each for each in (folder, _temporary()) if _is_full(each)), None)
+    return f"the disk is full: {full} has no {_LEAST_FREE_BYTES >> 20} MB left" if full else ""
+
+
+def why_refused(folder: Path, *, said: str) -> str:
+    """What nsys, or any program here, may not do; empty when that is not known."""
+    if line := _line_with(said, "permission denied", "not permitted", "insufficient privilege", "err_nvgpuctrperm"):
+        return line
+    closed = next((each for each in (folder, _temporary()) if not os.access(each, os.W_OK)), None)
+    if closed is None:
+        return ""
+    return f"{closed} may not be written" if closed.exists() else f"TMPDIR={closed} does not exist"
+
+
+def free_space(folder: Path) -> str:
+    """The next step then."""
+    return f"Free space below {folder} and for temporary files (TMPDIR), or record less: profile.batches=20"
 
 
 def no_ranges(nsys: Path) -> MlotelError:
@@ -146,6 +165,11 @@ def _missing_libraries(binary: Path) -> list[str]:
 def _line_with(text: str, *parts: str) -> str:
     found = (line.strip() for line in text.splitlines() if any(part in line.lower() for part in parts))
     return next(found, "").rstrip(".")
+
+
+def _temporary() -> Path:
+    """Where nsys puts what it records."""
+    return Path(os.environ.get("TMPDIR") or "/tmp")
 
 
 def _is_full(folder: Path) -> bool:

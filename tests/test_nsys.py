@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,17 +76,36 @@ def test_a_full_disk(fake: Path, report: Path):
     assert "profile.batches=20" in message
 
 
-def test_a_disk_that_is_full_without_a_word(fake: Path, report: Path, monkeypatch: pytest.MonkeyPatch):
-    class Full:
-        free = 4096
+def usage(free: int) -> Any:
+    return type("Usage", (), {"free": free})
 
-    monkeypatch.setattr("shutil.disk_usage", lambda _: Full)
-    assert "the disk is full." in why(fake, report)
+
+def test_a_disk_that_is_full_without_a_word(fake: Path, report: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(4096))
+    assert f"the disk is full: {report.parent} has no 16 MB left." in why(fake, report)
+
+
+def test_the_disk_of_temporary_files_may_be_the_full_one(fake: Path, report: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TMPDIR", "/small")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(0 if str(folder) == "/small" else 1 << 40))
+    assert "the disk is full: /small has no 16 MB left." in why(fake, report)
+    monkeypatch.setenv("TMPDIR", "/large")
+    assert "disk is full" not in why(fake, report)
 
 
 def test_no_permission(fake: Path, report: Path):
     message = why(fake, report, "Failed to create '/x/profile.nsys-rep': Permission denied.\n")
     assert "(no permission): Failed to create '/x/profile.nsys-rep': Permission denied." in message
+
+
+def test_folders_that_may_not_be_written(fake: Path, report: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.access", lambda folder, mode: mode != os.W_OK or Path(folder) != report.parent)
+    assert f"(no permission): {report.parent} may not be written." in why(fake, report, "Agent launcher failed.")
+
+
+def test_a_folder_of_temporary_files_that_does_not_exist(fake: Path, report: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    assert "(no permission): TMPDIR=/nowhere does not exist." in why(fake, report, "Agent launcher failed.")
 
 
 def test_an_importer_that_is_elsewhere(fake: Path, report: Path):

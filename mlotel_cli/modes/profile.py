@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.trace import INVALID_SPAN
 from rich.console import Console
 
-from mlotel_cli import config
+from mlotel_cli import config, nsys
 from mlotel_cli.analysis.attribution import Attributed, attribute
 from mlotel_cli.analysis.stages import summarise_stages
 from mlotel_cli.errors import MlotelError, UsageError
@@ -246,7 +246,11 @@ class Profile:
                 return None
             return (UsageError if closing["exit_code"] == UsageError.exit_code else MlotelError)(closing["error"])
         ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        last = " | ".join(line for line in said.strip().splitlines()[-3:]) or "it printed nothing"
+        if full := nsys.why_full(self._run_dir, said=said):
+            return MlotelError(f"the profile broke off ({ended}), {full}. {nsys.free_space(self._run_dir)}")
+        if refused := nsys.why_refused(self._run_dir, said=said):
+            return MlotelError(f"the profile broke off ({ended}), no permission: {refused}. Its output: {self._log}")
+        last = _last_words(said) or "it printed nothing"
         if self._results.pid is None:
             return MlotelError(f"the profiler ended before the run began ({ended}): {last}. Its output: {self._log}")
         return MlotelError(f"the profiled process ended without a word ({ended}): {last}. Its output: {self._log}")
@@ -288,3 +292,10 @@ class Profile:
             closing.wall_s, closing.scoring_s = given["wall_s"], given["scoring_s"]
             if faults := given["telemetry"].get("faults"):
                 closing.telemetry["profiled_faults"] = faults
+
+
+def _last_words(said: str) -> str:
+    """The last lines that say something, before any explanation of how to use the program."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    usage = next((number for number, line in enumerate(lines) if line.lower().startswith("usage:")), 0)
+    return " | ".join((lines[:usage] if usage else lines)[-3:]).removesuffix(".")

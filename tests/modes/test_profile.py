@@ -245,12 +245,26 @@ def test_a_workload_that_is_killed(tmp_path: Path):
     assert [(row["batch"], row["opened"]) for row in session.settled] == [(0, 0)]
 
 
-def test_a_profiler_that_does_not_begin(tmp_path: Path):
-    profile, _ = make(
-        tmp_path, FakeProfiler("print('unrecognised option --x'); raise SystemExit(3)", MlotelError("no report"))
-    )
+def test_a_workload_that_dies_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 4096}))
+    killed = program(STARTED, settled(0), then="os.kill(os.getpid(), signal.SIGSEGV)")
+    profile, session = make(tmp_path, FakeProfiler(killed, MlotelError("no report")))
 
-    with pytest.raises(MlotelError, match=r"before the run began \(exit code 3\): unrecognised option --x"):
+    with pytest.raises(
+        MlotelError, match=r"broke off \(ended by SIGSEGV\), the disk is full: .* no 16 MB left.*TMPDIR"
+    ):
+        profile.run()
+
+    assert len(session.settled) == 1
+
+
+def test_a_profiler_that_does_not_begin(tmp_path: Path):
+    said = "print('unrecognised option --x\\n\\nusage: nsys profile\\nTry --help.'); raise SystemExit(3)"
+    profile, _ = make(tmp_path, FakeProfiler(said, MlotelError("no report")))
+
+    with pytest.raises(
+        MlotelError, match=r"before the run began \(exit code 3\): unrecognised option --x\. Its output"
+    ):
         profile.run()
 
 

@@ -1,13 +1,17 @@
 """`mlotel profile` and the real nsys, end to end, in processes of their own."""
 
+import csv
+import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from mlotel_cli import read_run
 from mlotel_cli.analysis.attribution import attribute
 from mlotel_cli.analysis.nsys import read_timeline
 from mlotel_cli.analysis.stages import by_batch
+from tests.support.nsys_file import NEW, OLD, NsysFile
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
@@ -133,6 +138,63 @@ with mlotel_cli.batch(3), mlotel_cli.span("reader"):
     assert request.parent.name == "reader"
 
 
+REPORTS = {"kernels": ("nvtxkernsum", "nvtx_kern_sum"), "projection": ("nvtxgpuproj", "nvtx_gpu_proj_trace")}
+
+
+def report(nsys: Path, what: str, recording: Path) -> list[dict[str, str]]:
+    """Rows of one of nsys's own reports, under the name that this version has for it."""
+    for name in REPORTS[what]:
+        command = [str(nsys), "stats", "--report", name, "--format", "csv", "--output", "-", str(recording)]
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+        header = next((number for number, line in enumerate(said) if "PID,TID" in line), None)
+        if header is not None:
+            return list(csv.DictReader(line for line in said[header:] if line))
+    raise AssertionError(f"nsys has no report {what}: {said}")
+
+
+@pytest.mark.parametrize("version", [OLD, NEW])
+def test_nsyss_own_reports_agree_on_generated_cuda_recordings(nsys: Path, tmp_path: Path, version: str):
+    """Nested stages of 20 batches, with kernels, copies and CUDA graphs that run long after they were launched."""
+    dice, recording, correlation = random.Random(0), tmp_path / "x.sqlite", itertools.count(1)
+    busy_until = 0
+    with NsysFile(recording, version) as file:
+        for batch in range(20):
+            start = batch * 10_000
+            file.root(batch, start, start + 9_000)
+            for number, stage in enumerate(("detector", "crop", "reader")):
+                file.push_pop(stage, begins := start + 1_000 + 2_500 * number, begins + 2_000)
+                file.push_pop(f"inside {stage}", begins + 500, begins + 1_500)
+                for call in sorted(dice.sample(range(begins + 1, begins + 1_990), dice.randrange(6))):
+                    shared = next(correlation)
+                    file.call(shared, call, call + 5)
+                    for _ in range(dice.choice((1, 1, 3))):  # three nodes of a graph
+                        begins_there = max(busy_until, call + 10) + dice.randrange(300)
+                        busy_until = begins_there + dice.randrange(1, 800)
+                        if dice.random() < 0.3:
+                            file.copy(shared, begins_there, busy_until, size=64, kind=1)
+                        else:
+                            file.kernel(shared, begins_there, busy_until, name=dice.choice(("gemm", "conv")))
+
+    attributed = attribute(read_timeline(recording))
+
+    kernels: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for each, work in attributed.work.items():
+        for name, (number, time_ns) in work.kernel_names.items():
+            kernels[f"mlotel:{each.name}", f"void {name}<float>(int)"][0] += number
+            kernels[f"mlotel:{each.name}", f"void {name}<float>(int)"][1] += time_ns
+    reported = report(nsys, "kernels", recording)
+    assert {
+        (row["NVTX Range"], row["Kernel Name"]): [int(row["Kern Inst"]), int(row["Total Time (ns)"])]
+        for row in reported
+    } == dict(kernels)
+    assert len(kernels) == 14
+    extents = {(each.name, each.start_ns): work.extent_ns for each, work in attributed.work.items()}
+    assert {
+        (row["Name"].removeprefix("mlotel:"), int(row["Orig Start (ns)"])): int(row["Projected Duration (ns)"])
+        for row in report(nsys, "projection", recording)
+    } == extents
+
+
 def test_a_crash_of_the_workload_is_its_own_error(nsys: Path, tmp_path: Path):
     (tmp_path / "conf" / "pipeline").mkdir(parents=True)
     (tmp_path / "conf" / "pipeline" / "crashing.yaml").write_text("_target_: crashing_pipeline.Crashing\n")
@@ -218,6 +280,45 @@ def test_an_importer_that_is_missing(nsys: Path, tmp_path: Path):
     assert f"left only its raw file {tmp_path}/run/profile.qdstrm" in done.stderr
     assert "its importer is not beside it: ln -s" in done.stderr
     assert (tmp_path / "run" / "profile.qdstrm").exists()
+
+
+def on_small_disk(folder: Path, size: str, command: list[str]) -> list[str]:
+    """`command` where `folder` is a disk of that size, mounted for it alone; skips where that may not be done."""
+    folder.mkdir()
+    unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o "$0" none "$1" && shift && "$@"']
+    mounted = [*unshare, f"size={size}", str(folder)]
+    tried = subprocess.run([*mounted, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no disk may be mounted here: {tried.stderr.strip()}")
+    return [*mounted, *command]
+
+
+@pytest.mark.parametrize(("full", "size"), [("run", "1m"), ("run", "200k"), ("temporary", "200k")])
+def test_a_full_disk(nsys: Path, tmp_path: Path, full: str, size: str):
+    """The report does not fit beside the results; nor do they; nor does what nsys records before it imports it."""
+    small = tmp_path / "small"
+    run_dir = (small if full == "run" else tmp_path) / "run"
+    words = ["profile", *QUICK[:1], "pipeline.time_scale=0", "data.num_batches=2100", "profile.batches=2000"]
+    command = on_small_disk(small, size, [sys.executable, "-m", "mlotel_cli", *words, f"run.dir={run_dir}"])
+    more = {"TMPDIR": str(small)} if full == "temporary" else {}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(nsys, **more))
+
+    assert done.returncode == 1, done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("mlotel:")]
+    assert "the disk is full" in error or "No space left on device" in error
+    assert "Traceback" not in done.stderr
+    if full == "temporary":
+        assert read_run(run_dir).status == "failed"
+
+
+def test_a_folder_that_may_not_be_written(nsys: Path, tmp_path: Path):
+    words = ["profile", *QUICK, "profile.batches=5", f"run.dir={tmp_path}/run"]
+    command = on_small_disk(tmp_path / "small", "100m,ro", [sys.executable, "-m", "mlotel_cli", *words])
+    more = environment(nsys, TMPDIR=str(tmp_path / "small"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=more)
+
+    assert done.returncode == 1, done.stderr
+    assert f"no permission: {tmp_path}/small may not be written" in done.stderr
 
 
 def test_a_missing_nsys(tmp_path: Path):
