@@ -3,6 +3,7 @@
 Names and messages are the user's own text and are printed as they are: nothing in them is markup.
 """
 
+import contextlib
 import os
 import shlex
 import sys
@@ -31,6 +32,23 @@ _UNTIMED = {
     "device_captured": "a CUDA graph was being captured",
     "device_elsewhere": "another device was the current one",
 }
+
+
+class Screen(Console):
+    """A console whose reader may go away, as `| head` does: a run goes on without it, and ends as it would have."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing any more; rich would end the program."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # what is still buffered goes nowhere
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())
+            os.close(nowhere)
+
+
+def stderr() -> Console:
+    """A console for what a run says while it goes on."""
+    return Screen(stderr=True)
 
 
 def sayer(console: Console) -> Callable[[str], None]:
@@ -129,9 +147,15 @@ def print_results(info: Mapping[str, Any], run_dir: Path, *, console: Console | 
 
 
 def stdout() -> Console:
-    """A console on stdout. Nobody narrows a file's or a pipe's lines: tables take what they need there."""
+    """A console on stdout. Nobody narrows a file's or a pipe's lines: tables take what they need there.
+
+    A character that stdout's encoding does not have becomes a question mark: stages may be called anything.
+    """
+    reconfigure: Any = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console() if known else Console(width=_PIPE_COLUMNS)
+    return Screen() if known else Screen(width=_PIPE_COLUMNS)
 
 
 def _table(title: str, first: str, *rest: str) -> Table:

@@ -16,7 +16,7 @@ from mlotel_cli.execute import Executor, Finished, Inference, Numbered, Sequenti
 from mlotel_cli.hardware import environment, usable_cores
 from mlotel_cli.metrics import Scorer
 from mlotel_cli.modes.control import Control, stretch_length
-from mlotel_cli.modes.display import Progress, print_results, sayer
+from mlotel_cli.modes.display import Progress, print_results, sayer, stderr
 from mlotel_cli.modes.session import Session, Settling, identify, new_run_id
 from mlotel_cli.pipeline import Stage, stages_of
 from mlotel_cli.records import Batch
@@ -55,7 +55,7 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
         DataError: when the data cannot be read on, or there is none.
         Interrupted: after a signal, with everything measured so far on disk.
     """
-    console = Console(stderr=True)
+    console = stderr()
     imports = ("polars",) if cfg.tracker.mode == "disabled" else ("polars", "wandb")
     session = Session(job.output_dir, say=sayer(console), imports=imports)
     parts: Parts | None = None

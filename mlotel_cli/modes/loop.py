@@ -6,11 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from mlotel_cli.errors import UsageError
 from mlotel_cli.hardware import environment
-from mlotel_cli.modes.display import print_results, sayer
+from mlotel_cli.modes.display import print_results, sayer, stderr
 from mlotel_cli.modes.session import Session, identify, new_run_id
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.handoff import Opening
@@ -69,7 +67,7 @@ def start_run(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"directory={directory or 'outputs/loop'}: cannot be written: {error}") from error
-    say = sayer(Console(stderr=True))
+    say = sayer(stderr())
     imports = ("polars",) if mode == "disabled" else ("polars", "wandb")
     session = Session(folder, say=say, imports=imports)
     machine, run_id, given = environment(), new_run_id(), dict(config or {})

@@ -12,13 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from mlotel_cli import config
 from mlotel_cli.errors import Interrupted, UsageError
 from mlotel_cli.execute import Inference
 from mlotel_cli.metrics import Scorer
-from mlotel_cli.modes.display import print_results
+from mlotel_cli.modes.display import print_results, stderr
 from mlotel_cli.modes.evaluate import Parts, apply_option, autocast_of, executor_of, open_run, seed_everything
 from mlotel_cli.modes.monitor_loop import Ending, Feed, Loop
 from mlotel_cli.modes.monitor_status import Board, Ticker
@@ -49,7 +47,7 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
         Interrupted: after a signal before the pipeline was ready.
     """
     board, ending = Board(name=cfg.run.name), Ending()
-    view = create_view(Console(stderr=True), board)
+    view = create_view(stderr(), board)
     imports = ("polars",) if cfg.tracker.mode == "disabled" else ("polars", "wandb")
     listener = config.listen(str(cfg.monitor.http.host), int(cfg.monitor.http.port))
     link = PersistentLink(job.output_dir, imports=imports, say=view.say, on_live=board.hear, listener=listener)

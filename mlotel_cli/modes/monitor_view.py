@@ -42,7 +42,8 @@ class View(Protocol):
 
 def create_view(console: Console, board: Board) -> View:
     """The view that fits to where the console goes."""
-    return PictureView(console, board) if console.is_terminal else LineView(console, board)
+    can_draw = console.is_terminal and not console.is_dumb_terminal
+    return PictureView(console, board) if can_draw else LineView(console, board)
 
 
 class _Lines:

@@ -25,7 +25,7 @@ from mlotel_cli import config, nsys
 from mlotel_cli.analysis.attribution import Attributed, attribute
 from mlotel_cli.analysis.stages import summarise_stages
 from mlotel_cli.errors import MlotelError, UsageError
-from mlotel_cli.modes.display import Progress, print_results, sayer
+from mlotel_cli.modes.display import Progress, print_results, sayer, stderr
 from mlotel_cli.modes.evaluate import open_run
 from mlotel_cli.modes.profile_display import attachment, print_stages
 from mlotel_cli.modes.profiled import Spec
@@ -54,7 +54,7 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
         MlotelError: when the workload failed, or the profiler left nothing to read, with the reason and the next step.
         Interrupted: after a signal; what was recorded until then is kept.
     """
-    console = Console(stderr=True)
+    console = stderr()
     profiler = make_profiler(cfg, job.output_dir)
     imports = ("polars",) if cfg.tracker.mode == "disabled" else ("polars", "wandb")
     session = Session(job.output_dir, say=sayer(console), imports=imports)

@@ -1,6 +1,7 @@
 """What a run says: progress on a terminal and in a pipe, and the figures of the closing table."""
 
 import io
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,19 @@ def terminal(width: int = 80) -> Console:
 def text_of(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+
+
+def test_a_reader_that_goes_away_ends_nothing() -> None:
+    """As `mlotel monitor 2>&1 | tee log` whose tee is killed."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w") as file:
+        console = display.Screen(file=file)
+        for _ in range(3):
+            console.print("x")
+        assert console.quiet
+    assert isinstance(display.stderr(), display.Screen)
+    assert isinstance(display.stdout(), display.Screen)
 
 
 # -- progress --------------------------------------------------------------------------------------------------------

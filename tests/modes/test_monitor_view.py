@@ -33,6 +33,11 @@ def test_without_a_terminal_a_line_every_ten_seconds() -> None:
     assert len(lines) == 4
 
 
+def test_a_terminal_that_cannot_draw_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(views(board(), terminal=True)[0], LineView)
+
+
 def test_with_a_terminal_a_picture() -> None:
     view, console = views(board(), terminal=True)
     assert isinstance(view, PictureView)
