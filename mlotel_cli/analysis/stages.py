@@ -19,7 +19,9 @@ QUEUE = "queue"
 BUSY = 0.8
 """Share of a stage's time from which on the device counts as the one that everybody waits for."""
 
-Verdict = Literal["device-bound", "launch-bound", "host-bound", "waiting"]
+Verdict = Literal["device-bound", "launch-bound", "host-bound", "waiting", "launch-bound or synchronising"]
+UNDECIDED: Verdict = "launch-bound or synchronising"
+"""All that events alone can say of a stage that ends with its device; it may have no work for the device at all."""
 
 
 @dataclass(slots=True)
@@ -79,44 +81,53 @@ def summarise_stages(attributed: Attributed, *, top_kernels: int = 5) -> dict[st
     }
 
 
-def verdict(*, host_ms: float, device_ms: float | None, busy_ms: float | None, queue_ms: float | None) -> Verdict:
-    """Who a stage waits for.
+def verdict(
+    *,
+    host_ms: float,
+    device_ms: float | None,
+    busy_ms: float | None,
+    queue_ms: float | None,
+    sync_ms: float = 0.0,
+) -> Verdict:
+    """Who a stage waits for, by what a profiler saw.
 
     Args:
         host_ms: time on the host.
         device_ms: from the first activity of the device to the last; None without one.
         busy_ms: the part of it in which the device did something.
         queue_ms: time in the queue before the stage.
+        sync_ms: the part of `host_ms` in which the host waited for the device, for earlier stages' work too.
 
     Returns:
-        waiting: in the queue for longer than it works. device-bound: the device is busy for most of the stage.
-        launch-bound: the device waits for the host's launches. host-bound: no device takes part.
+        waiting: in the queue for longer than it works. device-bound: the host waits for the device, or the device is
+        busy for most of the stage. launch-bound: the device waits for the host's launches. host-bound: no device takes
+        part.
     """
-    length_ms = max(host_ms, device_ms or 0.0)
-    if queue_ms is not None and queue_ms > length_ms:
+    if queue_ms is not None and queue_ms > max(host_ms, device_ms or 0.0):
         return "waiting"
     if device_ms is None or busy_ms is None:
         return "host-bound"
-    return "device-bound" if busy_ms >= BUSY * length_ms else "launch-bound"
+    length_ms = max(host_ms - sync_ms, device_ms)
+    return "device-bound" if busy_ms >= BUSY * length_ms or sync_ms >= BUSY * host_ms else "launch-bound"
 
 
-def verdict_of_events(
-    *, host_ms: float, device_ms: float, surely_busy_ms: float, queue_ms: float | None
-) -> Verdict | None:
-    """`verdict`, where two events per span are all that is known of the device; None where they leave it open.
+def verdict_of_events(*, latency_ms: float, device_ms: float, lag_ms: float, queue_ms: float | None) -> Verdict:
+    """Who a stage waits for, by two events per span.
 
-    Between the events the device was busy or waited for the host, but once the host was done it had nothing left to
-    wait for. A stage that waits for its own results ends with its device either way: only a profile tells.
+    Until the first event passes, the device is at earlier work; once the host is done, all its launches lie ready. In
+    between it may have waited for the host, or not: a stage that waits for its own results looks like one whose device
+    waits for launches, and like one that has no work for the device. Only a profile tells them apart.
 
     Args:
-        host_ms: time on the host.
-        device_ms: between the events; the device was busy for no longer than that.
-        surely_busy_ms: the part of it after the host was done.
+        latency_ms: from the start on the host until host and device are done.
+        device_ms: between the events.
+        lag_ms: how long the device went on after the host.
         queue_ms: time in the queue before the stage.
     """
-    at_least = verdict(host_ms=host_ms, device_ms=device_ms, busy_ms=surely_busy_ms, queue_ms=queue_ms)
-    at_most = verdict(host_ms=host_ms, device_ms=device_ms, busy_ms=device_ms, queue_ms=queue_ms)
-    return at_least if at_least == at_most else None
+    if queue_ms is not None and queue_ms > latency_ms:
+        return "waiting"
+    undecided_ms = max(0.0, device_ms - lag_ms)
+    return "device-bound" if latency_ms - undecided_ms >= BUSY * latency_ms else UNDECIDED
 
 
 def measured(work: Sequence[Work]) -> dict[str, float]:
@@ -157,6 +168,7 @@ def _summarise(batches: Sequence[StageBatch], *, top_kernels: int) -> dict[str, 
         device_ms=device["device_ms"] if device else None,
         busy_ms=device["device_ms"] - device["idle_ms"] if device else None,
         queue_ms=queue["mean"] if queue else None,
+        sync_ms=device["sync_ms"] if device else 0.0,
     )
     return summary
 

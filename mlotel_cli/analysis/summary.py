@@ -135,25 +135,23 @@ def _stages(counted: "pl.DataFrame") -> dict[str, dict[str, Any]]:
             times = stages.setdefault(name, {"host": None, "device": None, "queue": None})
             times[measure.removesuffix("_ms")] = _describe(counted, column)
     for name, times in stages.items():
-        if times.get("lag"):
-            times["verdict"] = _verdict(counted, name)
+        if times.get("lag") and (said := _verdict(counted, name)):
+            times["verdict"] = said
     return stages
 
 
 def _verdict(counted: "pl.DataFrame", name: str) -> str | None:
-    """Who the stage waits for, by its mean times; of a batch that lacks one of them, none counts."""
+    """Who the stage waits for, by its mean times; None where no batch has all of them, of a single call."""
     import polars as pl
 
     host, device, lag = (pl.col(f"{name}.{measure}") for measure in ("host_ms", "device_ms", "lag_ms"))
-    known = counted.filter(host.is_finite() & device.is_finite() & lag.is_finite())
+    known = counted.filter(host.is_finite() & device.is_finite() & lag.is_finite() & (pl.col(f"{name}.calls") == 1))
     if not known.height:
         return None
-    mean = known.select(
-        host_ms=(host - lag).mean(), device_ms=device.mean(), surely_busy_ms=pl.min_horizontal(device, lag).mean()
-    ).row(0, named=True)
+    means = known.select(latency_ms=host.mean(), device_ms=device.mean(), lag_ms=pl.min_horizontal(device, lag).mean())
     queue = f"{name}.queue_ms"
-    waited = known[queue].fill_null(0.0).mean() if queue in known.columns else None
-    return verdict_of_events(**mean, queue_ms=None if waited is None else float(waited))  # type: ignore[arg-type]
+    waited = known.select(pl.col(queue).fill_null(0.0).mean()).item() if queue in known.columns else None
+    return verdict_of_events(**means.row(0, named=True), queue_ms=waited)
 
 
 def _mean_scores(counted: "pl.DataFrame") -> dict[str, float | None]:

@@ -19,14 +19,13 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from mlotel_cli.analysis.stages import UNDECIDED
 from mlotel_cli.analysis.stats import MIN_EFFECTIVE_N
 
 _LINE_EVERY_S = 10.0
 _BAR_EVERY_S = 0.25
 _PIPE_COLUMNS = 200
 _FIGURES = ("mean", "p50", "p95", "p99", "max")
-_OPEN = "host and device end together, one waits for the other (mlotel profile tells which)"
-
 _UNTIMED = {
     "device_abandoned": "the device did not come to their end in time",
     "device_captured": "a CUDA graph was being captured",
@@ -209,7 +208,8 @@ def _verdict_lines(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     given = {name: stage["verdict"] for name, stage in stages.items() if "verdict" in stage}
     for verdict in dict.fromkeys(given.values()):
         names = ", ".join(name for name in given if given[name] == verdict)
-        yield f"{verdict}: {names}" if verdict else f"{_OPEN}: {names}"
+        which = " (or without work for the device: mlotel profile tells)" if verdict == UNDECIDED else ""
+        yield f"{verdict}{which}: {names}"
 
 
 def _add_latency(table: Table, label: str, figures: Mapping[str, Any], share: str) -> None:

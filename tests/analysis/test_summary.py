@@ -92,7 +92,7 @@ def test_who_a_stage_waits_for_where_a_device_was_measured(table):
     """Host time ends when the result exists: `lag_ms` after the host was done."""
     stages = {
         "launched": stage(21.0, device_ms=20.0, lag_ms=19.0),  # 2 ms on the host
-        "starved": stage(20.0, device_ms=10.0, lag_ms=0.0),
+        "behind": stage(21.0, device_ms=2.0, lag_ms=0.0),
         "either": stage(20.0, device_ms=19.5, lag_ms=0.0),
         "queued": stage(5.0, device_ms=5.0, lag_ms=0.0, queue_ms=6.0),
         "unanchored": stage(5.0, device_ms=5.0),
@@ -101,8 +101,8 @@ def test_who_a_stage_waits_for_where_a_device_was_measured(table):
     summary = summarise(table(row(0, 70.0, stages=stages), row(1, 70.0, stages=stages)), {})["latency_ms"]["stages"]
     assert {name: each.get("verdict", "none") for name, each in summary.items()} == {
         "launched": "device-bound",
-        "starved": "launch-bound",
-        "either": None,
+        "behind": "device-bound",
+        "either": "launch-bound or synchronising",
         "queued": "waiting",
         "unanchored": "none",
         "plain": "none",
@@ -113,7 +113,10 @@ def test_who_a_stage_waits_for_where_a_device_was_measured(table):
 def test_a_batch_that_lacks_a_time_has_no_say_in_the_verdict(table):
     rows = [row(n, 30.0, stages={"a": stage(21.0, device_ms=20.0, lag_ms=19.0)}) for n in range(3)]
     rows += [row(n, 30.0, stages={"a": stage(1_000.0)}) for n in range(3, 6)]  # a graph was captured
-    assert summarise(table(*rows), {})["latency_ms"]["stages"]["a"]["verdict"] == "device-bound"
+    twice = StageTime(host_ms=1_000.0, device_ms=1_000.0, lag_ms=1_000.0, calls=2)  # sums do not say what overlapped
+    rows += [row(n, 30.0, stages={"a": twice, "b": twice}) for n in range(6, 9)]
+    stages = summarise(table(*rows), {})["latency_ms"]["stages"]
+    assert (stages["a"]["verdict"], "verdict" in stages["b"]) == ("device-bound", False)
 
 
 def test_a_recorded_value_is_no_lag(table):
