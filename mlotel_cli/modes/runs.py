@@ -9,13 +9,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mlotel_cli.analysis.runs import Run, count_rows, read_run
 from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.modes.display import stdout
 
+_FIGURES = ("batches", "p50 ms", "p95 ms", "items/s")
+_HEADINGS = {name: Text(name) for name in ("started", "mode", "name", "status", *_FIGURES, "accuracy", "path")}
+_EXPENDABLE = ("name", "accuracy", "p95 ms", "started", "items/s", "batches", "p50 ms")
+"""In the order in which columns are left out on a narrow terminal."""
+_GAP = 2
+_PATH_WIDTH = 40
+"""A longer path goes on in the next line."""
 _STYLES = {"complete": "green", "running": "cyan", "failed": "red"}
 
 
@@ -54,8 +63,9 @@ def main(folder: Path, *, as_json: bool = False) -> int:
     """Print the list; returns the exit code."""
     try:
         if not folder.is_dir():
+            what = "is no folder" if folder.exists() else "no such folder"
             raise UsageError(
-                f"{folder}: no such folder. Give one that holds runs; they are written below outputs, or in run.dir"
+                f"{folder}: {what}. Give one that holds runs; they are written below outputs, or in run.dir"
             )
         runs, skipped = list_runs(folder)
     except MlotelError as error:
@@ -87,30 +97,38 @@ def list_runs(folder: Path) -> tuple[list[Listed], list[str]]:
 
 
 def print_runs(runs: list[Listed], *, console: Console | None = None) -> None:
-    """The table on stdout."""
-    console = console or Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
-    table = Table(box=None, pad_edge=False)
-    for column in ("started", "mode", "name", "status"):
-        table.add_column(column, no_wrap=True)
-    for column in ("batches", "p50 ms", "p95 ms", "items/s"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("accuracy", no_wrap=True)
+    """The table on stdout. Where it is too wide, columns are left out: a figure is never cut, nor the path."""
+    console = console or stdout()
+    rows = [_row(run) for run in runs]
+    widths = {name: max(cell_len(row[name].plain) for row in [_HEADINGS, *rows]) for name in _HEADINGS}
+    path_width = min(widths.pop("path"), _PATH_WIDTH)
+    for name in _EXPENDABLE:
+        if sum(widths.values()) + len(widths) * _GAP + path_width <= console.width:
+            break
+        del widths[name]
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    for name in widths:
+        table.add_column(name, justify="right" if name in _FIGURES else "left", no_wrap=True)
     table.add_column("path", overflow="fold")
-    for run in runs:
-        started = datetime.fromtimestamp(run.started_ns / 1e9, tz=UTC).astimezone()
-        table.add_row(
-            started.strftime("%Y-%m-%d %H:%M:%S"),
-            _plain(run.mode),
-            _plain(run.name),
-            Text(run.status, style=_STYLES.get(run.status, "yellow")),
-            "" if run.batches is None else f"{run.batches:,}",
-            _figure(run.p50_ms),
-            _figure(run.p95_ms),
-            _figure(run.items_per_s),
-            _headline(run.accuracy),
-            _plain(run.path),
-        )
+    for row in rows:
+        table.add_row(*(row[name] for name in widths), row["path"])
     console.print(table)
+
+
+def _row(run: Listed) -> dict[str, Text]:
+    started = datetime.fromtimestamp(run.started_ns / 1e9, tz=UTC).astimezone()
+    return {
+        "started": Text(started.strftime("%Y-%m-%d %H:%M:%S")),
+        "mode": _plain(run.mode),
+        "name": _plain(run.name),
+        "status": Text(run.status, style=_STYLES.get(run.status, "yellow")),
+        "batches": Text("" if run.batches is None else f"{run.batches:,}"),
+        "p50 ms": Text(_figure(run.p50_ms)),
+        "p95 ms": Text(_figure(run.p95_ms)),
+        "items/s": Text(_figure(run.items_per_s)),
+        "accuracy": _headline(run.accuracy),
+        "path": _plain(run.path),
+    }
 
 
 def _run_dirs(folder: Path) -> Iterator[Path]:

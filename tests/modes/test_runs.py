@@ -1,5 +1,6 @@
 """The list of runs: which are found, what it says of them, and that one broken folder hides no other."""
 
+import io
 import json
 import os
 import subprocess
@@ -109,6 +110,26 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         ["eval", "[red]night[2J", "complete", "8", "1.25", "1,234", "ap50", "0.500", "+1", str(tmp_path / "a")]
     )
     assert lines[2].split()[2:] == ["loop", "n", "failed", "0", str(tmp_path / "b")]
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [(60, "mode status path"), (80, "mode status batches p50 ms path"), (120, "started mode")],
+)
+def test_a_narrow_table_cuts_no_figure_and_no_path(tmp_path: Path, width: int, columns: str):
+    """Half a figure is a wrong one, and without its path a run cannot be opened."""
+    folder = tmp_path / "outputs" / ("x" * 50)
+    make_run(folder)
+    console = Console(width=width, file=io.StringIO())
+    print_runs(list_runs(tmp_path)[0], console=console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert " ".join(lines[0].split()).startswith(columns)
+    assert "…" not in text
+    at = lines[0].index("path")
+    assert "".join(line[at:].strip() for line in lines[1:]) == str(folder)
+    assert ("1.25" in text) == ("p50" in columns or width == 120)
 
 
 def test_json_for_scripts(tmp_path: Path):
