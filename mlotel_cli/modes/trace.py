@@ -87,7 +87,7 @@ def show(run: Run, *, batch: str | None, form: str | None, output: Path | None) 
 def _form_of(output: Path | None) -> str | None:
     if output is None:
         return None
-    form = _SUFFIXES.get(output.suffix)
+    form = _SUFFIXES.get(output.suffix.lower())
     if form is None:
         raise UsageError(f"-o {output}: which format? Add --format {', '.join(sorted(_EXPORTS))}")
     return form
@@ -173,6 +173,9 @@ _EXPORTS: Mapping[str, Callable[[Sequence[SpanRecord], Selection, Run], str]] = 
 
 def _write(text: str, output: Path | None) -> None:
     if output is None:
+        reconfigure: Any = getattr(sys.stdout, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="xmlcharrefreplace")  # only an SVG has characters that an encoding may lack
         sys.stdout.write(text.rstrip("\n") + "\n")
         return
     try:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mlotel_cli.analysis.runs import read_run
 from mlotel_cli.analysis.trace import load_spans
+from mlotel_cli.modes.trace import main
 from mlotel_cli.modes.trace_display import print_waterfall
 from tests.support.cli import Ended, mlotel
 from tests.support.traces import Trace, pipelined, row, write_run
@@ -152,6 +153,19 @@ def test_a_terminal_without_blocks_gets_ascii(run: Path) -> None:
     assert b"#### 30.0 ms ####" in file.buffer.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("form", "shown_as"), [(None, b"??ber"), ("svg", b"&#27573;&#252;ber")])
+def test_names_that_stdout_has_no_characters_for(
+    tmp_path: Path, form: str | None, shown_as: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = Trace(0, 0, 10)
+    trace.add("\u6bb5\u00fcber", 0, 10)
+    run = write_run(tmp_path, [trace])
+    file = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(file, encoding="ascii", write_through=True))
+    assert main(run, batch="0", form=form) == 0
+    assert shown_as in file.getvalue()
+
+
 def test_colour_is_on_top_of_the_difference(run: Path) -> None:
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=True, color_system="standard")
@@ -181,8 +195,9 @@ def test_otlp_json_on_stdout(run: Path) -> None:
     assert ended.err == ""
 
 
-def test_svg_by_the_suffix(run: Path, tmp_path: Path) -> None:
-    path = tmp_path / "trace.svg"
+@pytest.mark.parametrize("name", ["trace.svg", "TRACE.SVG"])
+def test_svg_by_the_suffix(run: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     assert mlotel("trace", str(run), "-o", str(path)).code == 0
     assert ElementTree.fromstring(path.read_text()).attrib["aria-label"].startswith("eval test, batch ")
 
