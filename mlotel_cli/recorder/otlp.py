@@ -31,8 +31,10 @@ SEND_EVERY_S = 1.0
 """How long spans wait for a request to fill."""
 BEHIND_S = 0.3
 """Spans that arrive so long after their end say that the main loop is behind; hand-overs are 50 ms apart."""
+CLOCK_SET_S = 30.0
+"""No main loop is that far behind: the wall clock was set."""
 SHARE = 0.2
-"""Of a core, for sending while it is."""
+"""Of a core, for sending while it is; down to a tenth of that, the further it is behind."""
 QUEUE_SIZE = 20_000
 METRICS_EVERY_S = 15.0
 CLOSE_S = 5.0
@@ -296,8 +298,9 @@ class SpanSender(Sender):
     def _rest(self, worked_s: float) -> None:
         """While the main loop is behind, leave the interpreter to it: what falls behind then is this sink."""
         with self._changed:
-            if self._lag_s > BEHIND_S:
-                self._changed.wait_for(lambda: self._stopping, worked_s * (1 / SHARE - 1))
+            if BEHIND_S < self._lag_s < CLOCK_SET_S:
+                share = SHARE * max(BEHIND_S / self._lag_s, 0.1)
+                self._changed.wait_for(lambda: self._stopping, worked_s * (1 / share - 1))
 
     def _send_spans(self, delivery: "Delivery", spans: Sequence[SpanRecord], *, resource: Any) -> bool:
         from mlotel_cli.recorder.otlp_encode import encodable, encode_spans

@@ -30,6 +30,10 @@ def data_sources(node: Any) -> set[tuple[str, str]]:
     return found.union(*map(data_sources, node.values()))
 
 
+def test_the_services_are_those_that_the_readme_names() -> None:
+    assert set(SERVICES) == {"collector", "jaeger", "prometheus", "grafana"}
+
+
 def test_images_are_pinned_and_what_is_mounted_exists() -> None:
     for service in SERVICES.values():
         assert service["image"].rpartition(":")[2][:1].isdigit() or service["image"].rpartition(":")[2][:1] == "v"

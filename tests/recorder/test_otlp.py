@@ -217,11 +217,11 @@ def test_adding_never_waits_and_the_queue_is_bounded():
     assert counts(export.describe()) == (0, 5000, 0)
 
 
-@pytest.mark.parametrize("is_behind", [True, False])
-def test_while_the_recorder_is_behind_it_has_the_interpreter_for_itself(monkeypatch, is_behind):
+@pytest.mark.parametrize(("age_s", "is_behind"), [(1.0, True), (0.0, False), (3600.0, False), (-3600.0, False)])
+def test_while_the_recorder_is_behind_it_has_the_interpreter_for_itself(monkeypatch, age_s, is_behind):
     """With a share of next to nothing one request is sent, and the next at the end of the run."""
     monkeypatch.setattr(otlp, "SHARE", 1e-6)
-    ended_ns = time.time_ns() - (10**9 if is_behind else 0)
+    ended_ns = time.time_ns() - round(age_s * 1e9)
     given = [SpanRecord(n + 1, n + 1, 0, n, "s", "INTERNAL", "t", "", 0, ended_ns) for n in range(2000)]
     with receiving() as receiver:
         export = start(receiver.url)
@@ -234,6 +234,16 @@ def test_while_the_recorder_is_behind_it_has_the_interpreter_for_itself(monkeypa
             until(lambda: export.describe()["sent"] >= 3 * otlp.MAX_SPANS)
         export.close(5)
     assert counts(export.describe()) == (2000, 0, 0)
+
+
+@pytest.mark.parametrize(("lag_s", "rest_s"), [(0.2, None), (0.31, 0.00417), (0.6, 0.009), (3.0, 0.049), (20.0, 0.049)])
+def test_the_further_the_recorder_is_behind_the_longer_are_the_rests(lag_s, rest_s):
+    sender = otlp.SpanSender(otlp.Target("traces", "http://c"), resource={}, queue_size=10, say=print)
+    waited: list[float] = []
+    sender._changed.wait_for = lambda condition, seconds: waited.append(seconds)
+    sender._lag_s = lag_s
+    sender._rest(0.001)
+    assert waited == ([] if rest_s is None else [pytest.approx(rest_s, rel=0.01)])
 
 
 def test_spans_that_come_after_the_end_are_lost():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PATIENCE_S = 60
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -67,6 +69,8 @@ class Page:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            if not select.select([self._from], [], [], PATIENCE_S)[0]:
+                raise TimeoutError(f"the browser says nothing for {PATIENCE_S} s")
             chunk = os.read(self._from, 1 << 20)
             if not chunk:
                 raise RuntimeError("the browser is gone")

@@ -14,6 +14,8 @@ from typing import Any
 
 from tests.support.monitoring import wait_until
 
+_ATTEMPTS = 3
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -61,18 +63,29 @@ def scraping(program: Path, folder: Path, target: str, *, rules: str = "") -> Ge
         "rule_files: [rules.yml]\n"
         f"scrape_configs: [{{job_name: mlotel, static_configs: [{{targets: ['{target}']}}]}}]\n"
     )
-    port = free_port()
-    keys = [f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
-    with (folder / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen(
-            [program, *keys, f"--web.listen-address=127.0.0.1:{port}"], cwd=folder, stdout=log, stderr=log
-        )
-    try:
-        wait_until(lambda: _is_ready(port), what="Prometheus")
+    with _started(program, folder) as port:
         yield Prometheus(port)
-    finally:
-        process.terminate()
-        process.wait(30)
+
+
+@contextlib.contextmanager
+def _started(program: Path, folder: Path) -> Generator[int]:
+    """The port of a Prometheus that runs; on another one where somebody took the first meanwhile."""
+    keys = [f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
+    for _ in range(_ATTEMPTS):
+        port = free_port()
+        with (folder / "prometheus.log").open("wb") as log:
+            process = subprocess.Popen(
+                [program, *keys, f"--web.listen-address=127.0.0.1:{port}"], cwd=folder, stdout=log, stderr=log
+            )
+        try:
+            wait_until(lambda: process.poll() is not None or _is_ready(port), what="Prometheus")  # noqa: B023 - at once
+            if process.poll() is None:
+                yield port
+                return
+        finally:
+            process.terminate()
+            process.wait(30)
+    raise AssertionError((folder / "prometheus.log").read_text())
 
 
 def _is_ready(port: int) -> bool:
