@@ -60,6 +60,13 @@ def main(
             traceback.print_exception(error)
         print(f"mlotel: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
+    except BrokenPipeError:
+        raise  # a reader that has seen enough
+    except OSError as error:
+        if debug:
+            raise
+        print(f"mlotel: {path}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
     return 0
 
 

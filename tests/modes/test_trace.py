@@ -1,5 +1,6 @@
 """`mlotel trace`: what it lists, draws, writes and refuses."""
 
+import errno
 import io
 import json
 import re
@@ -274,6 +275,19 @@ def test_too_many_batches_to_draw(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "a.svg"
     assert f"-o {path}: cannot be written: No such file" in refused(str(run), "-o", str(path))
+
+
+@pytest.mark.parametrize("form", [None, "svg"])
+def test_stdout_on_a_full_disk(
+    run: Path, form: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stdout", Full())
+    assert main(run, batch="0", form=form) == 1
+    assert capsys.readouterr().err == f"mlotel: {run}: [Errno {errno.ENOSPC}] No space left on device\n"
 
 
 def test_a_suffix_that_says_nothing(run: Path) -> None:
