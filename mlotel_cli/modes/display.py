@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,15 @@ _LINE_EVERY_S = 10.0
 _BAR_EVERY_S = 0.25
 _PIPE_COLUMNS = 200
 _FIGURES = ("mean", "p50", "p95", "p99", "max")
+_LABEL_WIDTH = 10
+"""Longer names of stages are folded rather than a column left out."""
+_NARROWER = (
+    ("count", *_FIGURES, "share"),
+    ("count", "p50", "p95", "p99", "share"),
+    ("p50", "p95", "p99"),
+    ("p50", "p95"),
+)
+"""Columns of the latencies; on a narrow terminal some are left out, because half a figure is a wrong one."""
 _UNTIMED = {
     "device_abandoned": "the device did not come to their end in time",
     "device_captured": "a CUDA graph was being captured",
@@ -178,29 +187,54 @@ def _print_accuracy(console: Console, summary: Mapping[str, Any]) -> None:
 
 def _print_latency(console: Console, summary: Mapping[str, Any]) -> None:
     latency = summary["latency_ms"]
-    whole = latency["batch"]
-    if not whole["count"]:
+    if not latency["batch"]["count"]:
         return
-    table = _table("latency, ms a batch", "stage", "count", *_FIGURES, "share")
-    shown = [whole]
+    rows = list(_latency_rows(latency))
+    folded = max(0, max(len(label) for label, _, _ in rows) - _LABEL_WIDTH)
+    table = _latency_table(rows, columns=_NARROWER[0])
+    for columns in _NARROWER[1:]:
+        wide = console.options.update(width=_PIPE_COLUMNS + folded)
+        if table.__rich_measure__(console, wide).maximum - folded <= console.width:
+            break
+        table = _latency_table(rows, columns=columns)
+    console.print(table)
+    shown = [name for name in _FIGURES if name in [column.header for column in table.columns]]
+    hidden = [name for name in shown if any(figures[name] is None for _, figures, _ in rows)]
+    if hidden:
+        needs = ", ".join(f"{name} takes {MIN_EFFECTIVE_N[name]}" for name in hidden)
+        sayer(console)(f"n<: too few independent batches for that percentile ({needs})")
+
+
+def _latency_rows(latency: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Label, figures and share of the whole."""
+    whole = latency["batch"]
     for name, stage in latency["stages"].items():
         for kind, label in (("host", name), ("device", f"  {name} device"), ("queue", f"  {name} queue")):
             figures = stage[kind]
             if figures is not None:
                 share = figures["mean"] * figures["count"] / (whole["mean"] * whole["count"])
-                _add_latency(table, label, figures, f"{share:.1%}")
-                shown.append(figures)
-    table.add_section()
-    _add_latency(table, "batch", whole, "100%")
+                yield label, figures, f"{share:.1%}"
+    yield "batch", whole, "100%"
     wait = latency.get("source_wait")
     if wait and wait["count"]:
-        _add_latency(table, "source wait", wait, "")
-        shown.append(wait)
-    console.print(table)
-    hidden = [name for name in _FIGURES if any(figures[name] is None for figures in shown)]
-    if hidden:
-        needs = ", ".join(f"{name} takes {MIN_EFFECTIVE_N[name]}" for name in hidden)
-        sayer(console)(f"n<: too few independent batches for that percentile ({needs})")
+        yield "source wait", wait, ""
+
+
+def _latency_table(rows: Sequence[tuple[str, Mapping[str, Any], str]], *, columns: Sequence[str]) -> Table:
+    table = _table("latency, ms a batch", "stage", *columns)
+    for label, figures, share in rows:
+        if label == "batch":
+            table.add_section()
+        table.add_row(Text(label), *(_latency_cell(name, figures, share) for name in columns))
+    return table
+
+
+def _latency_cell(column: str, figures: Mapping[str, Any], share: str) -> str:
+    if column == "share":
+        return share
+    if column == "count":
+        return str(figures["count"])
+    return f"n<{MIN_EFFECTIVE_N[column]}" if figures[column] is None else _ms(figures[column])
 
 
 def _verdict_lines(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -210,11 +244,6 @@ def _verdict_lines(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         names = ", ".join(name for name in given if given[name] == verdict)
         which = " (or without work for the device: mlotel profile tells)" if verdict == UNDECIDED else ""
         yield f"{verdict}{which}: {names}"
-
-
-def _add_latency(table: Table, label: str, figures: Mapping[str, Any], share: str) -> None:
-    cells = [f"n<{MIN_EFFECTIVE_N[name]}" if figures[name] is None else _ms(figures[name]) for name in _FIGURES]
-    table.add_row(Text(label), str(figures["count"]), *cells, share)
 
 
 def _ms(value: float) -> str:

@@ -319,6 +319,23 @@ def test_long_names_fold_and_figures_stay_whole(width: int) -> None:
     assert folded.startswith(name[: len(name) // 2])
 
 
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (80, "stage count mean p50 p95 p99 max share"),
+        (60, "stage count p50 p95 p99 share"),
+        (45, "stage p50 p95 p99"),
+    ],
+)
+def test_a_narrow_terminal_keeps_names_and_whole_figures(width: int, columns: str) -> None:
+    lines = printed(info(), width=width)
+    heading = next(line for line in lines if line.split()[:1] == ["stage"])
+    assert heading.split() == columns.split()
+    assert max(len(line) for line in lines[lines.index(heading) :][:6]) <= width
+    assert "50.50" in cells(lines, "batch")
+    assert "…" not in " ".join(lines)
+
+
 def test_paths_below_the_current_folder_are_shown_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     content = info(wandb={"url": None, "dir": "wandb/offline-run-1"})
