@@ -1,7 +1,7 @@
 """The chain of spans that a batch's latency is made of; what ran beside it did not make the batch later. Pure."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,32 +50,54 @@ def critical_path(spans: Sequence[SpanRecord]) -> list[Step]:
         return []
     children: defaultdict[int, list[SpanRecord]] = defaultdict(list)
     for span in spans:
-        if span is not root:
+        if span is not root and span.parent_id != span.span_id:
             children[span.parent_id].append(span)
     start_ns = min(root.start_ns, *(span.start_ns for span in [root, *children[root.span_id]]))
-    steps = _walk(root, children, stage="", start_ns=start_ns, end_ns=root.end_ns)
-    return steps[::-1]
+    return _walk(root, children, start_ns=start_ns)[::-1]
 
 
-def _walk(
-    span: SpanRecord, children: Mapping[int, Sequence[SpanRecord]], *, stage: str, start_ns: int, end_ns: int
-) -> list[Step]:
-    """The steps of one span between two moments, backwards; `stage` is empty for the root."""
-    kind = bar_kind(span)
-    own = "untraced" if kind == "batch" else kind
+@dataclass(slots=True)
+class _Open:
+    """A span whose part of the path is being found: from `at_ns` back to `start_ns`, its children by their end."""
+
+    span: SpanRecord
+    stage: str
+    children: Iterator[SpanRecord]
+    start_ns: int
+    at_ns: int
+
+    def step(self, start_ns: int, end_ns: int) -> Step:
+        """A stretch of its own time."""
+        kind = bar_kind(self.span)
+        return Step(self.span.name, self.stage, "untraced" if kind == "batch" else kind, start_ns, end_ns)
+
+
+def _walk(root: SpanRecord, children: Mapping[int, Sequence[SpanRecord]], *, start_ns: int) -> list[Step]:
+    """The steps from the root's end back to `start_ns`. Not recursive: spans may be nested as deep as calls are."""
+
+    def opened(span: SpanRecord, *, stage: str, start_ns: int, end_ns: int) -> _Open:
+        below = sorted(children.get(span.span_id, ()), key=lambda each: (each.end_ns, each.start_ns), reverse=True)
+        return _Open(span, stage, iter(below), start_ns, end_ns)
+
     steps: list[Step] = []
-    at_ns = end_ns
-    for child in sorted(children.get(span.span_id, ()), key=lambda each: (each.end_ns, each.start_ns), reverse=True):
-        child_end = min(child.end_ns, at_ns)
-        child_start = max(child.start_ns, start_ns)
-        if child_start >= child_end:  # it ran beside what is on the path already
-            continue
-        if child_end < at_ns:
-            steps.append(Step(span.name, stage or span.name, own, child_end, at_ns))
-        steps += _walk(child, children, stage=stage or child.name, start_ns=child_start, end_ns=child_end)
-        at_ns = child_start
-    if at_ns > start_ns:
-        steps.append(Step(span.name, stage or span.name, own, start_ns, at_ns))
+    path = [opened(root, stage=root.name, start_ns=start_ns, end_ns=root.end_ns)]
+    while path:
+        inner = path[-1]
+        for child in inner.children:
+            child_end = min(child.end_ns, inner.at_ns)
+            child_start = max(child.start_ns, inner.start_ns)
+            if child_start >= child_end:  # it ran beside what is on the path already
+                continue
+            if child_end < inner.at_ns:
+                steps.append(inner.step(child_end, inner.at_ns))
+            inner.at_ns = child_start
+            stage = child.name if inner.span is root else inner.stage
+            path.append(opened(child, stage=stage, start_ns=child_start, end_ns=child_end))
+            break
+        else:
+            if inner.at_ns > inner.start_ns:
+                steps.append(inner.step(inner.start_ns, inner.at_ns))
+            path.pop()
     return steps
 
 

@@ -53,16 +53,13 @@ class Waterfall:
     lanes: list[Lane]
     start_ns: int
     end_ns: int
+    is_single: bool
+    """One batch; of several, bars say which."""
 
     @property
     def duration_ns(self) -> int:
         """At least 1."""
         return max(1, self.end_ns - self.start_ns)
-
-    @property
-    def is_single(self) -> bool:
-        """True for one batch; of several, bars say which."""
-        return len({bar.span.batch for lane in self.lanes for bar in lane.bars}) == 1
 
 
 def bar_kind(span: SpanRecord) -> BarKind:
@@ -97,7 +94,8 @@ def lay_out(spans: Sequence[SpanRecord]) -> Waterfall:
         _stack(lane)
     rank = ranks(ordered)
     in_order = sorted(lanes.values(), key=lambda lane: (min(rank[bar.span.span_id] for bar in lane.bars), lane.name))
-    return Waterfall(in_order, ordered[0].start_ns, max(span.end_ns for span in ordered))
+    is_single = len({span.batch for span in ordered}) == 1
+    return Waterfall(in_order, ordered[0].start_ns, max(span.end_ns for span in ordered), is_single)
 
 
 def ranks(spans: Iterable[SpanRecord]) -> dict[int, int]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from mlotel_cli.analysis.waterfall import Bar, Lane, Waterfall, bar_texts, columns_of, fit, format_tick, ticks
 
 MIN_COLUMNS = 40
+MAX_ROWS = 24
+"""Of a lane; spans that are nested deeper are counted."""
 _MAX_LABEL = 26
 _TICK_COLUMNS = 8
 
@@ -54,10 +56,12 @@ def draw(waterfall: Waterfall, *, columns: int, glyphs: Glyphs = UNICODE) -> lis
     indent = Piece(" " * (label_width + 1))
     lines: list[Line] = [[indent, Piece(text, "axis")] for text in _axis(waterfall.duration_ns, width, glyphs)]
     for lane in waterfall.lanes:
-        for row in range(lane.num_rows):
+        for row in range(min(lane.num_rows, MAX_ROWS)):
             label = fit(lane.name, label_width) if row == 0 else ""
             padding = " " * (label_width - columns_of(label) + 1)
             lines.append([Piece(f"{label}{padding}", "lane"), *_draw_row(lane, row, waterfall, width, glyphs)])
+        if lane.num_rows > MAX_ROWS:
+            lines.append([indent, Piece(f"and {lane.num_rows - MAX_ROWS} rows more")])
     return lines
 
 

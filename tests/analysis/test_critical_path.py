@@ -37,6 +37,21 @@ def test_each_step_says_which_stage_it_lies_in() -> None:
     assert (stages[0], stages[-1]) == (("queue detector", "queue detector"), ("batch", "batch"))
 
 
+def test_spans_may_be_nested_as_deep_as_calls_are() -> None:
+    trace = Trace(0, 0, 3000)
+    parent = trace.root
+    for depth in range(1, 1401):
+        parent = trace.add("again", depth, 3000 - depth, parent=parent, thread="t")
+    assert len(steps(trace)) == 2 * 1400 + 1
+
+
+def test_a_span_that_is_its_own_parent_ends_the_walk() -> None:
+    trace = Trace(0, 0, 10)
+    odd = trace.add("odd", 2, 8)
+    odd.span_id = odd.parent_id  # as a foreign SDK with ids of its own may give
+    assert steps(trace) == [("batch", "untraced", 0, 10)]
+
+
 def test_what_ran_beside_a_longer_span_is_not_on_the_path() -> None:
     trace = Trace(0, 0, 20)
     trace.add("first", 0, 5)

@@ -1,6 +1,7 @@
 """The waterfall as an SVG file."""
 
 import re
+from collections.abc import Iterator
 from xml.etree import ElementTree
 
 import pytest
@@ -102,3 +103,23 @@ def test_wide_characters_have_room() -> None:
         return bars(draw_svg(lay_out(trace.spans), title="t"))[0][1]
 
     assert left("\u8eca\u4e21\u691c\u51fa\u5668") == left("ten_letter") > left("five5")
+
+
+def test_thousands_of_spans_take_no_time_each() -> None:
+    trace = Trace(0, 0, 3000)
+    for n in range(3000):
+        trace.add("call", n, n + 0.9, thread="t")
+    picture = lay_out(trace.spans)
+    lanes = picture.lanes
+    reads = 0
+
+    class Counted(list[object]):
+        def __iter__(self) -> Iterator[object]:
+            nonlocal reads
+            reads += 1
+            return super().__iter__()
+
+    for lane in lanes:
+        lane.bars = Counted(lane.bars)  # type: ignore[assignment]
+    assert draw_svg(picture, title="t").count("<g>") == 3001
+    assert reads < 10

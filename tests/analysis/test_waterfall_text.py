@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from mlotel_cli.analysis.waterfall import columns_of, lay_out
-from mlotel_cli.analysis.waterfall_text import ASCII, UNICODE, Glyphs, draw
+from mlotel_cli.analysis.waterfall_text import ASCII, MAX_ROWS, UNICODE, Glyphs, draw
 from tests.support.traces import Trace, pipelined
 
 
@@ -124,3 +124,12 @@ def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
     assert text.isprintable()
     assert "red name 10.0 ms" in text
     assert "a lane " in text
+
+
+def test_deeply_nested_spans_do_not_fill_the_terminal() -> None:
+    trace = Trace(0, 0, 100)
+    for depth in range(40):
+        trace.add("again", depth, 100 - depth, thread="t")
+    lines = drawn(trace, columns=80)
+    assert len(lines) == 2 + 1 + MAX_ROWS + 1
+    assert lines[-1].split() == ["and", "16", "rows", "more"]
