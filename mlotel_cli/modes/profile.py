@@ -80,14 +80,22 @@ class Results:
         self.path = path
         self.pid: int | None = None
         self.started_ns: int | None = None
-        self.rows: list[dict[str, Any]] = []
         self.infos: list[dict[str, Any]] = []
         self.closing: dict[str, Any] | None = None
+        self._rows: dict[int, dict[str, Any]] = {}
         self._offset = 0
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One a batch."""
+        return list(self._rows.values())
+
     def read(self) -> Sequence[dict[str, Any]]:
-        """Take in what is new, whole lines only; returns the new rows."""
-        before = len(self.rows)
+        """Take in what is new, whole lines only; returns the new rows.
+
+        A Ctrl-C may break it off anywhere: then the next call reads the same lines once more.
+        """
+        before = len(self._rows)
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
@@ -95,17 +103,17 @@ class Results:
         except FileNotFoundError:
             return []
         whole = text.rfind(b"\n") + 1
-        self._offset += whole
         for line in text[:whole].splitlines():
             ((kind, value),) = json.loads(line).items()
             if kind == "started":
                 self.pid, self.started_ns = value["pid"], value["time_ns"]
             elif kind == "settle":
-                self.rows.append(value)
+                self._rows[value["batch"]] = value
             elif kind == "info":
                 self.infos.append(value)
             else:
                 self.closing = value
+        self._offset += whole
         return self.rows[before:]
 
 
@@ -198,14 +206,16 @@ class Profile:
     def _wait(self, process: "subprocess.Popen[bytes]") -> MlotelError | None:
         """Until the process has ended, with progress; an error when it had to be ended."""
         ended_at: float | None = None
+        has_begun = False
         with Progress(self._console, self._cfg.profile.batches) as progress:
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_S)
                     return None
                 for row in self._results.read():
-                    if len(self._results.rows) == 1:
+                    if not has_begun:
                         progress.start()
+                        has_begun = True
                     progress.advance(row["size"], row["accuracy"])
                 if self._results.closing is None:
                     continue
@@ -273,10 +283,11 @@ class Profile:
             path = self._run_dir / "stages.json"
             path.write_text(json.dumps(self.stages, indent=2), encoding="utf-8")
             self._session.attach(attachment(self.stages, [*self._profiler.files(), path]))
-        recorded = {row["batch"]: row.pop("recorded") for row in self._results.rows}
+        rows = self._results.rows
+        recorded = {row["batch"]: row.pop("recorded") for row in rows}
         started_ns, link = self._results.started_ns, self._session.link
         opened = replay(attributed, link, started_ns=started_ns, recorded=recorded) if attributed else {}
-        for row in self._results.rows:
+        for row in rows:
             samples = [Sample(**sample) for sample in row.pop("samples")]
             self._session.settle(**row, samples=samples, root=INVALID_SPAN, opened=opened.get(row["batch"], 0))
             self._session.link.wait_for_room()

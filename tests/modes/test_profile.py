@@ -312,7 +312,7 @@ def test_an_interrupt_ends_the_workload_and_keeps_what_was_recorded(tmp_path: Pa
     ready = tmp_path / ".profile.spec.json.ready"
 
     def interrupt() -> None:
-        while not ready.exists():
+        while not (ready.exists() and profile._results.rows):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -347,6 +347,25 @@ def test_results_are_read_in_whole_lines(tmp_path: Path):
     path.write_text(first + second)
     assert [row["batch"] for row in results.read()] == [1]
     assert [row["batch"] for row in results.rows] == [0, 1]
+
+
+def test_results_of_a_reading_that_was_broken_off_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "results"
+    path.write_text("".join(json.dumps(settled(batch)) + "\n" for batch in (0, 1)))
+    results, loads, lines = Results(path), json.loads, iter([None])
+
+    def break_off(line: bytes) -> Any:
+        if next(lines, "second") == "second":
+            raise KeyboardInterrupt
+        return loads(line)
+
+    monkeypatch.setattr("json.loads", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        results.read()
+    monkeypatch.setattr("json.loads", loads)
+    results.read()
+    assert [row["batch"] for row in results.rows] == [0, 1]
+    assert results.read() == []
 
 
 def is_running(pid: int | None) -> bool:

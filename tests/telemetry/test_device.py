@@ -338,7 +338,7 @@ class Slow:
 
 def test_the_hand_over_waits_for_device_times_and_so_does_the_end(monkeypatch: pytest.MonkeyPatch):
     link = object.__new__(RecorderLink)
-    link._queue, link._waiting, link.emitted = deque(), [], 0
+    link._queue, link._waiting, link.emitted, link._now = deque(), [], 0, lambda: 0.0
     written: list[Any] = []
     monkeypatch.setattr(link, "_write", lambda data: written.extend(marshal.loads(bytes(data[4:]))), raising=False)
     slow = Slow()
