@@ -282,7 +282,9 @@ def test_a_recorder_that_is_killed_ends_the_run_with_a_clear_message(session, tm
             os.kill(session.link.pid, signal.SIGKILL)
             _wait_until(session.link.wait_for_room)
 
-    with pytest.raises(RecorderError, match=r"recorder process ended \(exit code -9: SIGKILL.*is readable in") as caught:
+    with pytest.raises(
+        RecorderError, match=r"recorder process ended \(exit code -9: SIGKILL.*is readable in"
+    ) as caught:
         run()
     assert caught.value.exit_code == 1
     run_ = ended(tmp_path)
