@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PATIENCE_S = 60
+PATIENCE_S = 150
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 

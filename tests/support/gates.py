@@ -7,7 +7,7 @@ from typing import Any
 from mlotel_cli.execute import Numbered
 from mlotel_cli.records import Batch
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 def numbered(*data: Any, size: int = 1) -> Iterator[Numbered]:

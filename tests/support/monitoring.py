@@ -15,7 +15,7 @@ from typing import Any
 from mlotel_cli.analysis.runs import Run, read_run
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 60
+PATIENCE_S = 150
 
 
 def wait_until(condition: Callable[[], Any], *, timeout_s: float = PATIENCE_S, what: str = "") -> Any:
