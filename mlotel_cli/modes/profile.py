@@ -140,14 +140,13 @@ class Profile:
 
     def run(self) -> None:
         """Run the workload under the profiler, and give the recorder what both of them have to say."""
-        self._write_spec()
         command = self._profiler.command(self._spec)
         sayer(self._console)(f"$ {shlex.join(command)}")
         about = {**self._profiler.describe(), "command": command}
         self._session.tell({"profiler": about})
         interrupted: KeyboardInterrupt | None = None
         failure: MlotelError | None = None
-        with self._started(command) as process:
+        with self._written_spec(), self._started(command) as process:
             try:
                 failure = self._wait(process)
             except KeyboardInterrupt as stop:
@@ -161,14 +160,17 @@ class Profile:
             raise interrupted
         if failure is not None or missing is not None:
             raise failure or missing or AssertionError
-        for leftover in (self._spec, self._results.path):
-            leftover.unlink()
+        self._results.path.unlink()
 
     # -- the process ----------------------------------------------------------------------------------------------
 
-    def _write_spec(self) -> None:
+    @contextlib.contextmanager
+    def _written_spec(self) -> Generator[None]:
+        """The file that the process reads, for its owner alone and as long as it runs: it may hold passwords."""
+        settings = config.plain(self._cfg)
+        settings["telemetry"]["otlp"]["headers"] = {}  # the process sends nothing
         spec = Spec(
-            config=config.plain(self._cfg),
+            config=settings,
             backend=self._profiler.backend,
             results=str(self._results.path.absolute()),
             trace=str((self._run_dir / f"{REPORT}.trace.json").absolute()),
@@ -177,7 +179,12 @@ class Profile:
             path=[entry or os.getcwd() for entry in sys.path],
             max_names=self._cfg.telemetry.max_names,
         )
-        self._spec.write_text(json.dumps(asdict(spec), default=str), encoding="utf-8")
+        self._spec.touch(mode=0o600)
+        try:
+            self._spec.write_text(json.dumps(asdict(spec), default=str), encoding="utf-8")
+            yield
+        finally:
+            self._spec.unlink()
 
     @contextlib.contextmanager
     def _started(self, command: list[str]) -> Generator["subprocess.Popen[bytes]"]:

@@ -300,8 +300,9 @@ def _by_first(item: tuple[str, _Stage]) -> int:
 def _unsettled(index: int, entry: _Open) -> Settled:
     """What can be said of a batch that the mode never spoke of."""
     if entry.root is None:
-        return Settled(index, index, 0, 0, "incomplete", None, entry.first_ns)
-    return replace(_settled_by_root(entry.root, -1), status="incomplete")
+        return Settled(index, index, 0, 0, "incomplete", None, entry.first_ns, error="its root span never ended")
+    by_root = _settled_by_root(entry.root, -1)
+    return replace(by_root, status="incomplete", error=by_root.error or "it went through, but was never settled")
 
 
 def _settled_by_root(root: SpanRecord, opened: int) -> Settled:

@@ -1,5 +1,6 @@
 """The parent of a profile, with a fake profiler and a fake recorder: real processes, but none that imports torch."""
 
+import contextlib
 import json
 import os
 import signal
@@ -193,6 +194,19 @@ def test_as_in_an_evaluation_a_range_ends_when_the_device_is_done(tmp_path: Path
     assert spans[1, "reader"][12] is None
     stages = json.loads((tmp_path / "stages.json").read_text())["stages"]
     assert stages["reader"]["host_ms"]["p50"] == pytest.approx(0.8)  # there the host's time is the host's
+
+
+@pytest.mark.parametrize("ended", [[ENDED], []])
+def test_what_the_process_reads_is_its_owners_has_no_headers_and_does_not_stay(tmp_path: Path, ended: list[Any]):
+    look = "print(oct(os.stat(sys.argv[1]).st_mode & 0o777), spec['config']['telemetry']['otlp']['headers'])"
+    profiler = FakeProfiler(program(STARTED, settled(0), *ended, then=look), two_batches())
+    profile, _ = make(tmp_path, profiler, telemetry__otlp__headers={"authorization": "Bearer abc"})
+
+    with contextlib.nullcontext() if ended else pytest.raises(MlotelError):
+        profile.run()
+
+    assert "0o600 {}" in (tmp_path / "profile.log").read_text()
+    assert not list(tmp_path.glob(".*spec*"))
 
 
 def test_what_the_run_says_of_itself(tmp_path: Path):

@@ -197,6 +197,14 @@ def test_a_child_that_never_ends_makes_the_batch_incomplete_after_settle_s():
     assert (record.latency_ms, record.accuracy) == (2.0, {"score": 1.0})
 
 
+def test_a_batch_that_nobody_settled_says_so():
+    assembler = Assembler(settle_s=5.0)
+    assert take(assembler, child("a", 0, 1, batch=0), root(0, 2, opened=2), child("a", 3, 4, batch=1)) == []
+    through, cut_off = assembler.finished(now=0.1, closing=True)
+    assert (through.status, through.error) == ("incomplete", "it went through, but was never settled")
+    assert (cut_off.status, cut_off.error) == ("incomplete", "its root span never ended")
+
+
 def test_settle_s_counts_from_the_settlement_not_from_the_first_span():
     assembler = Assembler(settle_s=5.0)
     take(assembler, child("a", 0, 1), now=0.0)
