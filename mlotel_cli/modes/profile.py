@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 _POLL_S = 0.1
 _END_S = 30.0
 """How long a process that was asked to end may take, before it is made to."""
+_MEASURED = ("accuracy", "accuracy_ci95", "wall_s", "scoring_s", "caller_s", "cpu_s", "cores", "warmup")
+"""What the process alone knows of how it ended, by the names of `Closing`."""
 
 
 def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
@@ -306,8 +308,8 @@ class Profile:
             self._session.tell(info)
         given, closing = self._results.closing, self._session.closing
         if given is not None:
-            closing.accuracy, closing.warmup = given["accuracy"], given["warmup"]
-            closing.wall_s, closing.scoring_s = given["wall_s"], given["scoring_s"]
+            for measured in _MEASURED:
+                setattr(closing, measured, given[measured])
             if faults := given["telemetry"].get("faults"):
                 closing.telemetry["profiled_faults"] = faults
 

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlotel_cli.analysis.stats import MIN_EFFECTIVE_N
+
 _HOST = ("host p50", "host p95", "queue p50")
 _DEVICE = ("device", "kernels", "kernel ms", "idle ms", "copies ms", "syncs")
 
@@ -51,8 +53,14 @@ def print_stages(stages: Mapping[str, Any], run_dir: Path) -> None:
     host = _HOST if has_queue else _HOST[:2]
     for column in (*host, *(_DEVICE if has_device else ()), "verdict"):
         table.add_column(column, justify="left" if column == "verdict" else "right")
+    withheld = f"n<{MIN_EFFECTIVE_N['p95']}"
     for name, p50, p95, queue, *device, verdict in rows:
-        figures = [p50, p95, *([queue] if has_queue else []), *(device if has_device else [])]
+        figures = [
+            p50,
+            withheld if p95 is None else p95,
+            *([queue] if has_queue else []),
+            *(device if has_device else []),
+        ]
         table.add_row(Text(str(name)), *map(_figure, figures), str(verdict))
     console.print(table)
     for line in (*_top_kernels(stages), *_left_out(stages)):
@@ -60,9 +68,9 @@ def print_stages(stages: Mapping[str, Any], run_dir: Path) -> None:
     console.print(f"profile: {run_dir / 'stages.json'}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _figure(value: float | None) -> str:
-    if value is None:
-        return ""
+def _figure(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 

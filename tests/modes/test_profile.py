@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,17 @@ from mlotel_cli.modes.session import Closing
 from mlotel_cli.schema import ProfileConfig
 
 STARTED = {"started": {"pid": 0, "time_ns": 5_000}}
-ENDED = {
-    "closing": {
-        "status": "complete",
-        "error": "",
-        "exit_code": 0,
-        "accuracy": {"score": 0.5},
-        "wall_s": 2.0,
-        "scoring_s": 0.5,
-        "warmup": {"batches": 3},
-        "telemetry": {"faults": {}},
-    }
-}
+MEASURED = Closing(
+    accuracy={"score": 0.5},
+    accuracy_ci95={"score": [0.4, 0.6]},
+    wall_s=2.0,
+    scoring_s=0.5,
+    caller_s=0.6,
+    cpu_s=3.5,
+    cores=2,
+    warmup={"batches": 3},
+)
+ENDED = {"closing": {**asdict(MEASURED), "exit_code": 0}}
 
 
 def settled(batch: int) -> dict[str, Any]:
@@ -221,8 +220,7 @@ def test_what_the_run_says_of_itself(tmp_path: Path):
     assert stages == profile.stages
     assert session.info["profiler"]["command"] == profiler.command(tmp_path / ".profile.spec.json")
     assert session.info["notes"] == ["a note"]
-    assert session.closing.accuracy == {"score": 0.5}
-    assert (session.closing.wall_s, session.closing.scoring_s) == (2.0, 0.5)
+    assert session.closing == MEASURED
     (attached,) = session.attached
     assert attached["files"] == [str(Path("report.nsys-rep").absolute()), str((tmp_path / "stages.json").absolute())]
     assert "the program says 17" in profiler.said
