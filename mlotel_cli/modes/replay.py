@@ -43,9 +43,7 @@ def replay(
     Returns:
         Number of spans by batch.
     """
-    ranges = [each for each in attributed.timeline.ranges if each.batch is not None]
-    rooted = {each.batch for each in ranges if each.is_root}
-    ranges = sorted((each for each in ranges if each.batch in rooted), key=lambda each: each.end_ns)
+    ranges = _of_batches(attributed.timeline.ranges)
     if not ranges:
         return {}
     offset = attributed.timeline.epoch_offset_ns
@@ -53,7 +51,7 @@ def replay(
         offset = (started_ns or 0) - min(each.start_ns for each in ranges)
     counter = itertools.count(random.SystemRandom().getrandbits(62) + 1)
     ids = {each: next(counter) for each in ranges}
-    traces = {batch: int.from_bytes(os.urandom(16), "big") or 1 for batch in rooted}
+    traces = {batch: int.from_bytes(os.urandom(16), "big") or 1 for batch in {each.batch for each in ranges}}
     opened = Counter(each.batch for each in ranges if each.batch is not None)
     figures = by_batch(attributed)
     for each in ranges:
@@ -86,6 +84,12 @@ def replay(
         if each.is_root:
             link.wait_for_room()
     return dict(opened)
+
+
+def _of_batches(ranges: Sequence[Range]) -> list[Range]:
+    """Those of batches whose root was recorded, in the order in which they end."""
+    rooted = {each.batch for each in ranges if each.is_root and each.batch is not None}
+    return sorted((each for each in ranges if each.batch in rooted), key=lambda each: each.end_ns)
 
 
 def _attributes(each: Range) -> Mapping[str, Any] | None:

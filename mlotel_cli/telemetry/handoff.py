@@ -372,10 +372,8 @@ class RecorderLink:
             self._on_live(message["live"])
 
     def _died(self) -> RecorderError:
-        return RecorderError(
-            f"{self._how_it_ended()}. "
-            f"What it had recorded is readable in {self.run_dir}; start the run again for the rest."
-        )
+        recorded = f"What it had recorded is readable in {self.run_dir}; start the run again for the rest."
+        return RecorderError(f"{self._how_it_ended()}. {recorded}")
 
     def _how_it_ended(self) -> str:
         if self._hung:
@@ -386,9 +384,7 @@ class RecorderLink:
         """A forked child must not hold the pipe open, for which the recorder would wait, nor the port."""
         if self._http_listener is not None:
             self._http_listener.close()
-        if self._to_recorder >= 0:
-            os.close(self._to_recorder)
-            self._to_recorder = -1
+        self._close_pipe()
         self._queue.clear()
 
 

@@ -149,6 +149,15 @@ def consume(world: World, running: Iterator[Finished]) -> tuple[list[Finished], 
     return taken, "complete"
 
 
+def executor_of(world: World, **limits: float) -> PipelinedExecutor:
+    plan = world.plan
+    replicas = dict(zip(plan.names, plan.replicas, strict=True))
+    inference = Inference("cpu")
+    return PipelinedExecutor(
+        world.stages(), inference=inference, queue_size=plan.queue_size, replicas=replicas, **limits
+    )
+
+
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(plans())
 def test_whatever_happens_to_a_pipelined_run(plan: Plan) -> None:
@@ -156,13 +165,7 @@ def test_whatever_happens_to_a_pipelined_run(plan: Plan) -> None:
     threads = set(threading.enumerate())
     before = api.PROVIDER.backend
     api.use(Recording(spans.append, faults=Faults(strict=True)))
-    executor = PipelinedExecutor(
-        world.stages(),
-        inference=Inference("cpu"),
-        queue_size=plan.queue_size,
-        replicas=dict(zip(plan.names, plan.replicas, strict=True)),
-        grace_s=PATIENCE_S,
-    )
+    executor = executor_of(world, grace_s=PATIENCE_S)
     letting_go = threading.Thread(target=world.let_go)
     try:
         letting_go.start()
@@ -225,14 +228,7 @@ def test_a_stage_that_hangs_anywhere_ends_the_run_or_is_left(drawn: tuple[Plan, 
     threads = set(threading.enumerate())
     before = api.PROVIDER.backend
     api.use(Recording(spans.append, faults=Faults(strict=True)))
-    executor = PipelinedExecutor(
-        world.stages(),
-        inference=Inference("cpu"),
-        queue_size=plan.queue_size,
-        replicas=dict(zip(plan.names, plan.replicas, strict=True)),
-        stage_timeout_s=0.001,
-        grace_s=0.001,
-    )
+    executor = executor_of(world, stage_timeout_s=0.001, grace_s=0.001)
 
     def now() -> int:
         return clock[0]
