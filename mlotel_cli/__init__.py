@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlotel_cli.analysis.runs import read_run
+    from mlotel_cli.store.reading import read_run
     from mlotel_cli.metrics import Metric
     from mlotel_cli.modes.loop import start_run
     from mlotel_cli.records import Batch
     from mlotel_cli.telemetry.api import batch, record, score, span
-    from mlotel_cli.telemetry.sdk import MlotelSpanProcessor, WandbSpanMetricsExporter
+    from mlotel_cli.modes.sdk import MlotelSpanProcessor, WandbSpanMetricsExporter
 
 __all__ = [
     "Batch",
@@ -30,10 +30,10 @@ __all__ = [
 _HOMES = {
     "Batch": "mlotel_cli.records",
     "Metric": "mlotel_cli.metrics",
-    "MlotelSpanProcessor": "mlotel_cli.telemetry.sdk",
-    "WandbSpanMetricsExporter": "mlotel_cli.telemetry.sdk",
+    "MlotelSpanProcessor": "mlotel_cli.modes.sdk",
+    "WandbSpanMetricsExporter": "mlotel_cli.modes.sdk",
     "batch": "mlotel_cli.telemetry.api",
-    "read_run": "mlotel_cli.analysis.runs",
+    "read_run": "mlotel_cli.store.reading",
     "record": "mlotel_cli.telemetry.api",
     "score": "mlotel_cli.telemetry.api",
     "span": "mlotel_cli.telemetry.api",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mlotel_cli.completion import complete_override
+from mlotel_cli.config.completion import complete_override
 
 app = typer.Typer(
     name="mlotel",
@@ -185,7 +185,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Show what each stage took in both runs, and where the profiler disturbed it."""
-    from mlotel_cli.modes.compare import main
+    from mlotel_cli.compare.compare_command import main
 
     raise typer.Exit(main(eval_run, profile_run, debug=debug))
 
@@ -203,7 +203,7 @@ def trace(
     debug: Debug = False,
 ) -> None:
     """Show the batches worth a look, and who waited for whom in one of them."""
-    from mlotel_cli.modes.trace import main
+    from mlotel_cli.trace.trace_command import main
 
     raise typer.Exit(main(run, batch=batch, form=form, output=output, debug=debug))
 
@@ -214,7 +214,7 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """List all runs of a folder, newest first, with their headline figures."""
-    from mlotel_cli.modes.runs import main
+    from mlotel_cli.runs import main
 
     raise typer.Exit(main(folder, as_json=as_json))
 

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, open_dict
 
 from mlotel_cli import launch
 from mlotel_cli.errors import Interrupted, MlotelError, StageError
-from mlotel_cli.paths import builtin_conf
-from mlotel_cli.schema import Job
+from mlotel_cli.config.paths import builtin_conf
+from mlotel_cli.config.schema import Job
 from tests.support.cli import FakeMode, mlotel, write_conf
 
 EVAL_YAML = """
@@ -187,7 +187,7 @@ class TestShowing:
         assert "  seed: 5\n" in mlotel("eval", "--resolve", "seed=5", "--cfg", "job").out
 
     def test_cfg_of_hydra(self, fake: FakeMode) -> None:
-        assert "mlotel_cli.sweep.SweepWatch" in mlotel("eval", "--cfg", "hydra").out
+        assert "mlotel_cli.config.sweep.SweepWatch" in mlotel("eval", "--cfg", "hydra").out
 
     def test_cfg_works_while_values_are_missing(self, fake: FakeMode) -> None:
         assert "modules: ???" in mlotel("eval", "--cfg", "job", "pipeline=module").out

@@ -13,13 +13,14 @@ import mlotel_cli
 
 PACKAGE = Path(mlotel_cli.__file__).parent
 LAYERS = (
-    {"errors", "records", "paths", "schema", "tensors", "credentials"},
-    {"config_errors", "hardware", "otlp_settings"},
-    {"config", "telemetry", "analysis", "nsys"},
+    {"errors", "records", "tensors"},
+    {"hardware", "stats"},
+    {"config", "telemetry", "nsys", "store"},
+    {"link", "analysis"},
     {"recorder", "pipeline", "sources", "metrics", "optimize", "dummy"},
     {"execute"},
     {"modes"},
-    {"sweep", "completion", "doctor", "run_directory", "saved_config"},
+    {"trace", "profile", "compare", "runs", "doctor"},
     {"launch"},
     {"cli"},
     {"__main__"},
@@ -116,7 +117,7 @@ def test_imports_are_found_wherever_they_hide() -> None:
 import mlotel_cli.errors
 import os, mlotel_cli.telemetry.tracer as t
 def f():
-    from mlotel_cli.config import check
+    from mlotel_cli.config.check import check
     from mlotel_cli import span, records
 """
     known = {"errors", "telemetry", "telemetry.tracer", "config", "records"}

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.pipeline_model import PipelineModel, Station
 from mlotel_cli.analysis.summary import COUNTED
-from mlotel_cli.analysis.trace import load_spans, traced_range
-from mlotel_cli.analysis.waterfall import bar_kind
+from mlotel_cli.trace.picks import load_spans, traced_range
+from mlotel_cli.trace.waterfall import bar_kind
 from mlotel_cli.records import KIND, SpanRecord
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mlotel_cli.analysis.stages import verdict_of_events
-from mlotel_cli.analysis.stats import cold_start, describe, grouped_bootstrap, segment_groups, trend
+from mlotel_cli.profile.stages import verdict_of_events
+from mlotel_cli.stats.describe import cold_start, describe, grouped_bootstrap, segment_groups, trend
 
 if TYPE_CHECKING:
     import polars as pl

@@ -17,9 +17,9 @@ from typing import Any
 
 from mlotel_cli.errors import StageError
 from mlotel_cli.execute.batches import Finished, Hold, Numbered, never
-from mlotel_cli.execute.carried import Carried
+from mlotel_cli.execute.in_flight import Carried
 from mlotel_cli.execute.inference import Inference
-from mlotel_cli.execute.line import End, Line
+from mlotel_cli.execute.ordered_queue import End, Line
 from mlotel_cli.execute.streams import HostStreams, Lane, Streams
 from mlotel_cli.telemetry.api import PROVIDER, SCOPE
 

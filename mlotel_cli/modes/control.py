@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlotel_cli.analysis.stats import paired_difference
+from mlotel_cli.stats.describe import paired_difference
 from mlotel_cli.telemetry import api
-from mlotel_cli.telemetry.off import OFF
+from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.tracer import Backend
 
 _MIN_STRETCH, _MAX_STRETCH = 5, 50

@@ -11,7 +11,7 @@ from mlotel_cli.errors import StageError
 from mlotel_cli.execute import Executor, Finished, Inference, Numbered
 from mlotel_cli.hardware import usable_cores
 from mlotel_cli.modes.evaluate import autocast_of, check_finished, result_waiter, seed_everything
-from mlotel_cli.modes.session import Settling
+from mlotel_cli.modes.run import Settling
 from mlotel_cli.records import Batch
 from mlotel_cli.sources import Intake
 

@@ -10,7 +10,7 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.live import Live
 
-from mlotel_cli.modes.display import sayer
+from mlotel_cli.modes.results import sayer
 from mlotel_cli.modes.monitor_picture import line, picture
 from mlotel_cli.modes.monitor_status import Board
 

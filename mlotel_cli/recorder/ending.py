@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.bottleneck import find_in_run
-from mlotel_cli.analysis.runs import newest_rows, read_table
+from mlotel_cli.store.reading import newest_rows, read_table
 from mlotel_cli.analysis.summary import summarise
-from mlotel_cli.recorder.runfile import Totals
+from mlotel_cli.store.run_json import Totals
 
 if TYPE_CHECKING:
     import polars as pl

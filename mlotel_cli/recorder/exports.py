@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from mlotel_cli.recorder.machine import process_families
 from mlotel_cli.recorder.measurements import Family, Measurements
-from mlotel_cli.recorder.otlp import Export, create_otlp
+from mlotel_cli.recorder.otlp.senders import Export, create_otlp
 from mlotel_cli.recorder.spanmetrics import SpanMetrics
 from mlotel_cli.records import BatchRecord, SpanRecord
 

@@ -17,18 +17,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.credentials import hide_in
+from mlotel_cli.config.credentials import hide_in
 from mlotel_cli.errors import MlotelError, RecorderError
 from mlotel_cli.recorder.assemble import Assembler, Settled, unpack
 from mlotel_cli.recorder.ending import summarise_monitor, summarise_run
 from mlotel_cli.recorder.exports import Exports, OtlpExports
-from mlotel_cli.recorder.monitor import MonitorExports
-from mlotel_cli.recorder.otlp import CLOSE_S, notes
-from mlotel_cli.recorder.parquet import create_parquet
+from mlotel_cli.recorder.monitor_exports import MonitorExports
+from mlotel_cli.recorder.otlp.senders import CLOSE_S, notes
+from mlotel_cli.store.tables import create_parquet
 from mlotel_cli.recorder.pipe import Answers, read_frames
-from mlotel_cli.recorder.runfile import RunFile, Totals
-from mlotel_cli.recorder.wandb import TrackerSettings, create_tracker
-from mlotel_cli.recorder.wandb_run import earlier_run_id
+from mlotel_cli.store.run_json import RunFile, Totals
+from mlotel_cli.recorder.wandb.wandb_sink import TrackerSettings, create_tracker
+from mlotel_cli.recorder.wandb.wandb_run import earlier_run_id
 from mlotel_cli.records import BatchRecord, Sample
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mlotel_cli.recorder.window import GROWTH, Window
+from mlotel_cli.recorder.sketch import GROWTH, Window
 from mlotel_cli.records import BatchRecord, SpanRecord
 
 Reason = Literal["failed", "slow", "background"]

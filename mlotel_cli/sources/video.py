@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.credentials import hide
+from mlotel_cli.config.credentials import hide
 from mlotel_cli.errors import DataError, MissingExtraError, UsageError
 from mlotel_cli.sources.intake import CONNECTED, CONNECTING, Arrival, Health
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from mlotel_cli.analysis.summary import summarise
-from mlotel_cli.recorder.parquet import ParquetSink
+from mlotel_cli.store.tables import ParquetSink
 from mlotel_cli.records import BatchRecord, StageTime
 
 SECOND = 10**9
@@ -25,7 +25,7 @@ def table(tmp_path):
         for record in records:
             sink.write(record)
         sink.close({})
-        from mlotel_cli.analysis.runs import read_table
+        from mlotel_cli.store.reading import read_table
 
         return read_table(run_dir / "batches.parquet")
 

@@ -23,8 +23,8 @@ def measure() -> dict[str, float]:
 
     from mlotel_cli.records import BATCH_INDEX
     from mlotel_cli.telemetry import api
-    from mlotel_cli.telemetry.nvtx import Nvtx
-    from mlotel_cli.telemetry.off import OFF
+    from mlotel_cli.telemetry.backends.nvtx import Nvtx
+    from mlotel_cli.telemetry.backends.off import OFF
     from mlotel_cli.telemetry.tracer import Recording
 
     api.install()
@@ -67,8 +67,8 @@ def grown_kib(num_ranges: int = 1_000_000) -> int:
 
     from mlotel_cli.records import BATCH_INDEX
     from mlotel_cli.telemetry import api
-    from mlotel_cli.telemetry.nvtx import Nvtx
-    from mlotel_cli.telemetry.off import OFF
+    from mlotel_cli.telemetry.backends.nvtx import Nvtx
+    from mlotel_cli.telemetry.backends.off import OFF
 
     api.install()
     api.use(Nvtx())

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from mlotel_cli.schema import HttpConfig
+from mlotel_cli.config.schema import HttpConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples/monitoring"
 

@@ -6,7 +6,7 @@ import pytest
 
 from mlotel_cli.modes.control import Control, stretch_length
 from mlotel_cli.telemetry import api
-from mlotel_cli.telemetry.off import OFF
+from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.tracer import Recording
 
 

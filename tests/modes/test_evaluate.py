@@ -16,12 +16,12 @@ from mlotel_cli.execute import Inference, create_executor
 from mlotel_cli.metrics import Scorer
 from mlotel_cli.modes import evaluate
 from mlotel_cli.modes.evaluate import Evaluation, Parts
-from mlotel_cli.modes.session import Closing
+from mlotel_cli.modes.run import Closing
 from mlotel_cli.pipeline import ModulePipeline, stages_of
 from mlotel_cli.records import Batch
 from mlotel_cli.sources import Batches
 from mlotel_cli.telemetry import api
-from mlotel_cli.telemetry.off import OFF
+from mlotel_cli.telemetry.backends.off import OFF
 from tests.support.parts import Distance, Draws, GivesNaN, Numbers, Raises, Right, Sizes, Stages, once
 from tests.support.spans import Recorded, recording
 

@@ -13,7 +13,7 @@ import mlotel_cli
 from mlotel_cli import read_run
 from mlotel_cli.errors import UsageError
 from mlotel_cli.telemetry import api
-from mlotel_cli.telemetry.off import OFF
+from mlotel_cli.telemetry.backends.off import OFF
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_the_default_directory_is_dated(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_loop_is_held_back_while_the_recorder_is_behind(tmp_path, monkeypatch) -> None:
-    from mlotel_cli.telemetry.handoff import RecorderLink
+    from mlotel_cli.link.handoff import RecorderLink
 
     calls = []
     monkeypatch.setattr(RecorderLink, "wait_for_room", lambda _link: calls.append(1))

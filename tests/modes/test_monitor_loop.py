@@ -12,7 +12,7 @@ import torch
 from mlotel_cli.errors import DataError, StageError
 from mlotel_cli.execute import Inference, create_executor
 from mlotel_cli.modes.monitor_loop import SOURCE_ENDED, Ending, Feed, Loop
-from mlotel_cli.modes.session import Closing
+from mlotel_cli.modes.run import Closing
 from mlotel_cli.sources import Endless, Intake, Policy
 from tests.support.feeding import HandFed, until
 from tests.support.parts import Numbers, Raises, Stages

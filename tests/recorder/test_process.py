@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from mlotel_cli.analysis.runs import Run, read_run
+from mlotel_cli.store.reading import Run, read_run
 from mlotel_cli.recorder.process import Answers, read_frames, record
 from tests.support.wandb_file import find_wandb_file, read_wandb_file
 
@@ -250,7 +250,7 @@ def test_parts_that_could_not_be_merged_are_noted_and_fail_nothing(tmp_path, mon
         def sink_parquet(self, path: Path) -> None:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlotel_cli.recorder.parquet.scan_parts", lambda parts: NoRoom())
+    monkeypatch.setattr("mlotel_cli.store.tables.scan_parts", lambda parts: NoRoom())
     told = ("info", json.dumps({"notes": ["said"]}))
     first, second = frame(opened(part_s=0.0), told, *whole_batch(0)), frame(*whole_batch(1), close(emitted=4))
     ended = run_recorder(tmp_path, first, second)

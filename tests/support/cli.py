@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mlotel_cli import launch
 from mlotel_cli.cli import app
-from mlotel_cli.schema import EvalConfig, Job
+from mlotel_cli.config.schema import EvalConfig, Job
 
 
 @dataclass

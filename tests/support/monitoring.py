@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.analysis.runs import Run, read_run
+from mlotel_cli.store.reading import Run, read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 150

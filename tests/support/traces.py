@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.recorder.parquet import ParquetSink
+from mlotel_cli.store.tables import ParquetSink
 from mlotel_cli.records import BatchRecord, SpanRecord, StageTime
 
 EPOCH_NS = 1_700_000_000_000_000_000

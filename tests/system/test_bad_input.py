@@ -7,7 +7,7 @@ import pytest
 
 from mlotel_cli import read_run
 from mlotel_cli.telemetry import api
-from mlotel_cli.telemetry.off import OFF
+from mlotel_cli.telemetry.backends.off import OFF
 from tests.support.evaluation import command, conf, evaluate, target
 
 

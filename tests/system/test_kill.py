@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from mlotel_cli.analysis.runs import read_run
+from mlotel_cli.store.reading import read_run
 from tests.support.preloaded import processes_in_session, processes_naming
 from tests.support.wandb_file import find_wandb_file, read_wandb_file
 

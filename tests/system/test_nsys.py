@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from mlotel_cli import read_run
-from mlotel_cli.analysis.attribution import attribute
-from mlotel_cli.analysis.nsys import read_timeline
-from mlotel_cli.analysis.stages import by_batch
+from mlotel_cli.profile.attribution import attribute
+from mlotel_cli.profile.nsys_export import read_timeline
+from mlotel_cli.profile.stages import by_batch
 from tests.support.nsys_file import NEW, OLD, NsysFile
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -113,7 +113,7 @@ from urllib.request import urlopen
 from opentelemetry.instrumentation.urllib import URLLibInstrumentor
 import mlotel_cli
 from mlotel_cli.telemetry import api
-from mlotel_cli.telemetry.nvtx import Nvtx
+from mlotel_cli.telemetry.backends.nvtx import Nvtx
 api.install()
 api.use(Nvtx())
 URLLibInstrumentor().instrument()

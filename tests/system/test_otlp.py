@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
 from mlotel_cli import read_run
-from mlotel_cli.analysis.runs import Run
+from mlotel_cli.store.reading import Run
 from tests.support.evaluation import ROOT, command, evaluate, target
 from tests.support.otlp_receiver import Received, Receiver, Reply, attributes, receiving, rejecting
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mlotel_cli.analysis.runs import read_run
+from mlotel_cli.store.reading import read_run
 from mlotel_cli.execute.pipelined import UNFINISHED
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]

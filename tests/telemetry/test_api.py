@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.faults import Faults, TelemetryError
-from mlotel_cli.telemetry.off import OFF
+from mlotel_cli.telemetry.backends.off import OFF
 from tests.telemetry.conftest import Telemetry
 from tests.telemetry.test_tracer import run_program
 

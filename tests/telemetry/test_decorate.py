@@ -10,7 +10,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
-from mlotel_cli.telemetry.off import OFF
+from mlotel_cli.telemetry.backends.off import OFF
 from tests.telemetry.conftest import Telemetry, current_name
 
 

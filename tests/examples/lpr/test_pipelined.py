@@ -10,7 +10,7 @@ from lpr.pipeline import LicencePlatePipeline
 from polars.testing import assert_frame_equal
 
 from mlotel_cli import read_run
-from mlotel_cli.analysis.runs import Run
+from mlotel_cli.store.reading import Run
 from mlotel_cli.execute import Executor, Inference, Numbered, PipelinedExecutor, SequentialExecutor
 from tests.support.cli import mlotel
 

@@ -1,0 +1,1 @@
+"""`mlotel compare`: two runs side by side."""

@@ -1,0 +1,316 @@
+"""What a run says on the terminal: progress while it runs, one table when it is over.
+
+Names and messages are the user's own text and are printed as they are: nothing in them is markup.
+"""
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich import box
+from rich import progress as rich_progress
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from mlotel_cli.profile.stages import UNDECIDED
+from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
+
+_LINE_EVERY_S = 10.0
+_BAR_EVERY_S = 0.25
+_PIPE_COLUMNS = 200
+_FIGURES = ("mean", "p50", "p95", "p99", "max")
+_LABEL_WIDTH = 10
+"""Longer names of stages are folded rather than a column left out."""
+_NARROWER = (
+    ("count", *_FIGURES, "share"),
+    ("count", "p50", "p95", "p99", "share"),
+    ("p50", "p95", "p99"),
+    ("p50", "p95"),
+)
+"""Columns of the latencies; on a narrow terminal some are left out, because half a figure is a wrong one."""
+_UNTIMED = {
+    "device_abandoned": "the device did not come to their end in time",
+    "device_captured": "a CUDA graph was being captured",
+    "device_elsewhere": "another device was the current one",
+}
+
+
+class Screen(Console):
+    """A console whose reader may go away, as `| head` does: a run goes on without it, and ends as it would have."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing any more; rich would end the program."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # what is still buffered goes nowhere
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())
+            os.close(nowhere)
+
+
+def stderr() -> Console:
+    """A console for what a run says while it goes on."""
+    return Screen(stderr=True)
+
+
+def sayer(console: Console) -> Callable[[str], None]:
+    """A function that prints a line on `console` as it is; a long one is left to the terminal, so it can be copied."""
+    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Progress:
+    """A bar on a terminal, a line every ten seconds elsewhere: batches, throughput, running accuracy."""
+
+    def __init__(self, console: Console, total: int | None, *, now: Callable[[], float] = time.perf_counter) -> None:
+        """`total` batches are expected; None when the source does not say."""
+        self._console = console
+        self._total = total
+        self._now = now
+        self._num_batches = 0
+        self._num_items = 0
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._start = self._said = now()
+        self._bar: rich_progress.Progress | None = None
+        self._task = rich_progress.TaskID(0)
+
+    def __enter__(self) -> Self:
+        """Show the bar; until `start` it says that the pipeline is warming up."""
+        if self._console.is_terminal:
+            self._bar = rich_progress.Progress(
+                rich_progress.TextColumn("eval"),
+                rich_progress.BarColumn(bar_width=12 if self._console.width < 100 else 30),
+                rich_progress.MofNCompleteColumn(),
+                rich_progress.TimeRemainingColumn(compact=True),
+                rich_progress.TextColumn(
+                    "{task.fields[note]}",
+                    markup=False,
+                    table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+                ),
+                console=self._console,
+                transient=True,
+                refresh_per_second=4,
+                expand=True,
+            )
+            self._task = self._bar.add_task("eval", total=self._total, note="warming up")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start(self) -> None:
+        """From now on the time counts."""
+        self._start = self._said = self._now()
+        if self._bar is not None:
+            self._bar.reset(self._task, total=self._total, note="")
+
+    def advance(self, num_items: int, scores: Mapping[str, float]) -> None:
+        """One batch more."""
+        self._num_batches += 1
+        self._num_items += num_items
+        for name, score in scores.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + score, count + 1)
+        now = self._now()
+        if now - self._said < (_BAR_EVERY_S if self._bar else _LINE_EVERY_S):
+            return
+        self._said = now
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._num_batches, note=self._note(now))
+        else:
+            total = f"/{self._total}" if self._total else ""
+            sayer(self._console)(f"batch {self._num_batches}{total}  {self._note(now)}")
+
+    def _note(self, now: float) -> str:
+        rate = self._num_items / (now - self._start)
+        means = (f"{name} ~{total / count:.3f}" for name, (total, count) in self._sums.items())
+        return "  ".join([f"{rate:.1f} items/s", *means])
+
+
+def print_results(info: Mapping[str, Any], run_dir: Path, *, console: Console | None = None) -> None:
+    """The closing table on stdout: accuracy, then latency by stage, then where everything lies."""
+    console = console or stdout()
+    summary = info["summary"]
+    _print_accuracy(console, summary)
+    _print_latency(console, summary)
+    say = sayer(console)
+    if info.get("mode") != "profile":  # which has verdicts of its own, by more than two events a span
+        for line in _verdict_lines(summary["latency_ms"]["stages"]):
+            say(line)
+    bottleneck: Mapping[str, Any] = summary.get("bottleneck") or {}
+    for line in bottleneck.get("sentences", ()):
+        say(line)
+    for line in _closing_lines(info, _short(run_dir)):
+        say(line)
+
+
+def stdout() -> Console:
+    """A console on stdout. Nobody narrows a file's or a pipe's lines: tables take what they need there.
+
+    A character that stdout's encoding does not have becomes a question mark: stages may be called anything.
+    """
+    reconfigure: Any = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Screen() if known else Screen(width=_PIPE_COLUMNS)
+
+
+def _table(title: str, first: str, *rest: str) -> Table:
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column(first, overflow="fold")
+    for name in rest:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _print_accuracy(console: Console, summary: Mapping[str, Any]) -> None:
+    if not summary["accuracy"]:
+        return
+    table = _table("accuracy", "metric", "value", "95 % interval")
+    for name, score in summary["accuracy"].items():
+        value, interval = score["value"], score["ci95"]
+        shown = "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+        table.add_row(Text(name), "not computed" if value is None else f"{value:.4f}", shown)
+    console.print(table)
+
+
+def _print_latency(console: Console, summary: Mapping[str, Any]) -> None:
+    latency = summary["latency_ms"]
+    if not latency["batch"]["count"]:
+        return
+    rows = list(_latency_rows(latency))
+    folded = max(0, max(len(label) for label, _, _ in rows) - _LABEL_WIDTH)
+    table = _latency_table(rows, columns=_NARROWER[0])
+    for columns in _NARROWER[1:]:
+        wide = console.options.update(width=_PIPE_COLUMNS + folded)
+        if table.__rich_measure__(console, wide).maximum - folded <= console.width:
+            break
+        table = _latency_table(rows, columns=columns)
+    console.print(table)
+    shown = [name for name in _FIGURES if name in [column.header for column in table.columns]]
+    hidden = [name for name in shown if any(figures[name] is None for _, figures, _ in rows)]
+    if hidden:
+        needs = ", ".join(f"{name} takes {MIN_EFFECTIVE_N[name]}" for name in hidden)
+        sayer(console)(f"n<: too few independent batches for that percentile ({needs})")
+
+
+def _latency_rows(latency: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Label, figures and share of the whole."""
+    whole = latency["batch"]
+    for name, stage in latency["stages"].items():
+        for kind, label in (("host", name), ("device", f"  {name} device"), ("queue", f"  {name} queue")):
+            figures = stage[kind]
+            if figures is not None:
+                share = figures["mean"] * figures["count"] / (whole["mean"] * whole["count"])
+                yield label, figures, f"{share:.1%}"
+    yield "batch", whole, "100%"
+    wait = latency.get("source_wait")
+    if wait and wait["count"]:
+        yield "source wait", wait, ""
+
+
+def _latency_table(rows: Sequence[tuple[str, Mapping[str, Any], str]], *, columns: Sequence[str]) -> Table:
+    table = _table("latency, ms a batch", "stage", *columns)
+    for label, figures, share in rows:
+        if label == "batch":
+            table.add_section()
+        table.add_row(Text(label), *(_latency_cell(name, figures, share) for name in columns))
+    return table
+
+
+def _latency_cell(column: str, figures: Mapping[str, Any], share: str) -> str:
+    if column == "share":
+        return share
+    if column == "count":
+        return str(figures["count"])
+    return f"n<{MIN_EFFECTIVE_N[column]}" if figures[column] is None else _ms(figures[column])
+
+
+def _verdict_lines(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Who waits for whom, where a device was measured; see `analysis.stages.verdict_of_events`."""
+    given = {name: stage["verdict"] for name, stage in stages.items() if "verdict" in stage}
+    for verdict in dict.fromkeys(given.values()):
+        names = ", ".join(name for name in given if given[name] == verdict)
+        which = " (or without work for the device: mlotel profile tells)" if verdict == UNDECIDED else ""
+        yield f"{verdict}{which}: {names}"
+
+
+def _ms(value: float) -> str:
+    """Three digits or more, whatever the size."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+
+
+def _closing_lines(info: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
+    summary = info["summary"]
+    counts = ", ".join(f"{count} {status}" for status, count in summary["batches"].items()) or "no batches"
+    rate, of_wall = summary["throughput"]["items_per_s"], summary["throughput"].get("wall_items_per_s")
+    speed = f"; {rate:.1f} items/s{'' if rate == of_wall else ' without scoring'}" if rate else ""
+    yield f"{info['status']}: {counts}{speed}"
+    warmup = summary["warmup"]
+    if warmup and warmup["first_batch_ms"] is not None:
+        yield f"warm-up: {warmup['batches']} batches, the first took {warmup['first_batch_ms']:.0f} ms"
+    yield from _telemetry_lines(summary["telemetry"])
+    yield from summary.get("notes") or ()
+    yield from info.get("notes") or ()
+    for change in info.get("optimize") or ():
+        yield f"optimize: {change['stage']}: {change['before']} -> {change['after']}"
+    yield from _wandb_lines(info.get("wandb") or {}, run_dir)
+    yield f"run: {run_dir}"
+
+
+def _telemetry_lines(telemetry: Mapping[str, Any]) -> Iterator[str]:
+    if telemetry.get("spans_lost"):
+        yield f"telemetry: {telemetry['spans_lost']} spans were lost"
+    if telemetry.get("batches_lost"):
+        restarts = telemetry.get("recorder_restarts", 0)
+        yield (
+            f"telemetry: {telemetry['batches_lost']} batches ran and are in no file: the recorder was too far behind"
+            + (f", or gone ({restarts} restarts)" if restarts else "")
+        )
+    if telemetry.get("source_paused_s"):
+        paused_s = telemetry["source_paused_s"]
+        yield f"telemetry: the source was paused for {paused_s:.2f} s because the recorder was behind"
+    for counter, why in _UNTIMED.items():
+        if telemetry.get(counter):
+            yield f"telemetry: {telemetry[counter]} spans have no device time: {why}"
+    control = telemetry.get("control")
+    if control:
+        low, high = control["ratio_ci95"] or (float("nan"), float("nan"))
+        yield (
+            f"telemetry: a batch took {control['ratio'] - 1:+.1%} with it ({low - 1:+.1%} to {high - 1:+.1%}, "
+            f"{control['pairs']} pairs of stretches of {control['batches_a_stretch']} batches)"
+        )
+    faults: Mapping[str, int] = telemetry.get("faults") or {}
+    for kind, count in faults.items():
+        yield f"telemetry: {count} faults of kind {kind}, see the log"
+
+
+def _wandb_lines(wandb: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
+    if wandb.get("rows_merged"):
+        yield f"W&B: batches came too fast for it: {wandb['rows_merged']} of them became {wandb['windows']} mean rows"
+    if wandb.get("rows_lost"):
+        yield f"W&B: {wandb['rows_lost']} rows are missing there; every batch is in batches.parquet"
+    if wandb.get("url"):
+        yield f"W&B: {wandb['url']}"
+    elif wandb.get("dir"):
+        folder = shlex.quote(str((run_dir / wandb["dir"]).parent))
+        yield "W&B, offline"
+        yield f"  look:   wandb leet {folder}"
+        yield f"  upload: wandb sync {folder}/offline-run-*"  # the one run there; short enough for one line
+
+
+def _short(path: Path) -> Path:
+    """As seen from here, when it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,0 +1,387 @@
+"""A run from opening to closing: recorder, backend, signals; what every mode shares.
+
+One ExitStack of the mode's owns the closing: whatever happens, the recorder learns how the run ended.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Protocol, Self
+
+from opentelemetry import trace
+
+from mlotel_cli.config.credentials import hide
+from mlotel_cli.errors import Interrupted
+from mlotel_cli.config.otlp_settings import resource_of_environment
+from mlotel_cli.records import Sample, Status
+from mlotel_cli.telemetry import api
+from mlotel_cli.telemetry.clock import CLOCK
+from mlotel_cli.telemetry.device import DeviceTimer
+from mlotel_cli.telemetry.faults import Faults
+from mlotel_cli.link.handoff import Opening, RecorderLink
+from mlotel_cli.telemetry.backends.off import OFF
+from mlotel_cli.telemetry.tracer import Backend, Recording, Span
+
+_CALIBRATION_SPANS = 500
+_SHOW_CURSOR = b"\x1b[?25h"
+_ONE_SIGNAL_S = 0.3
+"""Signals so close together are one: `timeout` and many wrappers signal the process and its group, both at once."""
+_CLOSING_GRACE_S = 60.0
+"""On top of the tracker's own bounds: merging Parquet and computing intervals."""
+
+
+@dataclass(slots=True)
+class Closing:
+    """How a run ended, as only the workload knows it; the recorder's last message.
+
+    Attributes:
+        status: complete | failed | interrupted.
+        error: why it failed.
+        accuracy: every metric over the run, None where it cannot be computed.
+        accuracy_ci95: [low, high] of the metrics that know their own interval.
+        wall_s: from the first batch to the last, scoring included.
+        scoring_s: the part of it that scoring took, and that would not have passed without.
+        caller_s: what scoring took, even beside running stages.
+        cpu_s: processor time of all threads over `wall_s`.
+        cores: processor cores that they may use.
+        warmup: batches, first_batch_ms, total_s.
+        telemetry: counters of this side.
+    """
+
+    status: str = "complete"
+    error: str = ""
+    accuracy: dict[str, float | None] = field(default_factory=dict[str, float | None])
+    accuracy_ci95: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    wall_s: float | None = None
+    scoring_s: float | None = None
+    caller_s: float | None = None
+    cpu_s: float | None = None
+    cores: int | None = None
+    warmup: dict[str, Any] | None = None
+    telemetry: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Room(Protocol):
+    """What tells the loop to wait."""
+
+    def wait_for_room(self) -> None:
+        """Between batches: wait while the other side is far behind."""
+        ...
+
+
+class Settling(Protocol):
+    """What a loop over batches needs of its run; `Session`, and the far end of one under a profiler."""
+
+    closing: Closing
+
+    @property
+    def link(self) -> Room:
+        """Asked between batches."""
+        ...
+
+    def record(self) -> None:
+        """Warm-up is over."""
+        ...
+
+    def tell(self, info: Mapping[str, Any]) -> None:
+        """Add to run.json."""
+        ...
+
+    def settle(
+        self,
+        batch: int,
+        *,
+        status: Status,
+        size: int,
+        source_batch: int,
+        repeat: int,
+        root: trace.Span,
+        start_ns: int,
+        wait_ns: int,
+        source_time_ns: int | None = None,
+        accuracy: Mapping[str, float] | None = None,
+        samples: list[Sample] | None = None,
+        error: str = "",
+    ) -> None:
+        """A batch is done."""
+        ...
+
+
+class Session:
+    """Opens a run and closes it. Enter it before user code is imported: the provider must be there first.
+
+    Attributes:
+        closing: fill it in while the run goes on.
+        info: run.json's content, once closed.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        say: Callable[[str], None],
+        imports: tuple[str, ...] = ("polars",),
+        link: RecorderLink | None = None,
+        on_signal: Callable[[int], None] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start the recorder process and install the provider; nothing is written before `open`.
+
+        Args:
+            run_dir: an existing folder.
+            say: takes the recorder's messages to the user.
+            imports: what the recorder imports at once.
+            link: a recorder that was started already.
+            on_signal: told of the first SIGINT or SIGTERM, for a run whose normal end that is; without it, the signal
+                raises Interrupted.
+            now: seconds, monotonic.
+        """
+        self.run_dir = run_dir
+        self.closing = Closing()
+        self.info: Mapping[str, Any] | None = None
+        self._faults = Faults()
+        self._recording: Recording | None = None
+        self._backend: Backend | None = None
+        self._opened = False
+        self._finish_s = 0.0
+        self._previous: dict[int, Any] = {}
+        self._is_exiting = False
+        self._came_late: int | None = None
+        self._on_signal = on_signal
+        self._now = now
+        self._signalled_s: float | None = None
+        self._link = link or RecorderLink(run_dir, imports=imports, say=say)
+        api.install()
+
+    @property
+    def link(self) -> RecorderLink:
+        """The recorder's other end."""
+        return self._link
+
+    def __enter__(self) -> Self:
+        """Take over SIGTERM and SIGHUP: like a Ctrl-C they end the run with everything measured so far."""
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
+                continue  # nohup: the terminal may go
+            try:
+                self._previous[signum] = signal.signal(signum, self._interrupt)
+            except ValueError:  # not the main thread: the program that runs us owns the signals
+                break
+        return self
+
+    def open(
+        self,
+        opening: Opening,
+        *,
+        backend: str,
+        strict: bool,
+        flush_ms: int,
+        device: DeviceTimer | None = None,
+    ) -> None:
+        """Begin the run; spans stay off until `record`.
+
+        Args:
+            opening: what the recorder must know.
+            backend: otel | nvtx | off.
+            strict: raise telemetry faults.
+            flush_ms: how often stamps are handed over.
+            device: measures the device; None on a CPU.
+        """
+        self._faults = Faults(strict=strict)
+        self._finish_s = float(opening.tracker.get("finish_timeout_s", 0.0))
+        if backend == "otel":
+            self._recording = Recording(
+                self._link.emit,
+                faults=self._faults,
+                device=device,
+                resource_attributes=opening.identity,
+            )
+            self._backend = self._recording
+        elif backend == "nvtx":
+            from mlotel_cli.telemetry.backends.nvtx import Nvtx
+
+            self._backend = Nvtx(faults=self._faults, max_names=opening.max_names)
+        self._link.open(opening, flush_ms=flush_ms)
+        self._opened = True
+
+    def record(self) -> None:
+        """From now on spans are recorded, or become ranges, as the run's backend has it."""
+        if self._recording is not None:
+            self.closing.telemetry["span_cost_us"] = measure_span_cost(self._recording)
+        if self._backend is not None:
+            api.use(self._backend)
+
+    def tell(self, info: Mapping[str, Any]) -> None:
+        """Add to run.json; its `config` goes to the tracker's config."""
+        self._link.send("info", json.dumps(info, default=str))
+
+    def attach(self, attachment: Mapping[str, Any]) -> None:
+        """Give the tracker a table and files to keep with the run; see `recorder.wandb_run.Run.attach`."""
+        self._link.send("attach", json.dumps(attachment, default=str))
+
+    def settle(
+        self,
+        batch: int,
+        *,
+        status: Status,
+        size: int,
+        source_batch: int,
+        repeat: int,
+        root: trace.Span,
+        start_ns: int,
+        wait_ns: int,
+        source_time_ns: int | None = None,
+        accuracy: Mapping[str, float] | None = None,
+        samples: list[Sample] | None = None,
+        error: str = "",
+        opened: int | None = None,
+    ) -> None:
+        """Say that the mode is done with a batch. `start_ns` and `source_time_ns` are `perf_counter_ns` readings.
+
+        `opened` is the number of spans opened in it, for a batch whose spans were not recorded here.
+        """
+        offset = CLOCK.epoch_offset_ns
+        self._link.send(
+            "settle",
+            batch,
+            int(source_batch),  # these come from user code: a numpy number would not survive the pipe
+            repeat,
+            int(size),
+            status,
+            _count_opened(root) if opened is None else opened,
+            start_ns + offset,
+            wait_ns / 1e6,
+            None if source_time_ns is None else source_time_ns + offset,
+            {name: float(score) for name, score in (accuracy or {}).items()},
+            [(each.id, _floats(each.scores), each.prediction, each.target, each.image) for each in samples or ()],
+            error,
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop recording, tell the recorder how it ended, and wait for it to finish every sink.
+
+        Raises:
+            Interrupted: when a signal came meanwhile; by then everything is finished.
+        """
+        self._is_exiting = True
+        api.use(OFF)
+        try:
+            if not self._opened:
+                self._link.abandon()
+            else:
+                self._close(error)
+        finally:
+            for signum, handler in self._previous.items():
+                signal.signal(signum, handler)
+        if self._came_late is not None and error is None and self._on_signal is None:
+            raise Interrupted(self._came_late)
+
+    def _close(self, error: BaseException | None) -> None:
+        closing = self.closing
+        if isinstance(error, KeyboardInterrupt):
+            closing.status = "interrupted"
+        elif error is not None:
+            closing.status, closing.error = "failed", hide(str(error)) or type(error).__name__
+        device = self._recording.device if self._recording is not None else None
+        if device is not None:
+            closing.telemetry.update(device_abandoned=device.abandoned, device_captured=device.captured)
+            closing.telemetry.update(device_elsewhere=device.elsewhere)
+        closing.telemetry.update(source_paused_s=self._link.paused_s, faults=self._faults.counts())
+        try:
+            self.info = self._link.close(asdict(closing), timeout_s=self._finish_s + _CLOSING_GRACE_S)
+        except Exception:
+            _mark_failed(self.run_dir, closing.error or "the recorder process ended")
+            if error is None:
+                raise
+
+    def _interrupt(self, signum: int, _frame: FrameType | None) -> None:
+        """First signal: end the run in order. Second: leave at once; the recorder finishes what it has."""
+        now_s = self._now()
+        if self._signalled_s is not None:
+            if now_s - self._signalled_s >= _ONE_SIGNAL_S:
+                _leave(signum)
+            return
+        self._signalled_s = now_s
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that goes sends several
+        if self._is_exiting:
+            self._came_late = signum
+            os.write(2, b"Finishing files and W&B; once more leaves that to the background.\n")
+            return
+        if self._on_signal is None:
+            raise Interrupted(signum)
+        self._on_signal(signum)
+
+
+def _floats(scores: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: None if score is None else float(score) for name, score in scores.items()}
+
+
+def _count_opened(root: trace.Span) -> int:
+    return root.count_opened() if isinstance(root, Span) else 0
+
+
+def _leave(signum: int) -> NoReturn:
+    if os.isatty(2):
+        os.write(2, _SHOW_CURSOR)  # a bar or a picture hid it
+    os._exit(128 + signum)
+
+
+def _mark_failed(run_dir: Path, error: str) -> None:
+    """A recorder that died cannot say so in run.json; the workload does."""
+    path = run_dir / "run.json"
+    try:
+        info = json.loads(path.read_text())
+        info.update(status="failed", error=error, ended_ns=time.time_ns())
+        unfinished = path.with_name(".run.json.tmp")
+        unfinished.write_text(json.dumps(info, indent=2))
+        os.replace(unfinished, path)
+    except (OSError, ValueError):
+        return  # nothing was written yet, or nothing can be: the error itself is reported anyway
+
+
+def measure_span_cost(recording: Recording) -> float:
+    """What a bare span costs here and now, in microseconds: the mean of 500 that are thrown away."""
+    discarding = Recording(_discard, faults=recording.faults)
+    api.use(discarding)
+    tracer = api.PROVIDER.get_tracer(api.SCOPE)
+    processors, discarding.processors = discarding.processors, ()
+    with tracer.start_as_current_span("root"):
+        start = time.perf_counter_ns()
+        for _ in range(_CALIBRATION_SPANS):
+            with tracer.start_as_current_span("span"):
+                pass
+        cost = time.perf_counter_ns() - start
+    discarding.processors = processors
+    api.use(OFF)
+    return cost / _CALIBRATION_SPANS / 1e3
+
+
+def _discard(_span: Span) -> None:
+    pass
+
+
+def identify(config: Mapping[str, Any], *, run_id: str, name: str, git: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What connects a run's row, trace and alert: the attributes that W&B's config and OTel's resource share."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    service = os.environ.get("OTEL_SERVICE_NAME") or resource_of_environment(os.environ).get("service.name")
+    return {
+        "service.name": service or name,
+        "service.instance.id": str(uuid.uuid4()),
+        "mlotel.run.id": run_id,
+        "git.commit": git["commit"] if git else None,
+        "config.hash": hashlib.sha256(text.encode()).hexdigest()[:16],
+    }
+
+
+def new_run_id() -> str:
+    """A `mlotel.run.id`."""
+    return uuid.uuid4().hex[:16]

@@ -1,0 +1,328 @@
+"""For a program that has its own OpenTelemetry SDK provider: it gets its rows by adding one line.
+
+`MlotelSpanProcessor`, or, behind the SDK's own batching, `WandbSpanMetricsExporter`. Nothing is lost but what
+BatchSpanProcessor itself drops.
+"""
+
+import itertools
+import os
+import sys
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from opentelemetry.context.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import SpanContext
+
+from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.records import BATCH_INDEX
+from mlotel_cli.telemetry.convert import pack
+from mlotel_cli.link.handoff import Opening, RecorderLink
+
+_EXPORT_SETTLE_S = 6.0
+"""An exporter cannot know whether a trace is whole; BatchSpanProcessor brings the rest within its 5 s."""
+_TRACES_REMEMBERED = 10_000
+_HELD_SPANS = 10_000
+"""Spans of one running trace that wait for its number; a root that never ends must not fill the memory."""
+_CLOSE_TIMEOUT_S = 100.0
+_TRACKER_MODES = ("auto", "online", "offline", "disabled")
+
+
+class LoopRun:
+    """A run of somebody else's loop: a run directory and a recorder, with nobody but the spans to settle batches."""
+
+    def __init__(self, *, name: str, directory: Path | None, tracker: Mapping[str, Any], settle_s: float) -> None:
+        """Start and open a recorder.
+
+        Raises:
+            UsageError: when `directory` holds a run already.
+            RecorderError: when the recorder cannot be started.
+        """
+        self.directory = new_directory() if directory is None else directory
+        if (self.directory / "run.json").exists():
+            raise UsageError(f"directory={self.directory}: it holds a run already; give another one")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        imports = ("polars",) if tracker.get("mode") == "disabled" else ("polars", "wandb")
+        self._link = RecorderLink(self.directory, imports=imports, say=_say, on_death=lambda error: _say(str(error)))
+        self._closed = False
+        self._owner = os.getpid()
+        run_id = uuid.uuid4().hex[:16]
+        service = Resource.create({}).attributes.get("service.name")
+        opening = Opening(
+            mode="loop",
+            name=name,
+            run_id=run_id,
+            started_ns=time.time_ns(),
+            identity={
+                "service.name": str(service),
+                "service.instance.id": str(uuid.uuid4()),
+                "mlotel.run.id": run_id,
+            },
+            tracker=dict(tracker),
+            settle_s=settle_s,
+            settle_roots=True,
+            otlp={"from_environment": False},  # the program's own exporters read it: everything would be sent twice
+        )
+        self._link.open(opening)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether spans still arrive: not after the end, nor after the recorder's, nor in a forked child."""
+        return self._link.is_open
+
+    def emit(self, packed: tuple[Any, ...]) -> None:
+        """Hand a packed span over, as long as somebody takes it."""
+        if self._link.is_open:
+            self._link.emit(packed)
+
+    def pause(self) -> None:
+        """Between traces: wait while the recorder is far behind."""
+        self._link.pause()
+
+    def close(self) -> None:
+        """Finish files and W&B; says where they are. Further calls do nothing."""
+        if self._closed or self._owner != os.getpid():
+            return
+        self._closed = True
+        try:
+            self._link.close({"status": "complete"}, timeout_s=_CLOSE_TIMEOUT_S)
+            _say(f"run: {self.directory}")
+        except MlotelError as error:
+            _say(str(error))
+
+
+def new_directory() -> Path:
+    """outputs/loop/<date>_<time>, made here and now: two runs may begin in the same second."""
+    first = Path("outputs", "loop", f"{datetime.now().astimezone():%Y-%m-%d_%H-%M-%S}")
+    first.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}_{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def tracker_settings(*, project: str, entity: str | None, group: str | None, mode: str) -> dict[str, Any]:
+    """The recorder's TrackerSettings that a program can choose.
+
+    Raises:
+        UsageError: when `mode` is none of W&B's.
+    """
+    if mode not in _TRACKER_MODES:
+        raise UsageError(f"mode={mode!r}: allowed are {', '.join(_TRACKER_MODES)}")
+    return {"mode": mode, "project": project, "entity": entity, "group": group}
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"mlotel: {text}\n")
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What the running spans of one batch share; `index` is known when the root carries it, or when the root ends.
+
+    `is_row`: False where nobody can know which row. `held`: ended spans, with their threads, that wait for the index.
+    """
+
+    root_id: int
+    index: int | None = None
+    opened: int = 0
+    is_running: bool = True
+    is_row: bool = True
+    held: list[tuple[ReadableSpan, str]] = field(default_factory=list[tuple[ReadableSpan, str]])
+
+
+class MlotelSpanProcessor(SpanProcessor):
+    """Feeds a run from a program that has its own OpenTelemetry SDK provider.
+
+        provider.add_span_processor(mlotel_cli.MlotelSpanProcessor())
+
+    Every root span becomes a row, numbered in the order in which they end. From the first span that carries
+    `batch.index` (`mlotel_cli.batch`) on, only such spans do. Costs the program what the SDK costs; recording happens
+    in the recorder process. When that falls far behind, the program waits at the end of a root span.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str = "loop",
+        directory: str | Path | None = None,
+        project: str = "mlotel",
+        entity: str | None = None,
+        group: str | None = None,
+        mode: str = "auto",
+        settle_s: float = 5.0,
+    ) -> None:
+        """Start a run.
+
+        Args:
+            name: of the run.
+            directory: run directory; default outputs/loop/<date>_<time>.
+            project: W&B project.
+            entity: W&B team or user.
+            group: W&B group.
+            mode: auto | online | offline | disabled, for W&B.
+            settle_s: how long a batch whose root has ended waits for children that have not.
+
+        Raises:
+            UsageError: when `directory` holds a run already, or `mode` is none of these.
+            RecorderError: when the recorder cannot be started.
+        """
+        tracker = tracker_settings(project=project, entity=entity, group=group, mode=mode)
+        self._run = LoopRun(
+            name=name, directory=Path(directory) if directory else None, tracker=tracker, settle_s=settle_s
+        )
+        self._lock = threading.RLock()  # a generator that is collected meanwhile may end its span
+        self._of_span: dict[int, _Batch] = {}
+        self._of_trace: OrderedDict[int, _Batch | None] = OrderedDict()
+        self._next_index = 0
+        self._shift: int | None = None
+
+    def on_start(self, span: Any, parent_context: Context | None = None) -> None:
+        """Note which batch the span belongs to."""
+        context, parent = span.context, span.parent
+        given: Any = span.attributes.get(BATCH_INDEX)
+        with self._lock:
+            batch = None if parent is None or parent.is_remote else self._find(parent)
+            if type(given) is int:
+                batch = self._begin(context, self._number(given))
+            elif batch is None:
+                batch = self._begin(context, None)
+            batch.opened += 1
+            self._of_span[context.span_id] = batch
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Hand the span over, as soon as its batch has a number."""
+        context = span.context
+        with self._lock:
+            batch = None if context is None else self._of_span.pop(context.span_id, None)
+            if context is None or batch is None:
+                return
+            batch.held.append((span, threading.current_thread().name))
+            ends_batch = batch.root_id == context.span_id
+            if ends_batch:
+                batch.is_running = False
+            elif batch.is_running and batch.index is None and len(batch.held) < _HELD_SPANS and self._shift is None:
+                return
+            self._hand_over(batch)
+        if ends_batch:
+            self._run.pause()
+
+    def shutdown(self) -> None:
+        """Finish the run; called by the provider's shutdown, which the SDK registers at exit."""
+        with self._lock:
+            for batch in self._of_span.values():
+                if batch.held:
+                    self._hand_over(batch)
+        self._run.close()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Nothing to do: what has a number is handed over every 50 ms."""
+        return True
+
+    def _find(self, parent: SpanContext) -> _Batch | None:
+        """The batch of a parent in this process; None when nothing is known of it."""
+        running = self._of_span.get(parent.span_id)
+        if running is not None or parent.trace_id not in self._of_trace:
+            return running
+        # The parent has ended. Where its trace has one batch that is it; where it has more, nobody can know.
+        return self._of_trace[parent.trace_id] or _Batch(0, is_running=False, is_row=False)
+
+    def _begin(self, context: SpanContext, index: int | None) -> _Batch:
+        batch = _Batch(context.span_id, index)
+        self._of_trace[context.trace_id] = None if context.trace_id in self._of_trace else batch
+        if len(self._of_trace) > _TRACES_REMEMBERED:
+            self._of_trace.popitem(last=False)
+        return batch
+
+    def _number(self, given: int) -> int:
+        """The row of a batch that the program numbers; behind the roots that were rows before the first such batch."""
+        if self._shift is None:
+            self._shift = self._next_index
+            if self._shift:
+                _say(
+                    f"{self._shift} root spans ended before the first batch: batch {given} is row {given + self._shift}"
+                )
+        return given + self._shift
+
+    def _hand_over(self, batch: _Batch) -> None:
+        if batch.index is None and batch.is_row and self._shift is None:
+            batch.index = self._next_index
+            self._next_index += 1
+        for span, thread in batch.held:
+            is_root = span.context is not None and span.context.span_id == batch.root_id
+            opened = batch.opened if is_root and batch.index is not None else None
+            self._run.emit(pack(span, batch=batch.index, opened=opened, thread=thread))
+        batch.held.clear()
+
+
+class WandbSpanMetricsExporter(SpanExporter):
+    """Turns span durations into W&B metrics: an exporter for the SDK's own span processors.
+
+        provider.add_span_processor(BatchSpanProcessor(mlotel_cli.WandbSpanMetricsExporter()))
+
+    Every trace becomes one W&B row, and one row in the run directory. BatchSpanProcessor drops spans when more than
+    2,048 wait; `MlotelSpanProcessor` does not.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str = "loop",
+        directory: str | Path | None = None,
+        project: str = "mlotel",
+        entity: str | None = None,
+        group: str | None = None,
+        mode: str = "auto",
+    ) -> None:
+        """Start a run; the arguments are those of MlotelSpanProcessor."""
+        tracker = tracker_settings(project=project, entity=entity, group=group, mode=mode)
+        self._run = LoopRun(
+            name=name, directory=Path(directory) if directory else None, tracker=tracker, settle_s=_EXPORT_SETTLE_S
+        )
+        self._lock = threading.RLock()
+        self._index = itertools.count()
+        self._of_trace: OrderedDict[int, int] = OrderedDict()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Hand the spans over; waits only when the recorder is far behind."""
+        if not self._run.is_open:
+            return SpanExportResult.FAILURE
+        for span in spans:
+            context, parent = span.context, span.parent
+            if context is None:
+                continue
+            is_root = parent is None or parent.is_remote
+            batch = self._batch_of(context.trace_id)
+            self._run.emit(pack(span, batch=batch, opened=-1 if is_root else None, thread=""))
+        self._run.pause()
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Finish the run."""
+        self._run.close()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Nothing is held back."""
+        return True
+
+    def _batch_of(self, trace_id: int) -> int:
+        with self._lock:
+            index = self._of_trace.get(trace_id)
+            if index is None:
+                index = self._of_trace[trace_id] = next(self._index)
+                if len(self._of_trace) > _TRACES_REMEMBERED:
+                    self._of_trace.popitem(last=False)
+            return index

@@ -1,0 +1,322 @@
+"""`mlotel profile`: the spans of an evaluation under a profiler, and the device's work attributed to them.
+
+The profiler runs a process of its own (modes/profiled.py) with the same configuration. When it has ended, its recording
+is read, and its ranges go to the recorder as if they were spans: so a profile has the rows, tables and files of an
+evaluation, and stages.json beside them.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import INVALID_SPAN
+from rich.console import Console
+
+from mlotel_cli import nsys
+from mlotel_cli.config import check as config
+from mlotel_cli.profile.attribution import Attributed, attribute
+from mlotel_cli.profile.stages import summarise_stages
+from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.modes.results import Progress, print_results, sayer, stderr
+from mlotel_cli.modes.evaluate import open_run
+from mlotel_cli.profile.profile_view import attachment, print_stages
+from mlotel_cli.profile.profiled import Spec
+from mlotel_cli.profile.profilers import REPORT, Profiler, make_profiler
+from mlotel_cli.profile.replay import replay
+from mlotel_cli.modes.run import Session
+from mlotel_cli.records import Sample
+from mlotel_cli.config.schema import Job
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_POLL_S = 0.1
+_END_S = 30.0
+"""How long a process that was asked to end may take, before it is made to."""
+_MEASURED = ("accuracy", "accuracy_ci95", "wall_s", "scoring_s", "caller_s", "cpu_s", "cores", "warmup")
+"""What the process alone knows of how it ended, by the names of `Closing`."""
+
+
+def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
+    """Profile as `cfg` says; prints the command line, progress and the closing tables.
+
+    Returns:
+        run.json's content.
+
+    Raises:
+        UsageError: when the profiler is not installed, or the configuration cannot be built.
+        MlotelError: when the workload failed, or the profiler left nothing to read, with the reason and the next step.
+        Interrupted: after a signal; what was recorded until then is kept.
+    """
+    console = stderr()
+    profiler = make_profiler(cfg, job.output_dir)
+    imports = ("polars",) if cfg.tracker.mode == "disabled" else ("polars", "wandb")
+    session = Session(job.output_dir, say=sayer(console), imports=imports)
+    profile: Profile | None = None
+    try:
+        with session:
+            open_run(session, cfg, job, mode="profile", backend="off")
+            profile = Profile(cfg, job.output_dir, session, profiler, console)
+            profile.run()
+    finally:
+        if session.info is not None:
+            print_results(session.info, job.output_dir)
+        if profile is not None and profile.stages is not None:
+            print_stages(profile.stages, job.output_dir)
+    return session.info or {}
+
+
+class Results:
+    """What the profiled process wrote so far; see `modes.profiled.ResultFile`."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` need not exist yet."""
+        self.path = path
+        self.pid: int | None = None
+        self.started_ns: int | None = None
+        self.infos: list[dict[str, Any]] = []
+        self.closing: dict[str, Any] | None = None
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._offset = 0
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One a batch."""
+        return list(self._rows.values())
+
+    def read(self) -> Sequence[dict[str, Any]]:
+        """Take in what is new, whole lines only; returns the new rows.
+
+        A Ctrl-C may break it off anywhere: then the next call reads the same lines once more.
+        """
+        before = len(self._rows)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        whole = text.rfind(b"\n") + 1
+        for line in text[:whole].splitlines():
+            ((kind, value),) = json.loads(line).items()
+            if kind == "started":
+                self.pid, self.started_ns = value["pid"], value["time_ns"]
+            elif kind == "settle":
+                self._rows[value["batch"]] = value
+            elif kind == "info":
+                self.infos.append(value)
+            else:
+                self.closing = value
+        self._offset += whole
+        return self.rows[before:]
+
+
+class Profile:
+    """One profile; the state of the parent.
+
+    Attributes:
+        stages: content of stages.json, once the recording is read.
+    """
+
+    def __init__(
+        self, cfg: "DictConfig", run_dir: Path, session: Session, profiler: Profiler, console: Console
+    ) -> None:
+        """Prepare; `run` does the work."""
+        self.stages: dict[str, Any] | None = None
+        self._cfg = cfg
+        self._run_dir = run_dir
+        self._session = session
+        self._profiler = profiler
+        self._console = console
+        self._log = run_dir / f"{REPORT}.log"
+        self._spec = run_dir / f".{REPORT}.spec.json"
+        self._results = Results(run_dir / f".{REPORT}.results.jsonl")
+
+    def run(self) -> None:
+        """Run the workload under the profiler, and give the recorder what both of them have to say."""
+        command = self._profiler.command(self._spec)
+        sayer(self._console)(f"$ {shlex.join(command)}")
+        about = {**self._profiler.describe(), "command": command}
+        self._session.tell({"profiler": about})
+        interrupted: KeyboardInterrupt | None = None
+        failure: MlotelError | None = None
+        with self._written_spec(), self._started(command) as process:
+            try:
+                failure = self._wait(process)
+            except KeyboardInterrupt as stop:
+                interrupted = stop
+                self._end(process)
+        self._results.read()
+        said = self._log.read_text(encoding="utf-8", errors="replace")
+        failure = failure or self._failure(process.returncode, said)
+        missing = self._take(said, about)
+        if interrupted is not None:
+            raise interrupted
+        if failure is not None or missing is not None:
+            raise failure or missing or AssertionError
+        self._results.path.unlink()
+
+    # -- the process ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _written_spec(self) -> Generator[None]:
+        """The file that the process reads, for its owner alone and as long as it runs: it may hold passwords."""
+        settings = config.plain(self._cfg)
+        settings["telemetry"]["otlp"]["headers"] = {}  # the process sends nothing
+        spec = Spec(
+            config=settings,
+            backend=self._profiler.backend,
+            results=str(self._results.path.absolute()),
+            trace=str((self._run_dir / f"{REPORT}.trace.json").absolute()),
+            batches=self._cfg.profile.batches,
+            parent=os.getpid(),
+            path=[entry or os.getcwd() for entry in sys.path],
+            max_names=self._cfg.telemetry.max_names,
+        )
+        self._spec.touch(mode=0o600)
+        try:
+            self._spec.write_text(json.dumps(asdict(spec), default=str), encoding="utf-8")
+            yield
+        finally:
+            self._spec.unlink()
+
+    @contextlib.contextmanager
+    def _started(self, command: list[str]) -> Generator["subprocess.Popen[bytes]"]:
+        """The process, in a session of its own: a Ctrl-C in the terminal reaches it through here, once."""
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        try:
+            with self._log.open("wb") as log:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
+        except PermissionError as error:
+            raise UsageError(f"{command[0]} may not be executed (no permission): {error}") from error
+        except OSError as error:
+            raise MlotelError(f"{command[0]} could not be started: {error}") from error
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                self._kill(process)
+
+    def _wait(self, process: "subprocess.Popen[bytes]") -> MlotelError | None:
+        """Until the process has ended, with progress; an error when it had to be ended."""
+        ended_at: float | None = None
+        has_begun = False
+        with Progress(self._console, self._cfg.profile.batches) as progress:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_S)
+                    return None
+                for row in self._results.read():
+                    if not has_begun:
+                        progress.start()
+                        has_begun = True
+                    progress.advance(row["size"], row["accuracy"])
+                if self._results.closing is None:
+                    continue
+                ended_at = ended_at or time.monotonic()
+                if time.monotonic() - ended_at > self._cfg.profiler.timeout_s:
+                    self._end(process)
+                    return MlotelError(
+                        f"the profiler did not finish its report within profiler.timeout_s="
+                        f"{self._cfg.profiler.timeout_s:g} s after the last batch; its output is in {self._log}"
+                    )
+
+    def _end(self, process: "subprocess.Popen[bytes]") -> None:
+        """Ask the workload to end, wait for the profiler's report, and insist where that does not help."""
+        self._results.read()
+        with contextlib.suppress(ProcessLookupError):
+            if self._results.pid is not None and self._results.closing is None:
+                os.kill(self._results.pid, signal.SIGINT)
+            elif self._results.pid is None:
+                os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._kill(process)
+
+    def _kill(self, process: "subprocess.Popen[bytes]") -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if self._results.pid is not None and self._results.closing is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._results.pid, signal.SIGKILL)
+        process.wait()
+
+    def _failure(self, code: int, said: str) -> MlotelError | None:
+        """What the workload says went wrong, or what can be told when it says nothing."""
+        closing = self._results.closing
+        if closing is not None:
+            if not closing["error"]:
+                return None
+            return (UsageError if closing["exit_code"] == UsageError.exit_code else MlotelError)(closing["error"])
+        ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if full := nsys.why_full(self._run_dir, said=said):
+            return MlotelError(f"the profile broke off ({ended}), {full}. {nsys.free_space(self._run_dir)}")
+        if refused := nsys.why_refused(self._run_dir, said=said):
+            return MlotelError(f"the profile broke off ({ended}), no permission: {refused}. Its output: {self._log}")
+        last = _last_words(said) or "it printed nothing"
+        if self._results.pid is None:
+            return MlotelError(f"the profiler ended before the run began ({ended}): {last}. Its output: {self._log}")
+        return MlotelError(f"the profiled process ended without a word ({ended}): {last}. Its output: {self._log}")
+
+    # -- what it left ---------------------------------------------------------------------------------------------
+
+    def _take(self, said: str, about: Mapping[str, Any]) -> MlotelError | None:
+        """Read the recording and give everything to the recorder; rows go there without times when it is missing."""
+        attributed: Attributed | None = None
+        missing: MlotelError | None = None
+        if self._results.rows or self._results.closing is not None:
+            try:
+                attributed = attribute(self._profiler.read(said))
+            except MlotelError as error:
+                missing = error
+                self._session.tell({"notes": [str(error)]})
+        if attributed is not None:
+            top_kernels: int = self._cfg.profile.top_kernels
+            self.stages = {"profiler": about, **summarise_stages(attributed, top_kernels=top_kernels)}
+            path = self._run_dir / "stages.json"
+            path.write_text(json.dumps(self.stages, indent=2), encoding="utf-8")
+            self._session.attach(attachment(self.stages, [*self._profiler.files(), path]))
+        rows = self._results.rows
+        recorded = {row["batch"]: row.pop("recorded") for row in rows}
+        started_ns, link = self._results.started_ns, self._session.link
+        opened = replay(attributed, link, started_ns=started_ns, recorded=recorded) if attributed else {}
+        for row in rows:
+            samples = [Sample(**sample) for sample in row.pop("samples")]
+            self._session.settle(**row, samples=samples, root=INVALID_SPAN, opened=opened.get(row["batch"], 0))
+            self._session.link.wait_for_room()
+        self._take_closing()
+        return missing
+
+    def _take_closing(self) -> None:
+        for info in self._results.infos:
+            self._session.tell(info)
+        given, closing = self._results.closing, self._session.closing
+        if given is not None:
+            for measured in _MEASURED:
+                setattr(closing, measured, given[measured])
+            if faults := given["telemetry"].get("faults"):
+                closing.telemetry["profiled_faults"] = faults
+
+
+def _last_words(said: str) -> str:
+    """The last lines that say something, before any explanation of how to use the program."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    usage = next((number for number, line in enumerate(lines) if line.lower().startswith("usage:")), 0)
+    return " | ".join((lines[:usage] if usage else lines)[-3:]).removesuffix(".")

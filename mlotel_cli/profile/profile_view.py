@@ -1,0 +1,94 @@
+"""The closing table of a profile, on the terminal and in W&B."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
+
+_HOST = ("host p50", "host p95", "queue p50")
+_DEVICE = ("device", "kernels", "kernel ms", "idle ms", "copies ms", "syncs")
+
+
+def stage_rows(stages: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the table: milliseconds a batch, numbers a batch; None where there is nothing to say."""
+    columns = ["stage", "host_p50_ms", "host_p95_ms", "queue_p50_ms"]
+    columns += ["device_ms", "kernels", "kernel_ms", "idle_ms", "copy_ms", "syncs", "verdict"]
+    rows: list[list[Any]] = []
+    for name, stage in stages["stages"].items():
+        host, queue = stage["host_ms"], stage["queue_ms"]
+        device: Mapping[str, Any] = stage["device"] or {}
+        figures: list[Any] = [
+            device.get(key) for key in ("device_ms", "kernels", "kernel_ms", "idle_ms", "copy_ms", "syncs")
+        ]
+        rows.append([name, host["p50"], host["p95"], queue["p50"] if queue else None, *figures, stage["verdict"]])
+    return columns, rows
+
+
+def attachment(stages: Mapping[str, Any], files: Sequence[Path]) -> dict[str, Any]:
+    """What W&B keeps: the table, a bar chart of it, and the files."""
+    columns, rows = stage_rows(stages)
+    return {
+        "name": "stages",
+        "columns": columns,
+        "rows": rows,
+        "chart": ["stage", "host_p50_ms", "host p50 by stage, ms"],
+        "files": [str(path.absolute()) for path in files],
+    }
+
+
+def print_stages(stages: Mapping[str, Any], run_dir: Path) -> None:
+    """Print the table, and what the recording could not tell."""
+    console = Console(soft_wrap=False)
+    _, rows = stage_rows(stages)
+    has_device = any(stage["device"] for stage in stages["stages"].values())
+    has_queue = any(row[3] is not None for row in rows)
+    title = f"stages under {stages['profiler']['kind']}, a batch ({stages['batches']} batches)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("stage")
+    host = _HOST if has_queue else _HOST[:2]
+    for column in (*host, *(_DEVICE if has_device else ()), "verdict"):
+        table.add_column(column, justify="left" if column == "verdict" else "right")
+    withheld = f"n<{MIN_EFFECTIVE_N['p95']}"
+    for name, p50, p95, queue, *device, verdict in rows:
+        figures = [
+            p50,
+            withheld if p95 is None else p95,
+            *([queue] if has_queue else []),
+            *(device if has_device else []),
+        ]
+        table.add_row(Text(str(name)), *map(_figure, figures), str(verdict))
+    console.print(table)
+    for line in (*_top_kernels(stages), *_left_out(stages)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"profile: {run_dir / 'stages.json'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _figure(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def _top_kernels(stages: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name}: {kernel['ms']:.3f} ms in {kernel['number']:.1f} x {kernel['name']}"
+        for name, stage in stages["stages"].items()
+        if stage["device"]
+        for kernel in stage["device"]["top_kernels"]
+    ]
+
+
+def _left_out(stages: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    lost = stages["unattributed"]
+    if lost["activities"]:
+        why = f", {lost['ambiguous']} of them launched where several stages were running" if lost["ambiguous"] else ""
+        lines.append(f"not attributed: {lost['activities']} activities of the device, {lost['device_ms']:.3f} ms{why}")
+    if stages["ranges_cut"]:
+        lines.append(f"not counted: {stages['ranges_cut']} spans that had not ended when the recording did")
+    return lines

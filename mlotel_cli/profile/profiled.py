@@ -1,0 +1,228 @@
+"""The program that a profiler runs: an evaluation whose rows go to a file instead of a recorder.
+
+`python -m mlotel_cli.profile.profiled SPEC`, started by modes/profile.py. Warm-up is outside the capture. Results are one
+JSON object a line; the last one says how it ended, and a file without it that the process died.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+
+from mlotel_cli.errors import Interrupted, MlotelError
+from mlotel_cli.modes.run import Closing
+from mlotel_cli.records import Sample, Status
+from mlotel_cli.telemetry import api
+from mlotel_cli.telemetry.faults import Faults
+from mlotel_cli.telemetry.backends.off import OFF
+
+if TYPE_CHECKING:
+    from mlotel_cli.telemetry.backends.nvtx import Nvtx
+    from mlotel_cli.telemetry.backends.torch_ranges import TorchRanges
+
+_PARENT_EVERY_S = 0.5
+
+
+@dataclass(slots=True)
+class Spec:
+    """What the process is started with; one JSON file.
+
+    Attributes:
+        config: the resolved configuration.
+        backend: nvtx | torch.
+        results: where to write the results.
+        trace: where to write the Chrome trace; torch only.
+        batches: how many to record.
+        parent: process that waits for this one; when it is gone, this one ends.
+        path: its sys.path.
+        max_names: distinct span names kept apart.
+    """
+
+    config: dict[str, Any]
+    backend: str
+    results: str
+    trace: str
+    batches: int
+    parent: int
+    path: list[str] = field(default_factory=list[str])
+    max_names: int = 200
+
+
+class ResultFile:
+    """The far end of a session: lines in a file, which is whole after every line. `modes.session.Settling`."""
+
+    def __init__(
+        self, spec: Spec, backend: "Nvtx | TorchRanges", capture: contextlib.AbstractContextManager[Any]
+    ) -> None:
+        """`capture` is entered when the warm-up is over."""
+        self.closing = Closing()
+        self._path = Path(spec.results)
+        self._backend = backend
+        self._capture = capture
+        self._is_capturing = False
+        self.write("started", {"pid": os.getpid(), "time_ns": time.time_ns()})
+
+    @property
+    def link(self) -> "ResultFile":
+        """It is its own."""
+        return self
+
+    def wait_for_room(self) -> None:
+        """A file has room."""
+
+    def record(self) -> None:
+        """Begin the capture."""
+        self._capture.__enter__()
+        self._is_capturing = True
+        api.use(self._backend)
+
+    def stop(self) -> None:
+        """End the capture, if it has begun."""
+        api.use(OFF)
+        if self._is_capturing:
+            self._is_capturing = False
+            self._capture.__exit__(None, None, None)
+
+    def tell(self, info: Mapping[str, Any]) -> None:
+        """For run.json."""
+        self.write("info", info)
+
+    def settle(
+        self,
+        batch: int,
+        *,
+        status: Status,
+        size: int,
+        source_batch: int,
+        repeat: int,
+        root: trace.Span,
+        start_ns: int,
+        wait_ns: int,
+        source_time_ns: int | None = None,
+        accuracy: Mapping[str, float] | None = None,
+        samples: list[Sample] | None = None,
+        error: str = "",
+    ) -> None:
+        """A batch is done."""
+        row = {
+            "batch": batch,
+            "status": status,
+            "size": int(size),
+            "source_batch": int(source_batch),
+            "repeat": repeat,
+            "start_ns": start_ns,
+            "wait_ns": wait_ns,
+            "source_time_ns": source_time_ns,
+            "accuracy": {name: float(score) for name, score in (accuracy or {}).items()},
+            "samples": [asdict(sample) for sample in samples or ()],
+            "error": error,
+            "recorded": self._backend.values.take(batch),
+        }
+        self.write("settle", row)
+
+    def write(self, kind: str, value: Any) -> None:
+        """One line."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({kind: value}, default=str) + "\n")
+
+
+def main() -> None:
+    """Run what the SPEC file says; the exit code is that of the error."""
+    spec = Spec(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    sys.path[:] = spec.path
+    _end_with(spec.parent)
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    faults = Faults()
+    results, code, ending = None, 0, {"error": "", "exit_code": 0}
+    try:
+        backend, capture = _backend(spec, faults)
+        results = ResultFile(spec, backend, capture)
+        try:
+            _evaluate(spec, results)
+        finally:
+            results.stop()
+    except KeyboardInterrupt as stop:
+        code = getattr(stop, "exit_code", 130)
+        if results is not None:
+            results.closing.status = "interrupted"
+    except Exception as error:
+        code = error.exit_code if isinstance(error, MlotelError) else 1
+        text = str(error) if isinstance(error, MlotelError) else f"{type(error).__name__}: {error}"
+        ending = {"error": text, "exit_code": code}
+        if not isinstance(error, MlotelError):
+            sys.excepthook(type(error), error, error.__traceback__)
+        if results is not None:
+            results.closing.status = "failed"
+    if results is not None:
+        results.closing.telemetry["faults"] = faults.counts()
+        results.write("closing", {**asdict(results.closing), **ending})
+    else:
+        with Path(spec.results).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"closing": {**asdict(Closing(status="failed")), **ending}}) + "\n")
+    sys.exit(code)
+
+
+def _evaluate(spec: Spec, results: ResultFile) -> None:
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from mlotel_cli.execute import Inference
+    from mlotel_cli.modes.evaluate import Evaluation, apply_option, autocast_of, build, seed_everything
+
+    cfg = OmegaConf.create(spec.config)
+    cfg.eval.max_batches, cfg.eval.repeats, cfg.eval.control = spec.batches, 1, False
+    api.install()
+    seed_everything(cfg.seed)
+    parts = build(cfg)
+    try:
+        with Inference(cfg.device, autocast=autocast_of(cfg))():
+            results.tell({"optimize": [asdict(change) for change in apply_option(cfg, parts)]})
+            Evaluation(cfg, results, parts, Console(quiet=True)).run()
+    finally:
+        parts.data.close()
+
+
+def _backend(spec: Spec, faults: Faults) -> tuple["Nvtx | TorchRanges", contextlib.AbstractContextManager[Any]]:
+    if spec.backend == "torch":
+        from mlotel_cli.telemetry.backends.torch_ranges import TorchRanges, TraceFile
+
+        return TorchRanges(faults=faults), TraceFile(Path(spec.trace))
+    from mlotel_cli.telemetry.backends.nvtx import Nvtx, capture
+
+    return Nvtx(faults=faults, max_names=spec.max_names), capture()
+
+
+def _interrupt(signum: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Interrupted(signum)
+
+
+def _end_with(parent: int) -> None:
+    """A profiler is between this process and the one that wants its results; when that one is killed, this one ends."""
+
+    def watch() -> None:
+        while True:
+            time.sleep(_PARENT_EVERY_S)
+            try:
+                os.kill(parent, 0)
+            except ProcessLookupError:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    threading.Thread(target=watch, name="mlotel-parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The profilers of `mlotel profile`: what each is started as, and how its recording is read back."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mlotel_cli import nsys
+from mlotel_cli.profile.timeline import Timeline
+from mlotel_cli.errors import MlotelError, UsageError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+REPORT = "profile"
+"""Name of its files in the run directory, without suffix."""
+CAPTURE = "mlotel capture@mlotel"
+
+
+class Profiler(Protocol):
+    """Records the ranges of a process, and the device's work."""
+
+    backend: str
+    """Telemetry backend of the process that is profiled."""
+
+    def command(self, spec: Path) -> list[str]:
+        """The command line that runs the workload described in `spec`."""
+        ...
+
+    def read(self, said: str) -> Timeline:
+        """What was recorded; `said` is what the process printed.
+
+        Raises:
+            MlotelError: why there is nothing.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """For run.json."""
+        ...
+
+    def files(self) -> list[Path]:
+        """What it left in the run directory and is worth keeping elsewhere."""
+        ...
+
+
+class NsysProfiler:
+    """Nsight Systems. See `Profiler`."""
+
+    backend = "nvtx"
+
+    def __init__(self, cfg: "DictConfig", run_dir: Path) -> None:
+        """Find the program.
+
+        Raises:
+            UsageError: when it is not there.
+        """
+        settings = cfg.profiler
+        self._nsys = nsys.find(settings.command)
+        self._report = run_dir.absolute() / REPORT
+        self._trace = settings.trace or ("cuda,nvtx" if str(cfg.device).startswith("cuda") else "nvtx")
+        self._graph_trace = settings.cuda_graph_trace
+        self._args: Sequence[str] = list(settings.args)
+
+    def command(self, spec: Path) -> list[str]:
+        """`nsys profile` on this Python."""
+        profile = nsys.profile_command(
+            self._nsys,
+            report=self._report,
+            trace=self._trace,
+            capture=CAPTURE,
+            graph_trace=self._graph_trace,
+            args=self._args,
+        )
+        return [*profile, *_workload(spec)]
+
+    def read(self, said: str) -> Timeline:
+        """Read the SQLite file that nsys exported."""
+        from mlotel_cli.profile.nsys_export import read_timeline
+
+        database = self._report.with_suffix(".sqlite")
+        if not database.exists():
+            raise nsys.why_no_report(self._nsys, report=self._report, said=said)
+        timeline = read_timeline(database)
+        if not timeline.ranges and not timeline.num_cut:
+            raise nsys.no_ranges(self._nsys)
+        return timeline
+
+    def describe(self) -> dict[str, Any]:
+        """Program and version."""
+        return {"kind": "nsys", "path": str(self._nsys), "version": nsys.version(self._nsys), "trace": self._trace}
+
+    def files(self) -> list[Path]:
+        """The report that the nsys GUI opens."""
+        return [path for path in (self._report.with_suffix(".nsys-rep"),) if path.exists()]
+
+
+class TorchProfiler:
+    """torch.profiler, in the process itself. See `Profiler`."""
+
+    backend = "torch"
+
+    def __init__(self, run_dir: Path) -> None:
+        """Its trace goes to `run_dir`."""
+        self.trace = run_dir.absolute() / f"{REPORT}.trace.json"
+
+    def command(self, spec: Path) -> list[str]:
+        """This Python."""
+        return _workload(spec)
+
+    def read(self, said: str) -> Timeline:
+        """Read the Chrome trace."""
+        from mlotel_cli.profile.torch_trace import read_timeline
+
+        if not self.trace.exists():
+            raise MlotelError(f"torch.profiler wrote no {self.trace}. The process said last: {nsys.last_line(said)}")
+        timeline = read_timeline(self.trace)
+        if not timeline.ranges:
+            raise MlotelError(f"torch.profiler recorded no span in {self.trace}")
+        return timeline
+
+    def describe(self) -> dict[str, Any]:
+        """Version of torch."""
+        from mlotel_cli.hardware import version_of
+
+        return {"kind": "torch", "version": version_of("torch")}
+
+    def files(self) -> list[Path]:
+        """The Chrome trace."""
+        return [path for path in (self.trace,) if path.exists()]
+
+
+def make_profiler(cfg: "DictConfig", run_dir: Path) -> Profiler:
+    """The profiler that `profiler.kind` names.
+
+    Raises:
+        UsageError: when it is not installed, or cannot show what the executor does.
+    """
+    if str(cfg.profiler.kind) != "torch":
+        return NsysProfiler(cfg, run_dir)
+    if str(cfg.executor.kind) != "sequential":
+        raise UsageError(
+            "profiler=torch with executor=pipelined: its annotations begin and end on one thread, and a batch's do not "
+            "here; use profiler=nsys or executor=sequential"
+        )
+    return TorchProfiler(run_dir)
+
+
+def _workload(spec: Path) -> list[str]:
+    return [sys.executable, "-P", "-m", "mlotel_cli.profile.profiled", str(spec)]

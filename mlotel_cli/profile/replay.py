@@ -1,0 +1,109 @@
+"""Ranges of a profiler become spans of the recorder, so that one path makes rows of both."""
+
+import itertools
+import os
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlotel_cli.profile.attribution import Attributed
+from mlotel_cli.profile.stages import StageBatch, by_batch, measured
+from mlotel_cli.profile.timeline import Range
+from mlotel_cli.records import KIND
+from mlotel_cli.link.handoff import RecorderLink
+
+_KINDS = ("server", "client", "producer", "consumer")
+_COLUMNS = {
+    "kernels": "{kernel}",
+    "kernel_ms": "ms",
+    "idle_ms": "ms",
+    "copy_ms": "ms",
+    "copy_bytes": "By",
+    "syncs": "{call}",
+}
+"""Figures of the device that become columns of a batch's row, with their units."""
+
+
+def replay(
+    attributed: Attributed,
+    link: RecorderLink,
+    *,
+    started_ns: int | None,
+    recorded: Mapping[int, Sequence[Sequence[Any]]] | None = None,
+) -> dict[int, int]:
+    """Send every range of a batch to the recorder. As in an evaluation, it ends when the device has done its work.
+
+    Args:
+        attributed: the recording.
+        link: to the recorder.
+        started_ns: when the recording began, ns since the epoch; used where the recording itself does not say.
+        recorded: values of `record()` by batch: (name, value, unit).
+
+    Returns:
+        Number of spans by batch.
+    """
+    ranges = _of_batches(attributed.timeline.ranges)
+    if not ranges:
+        return {}
+    offset = attributed.timeline.epoch_offset_ns
+    if offset is None:
+        offset = (started_ns or 0) - min(each.start_ns for each in ranges)
+    counter = itertools.count(random.SystemRandom().getrandbits(62) + 1)
+    ids = {each: next(counter) for each in ranges}
+    traces = {batch: int.from_bytes(os.urandom(16), "big") or 1 for batch in {each.batch for each in ranges}}
+    opened = Counter(each.batch for each in ranges if each.batch is not None)
+    figures = by_batch(attributed)
+    for each in ranges:
+        work = attributed.work.get(each)
+        on_device = work if work is not None and work.has_device_work else None
+        lag_ns = max(0, on_device.last_ns - each.end_ns) if on_device else None
+        batch = each.batch
+        assert batch is not None
+        link.send(
+            "span",
+            traces[batch],
+            ids[each],
+            ids.get(each.parent, 0) if each.parent is not None else 0,
+            opened[batch] if each.is_root else None,
+            batch,
+            each.name,
+            each.category.upper() if each.category in _KINDS else "INTERNAL",
+            "profiler",
+            str(each.thread & 0xFFFFFF),
+            each.start_ns + offset,
+            each.end_ns + (lag_ns or 0) + offset,
+            (on_device.extent_ns, lag_ns) if on_device else None,
+            "UNSET",
+            "",
+            _attributes(each),
+            None,
+            None,
+            _recorded(figures.get(batch, {}), (recorded or {}).get(batch, ())) if each.is_root else None,
+        )
+        if each.is_root:
+            link.wait_for_room()
+    return dict(opened)
+
+
+def _of_batches(ranges: Sequence[Range]) -> list[Range]:
+    """Those of batches whose root was recorded, in the order in which they end."""
+    rooted = {each.batch for each in ranges if each.is_root and each.batch is not None}
+    return sorted((each for each in ranges if each.batch in rooted), key=lambda each: each.end_ns)
+
+
+def _attributes(each: Range) -> Mapping[str, Any] | None:
+    known = each.is_root or each.category == "internal" or each.category in _KINDS
+    return None if known or not each.category else {KIND: each.category}
+
+
+def _recorded(stages: Mapping[str, StageBatch], given: Sequence[Sequence[Any]]) -> list[tuple[str, float, str]]:
+    """The values of a batch: those that the program recorded, then those of the device."""
+    values = [(str(name), float(value), str(unit)) for name, value, unit in given]
+    return values + [
+        (f"{name}.{column}", figures[column], unit)
+        for name, stage in stages.items()
+        if stage.work
+        for figures in [measured(stage.work)]
+        for column, unit in _COLUMNS.items()
+    ]

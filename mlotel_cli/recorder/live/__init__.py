@@ -1,0 +1,1 @@
+"""What a monitor serves over HTTP: /metrics, health and the status page."""

@@ -1,0 +1,307 @@
+"""What happens now: rates, latencies and values of the last minute, and their course over the last half hour.
+
+Kept by the recorder's main thread; once a second `publish` makes a copy of it that any thread may read. Memory is
+bounded, however long the run and however fast the batches: slots of time, buckets of values, a limit on names.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
+from mlotel_cli.analysis.summary import COUNTED
+from mlotel_cli.store.run_json import Totals
+from mlotel_cli.recorder.sketch import Counts, Window, mean
+from mlotel_cli.recorder.workload import Workload
+from mlotel_cli.records import BatchRecord
+
+SLOT_S = 1.0
+WINDOW_SLOTS = 60
+POINT_SLOTS = 10
+"""A chart has a point every ten seconds ..."""
+NUM_POINTS = 180
+"""... for half an hour."""
+_SLOTS_REMEMBERED = POINT_SLOTS * NUM_POINTS
+MAX_NAMES = 64
+"""Stages and values shown; metrics have a limit of their own."""
+MAX_EVENTS = 8
+_ARRIVALS = 10
+
+Point = float | None
+
+
+@dataclass(slots=True, frozen=True)
+class Event:
+    """A batch worth looking at: one that was slow, or that failed.
+
+    `stage` took longest, waiting before it included; `stage_ms` of it.
+    """
+
+    batch: int
+    start_ns: int
+    latency_ms: float | None
+    stage: str
+    stage_ms: float
+    error: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Published:
+    """What other threads read: `snapshot` for everybody, the rest for the status page.
+
+    Attributes:
+        at_s: when, on the recorder's clock.
+        snapshot: the rolling figures, in JSON's types.
+        charts: by kind and name, oldest first, one point every ten seconds.
+        slow: newest first, at most one a second.
+        failed: newest first.
+        batch_s: when the last batch came, on the recorder's clock.
+    """
+
+    at_s: float
+    snapshot: Mapping[str, Any]
+    charts: Mapping[tuple[str, str], tuple[Point, ...]] = field(
+        default_factory=dict[tuple[str, str], tuple[Point, ...]]
+    )
+    slow: tuple[Event, ...] = ()
+    failed: tuple[Event, ...] = ()
+    batch_s: float | None = None
+
+
+class Series:
+    """One window, and the course of one figure of it."""
+
+    __slots__ = ("_interval", "course", "window")
+
+    def __init__(self) -> None:
+        """Empty."""
+        self.window = Window(WINDOW_SLOTS)
+        self.course: deque[tuple[Point, Point, Point]] = deque(maxlen=NUM_POINTS)
+        self._interval = Counts()
+
+    def rotate(self, *, is_point: bool) -> None:
+        """A slot is over, and perhaps a point of the chart."""
+        self._interval.merge(self.window.rotate())
+        if is_point:
+            p50, p95 = self._interval.quantiles(0.5, 0.95)
+            self.course.append((mean(self._interval), p50, p95))
+            self._interval = Counts()
+
+
+class Rates:
+    """Counts a second over the window."""
+
+    __slots__ = ("_interval", "_recent", "_slots", "course", "current", "total")
+
+    def __init__(self) -> None:
+        """Nothing counted."""
+        self._slots: deque[int] = deque(maxlen=WINDOW_SLOTS)
+        self.course: deque[Point] = deque(maxlen=NUM_POINTS)
+        self._interval = self.current = self.total = self._recent = 0
+
+    def add(self, count: int) -> None:
+        """Count."""
+        self.current += count
+        self.total += count
+
+    def rotate(self, *, is_point: bool) -> None:
+        """A slot is over."""
+        self._slots.append(self.current)
+        self._interval += self.current
+        self.current = 0
+        if is_point:
+            self.course.append(self._interval / (POINT_SLOTS * SLOT_S))
+            self._interval = 0
+
+    def per_s(self) -> float:
+        """Over the slots that are over."""
+        return sum(self._slots) / (len(self._slots) * SLOT_S) if self._slots else 0.0
+
+
+class LiveState:
+    """Rolling statistics of batches. Everything but reading what was published happens on one thread.
+
+    Attributes:
+        slow_ms: latency above which a batch is listed as slow; None lists none.
+        batch_s: when the last batch came, on the recorder's clock.
+        usual_gap_s: between two batches, by the last few; 0 while there are not enough.
+    """
+
+    def __init__(self, *, now: float, earlier: Totals | None = None, earlier_s: float = 0.0) -> None:
+        """Begin at `now` seconds of the recorder's clock, `earlier_s` into a run whose counts so far are `earlier`."""
+        self._began = self._slot_began = now
+        self._earlier_s = earlier_s
+        self.slow_ms: float | None = None
+        self._latency = Series()
+        self._host: dict[str, Series] = {}
+        self._queue: dict[str, Series] = {}
+        self._data: dict[str, Series] = {}
+        self._units: dict[str, str] = {}
+        self._batches, self._items, self._failures, self._dropped = Rates(), Rates(), Rates(), Rates()
+        if earlier is not None:
+            self._batches.total, self._items.total = earlier.rows, earlier.items
+            self._failures.total = earlier.rows - sum(earlier.batches[status] for status in COUNTED)
+        self._slots = 0
+        self._slowest: BatchRecord | None = None
+        self._slow: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self._failed: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self.batch_s: float | None = None
+        self.usual_gap_s = 0.0
+        self._arrivals: deque[float] = deque(maxlen=_ARRIVALS)
+
+    def add(self, record: BatchRecord, *, now: float) -> None:
+        """Count a finished row."""
+        self._batches.add(1)
+        self._items.add(record.size)
+        self.batch_s = now
+        self._arrivals.append(now)
+        if record.status not in COUNTED:
+            self._failures.add(1)
+            self._failed.appendleft(_event(record))
+            return
+        if record.latency_ms is not None:
+            self._latency.window.add(record.latency_ms)
+            if self._is_slow(record.latency_ms) and _is_slower(record, self._slowest):
+                self._slowest = record
+        for name, time in record.stages.items():
+            if time.calls:
+                self._add(self._host, name, time.host_ms)
+            if time.queue_ms is not None:
+                self._add(self._queue, name, time.queue_ms)
+        for name, value in record.data.items():
+            if math.isfinite(value):
+                self._add(self._data, name, value)
+        if record.units:
+            self._units.update(record.units)
+
+    def drop(self, count: int) -> None:
+        """Count items that the source dropped."""
+        self._dropped.add(count)
+
+    def advance(self, *, now: float) -> bool:
+        """End the slots that are over by now; True when there were any, which is when to publish."""
+        over = int((now - self._slot_began) / SLOT_S)
+        for _ in range(min(over, _SLOTS_REMEMBERED)):
+            self._rotate()
+        self._slot_began += over * SLOT_S
+        if over > 0 and len(self._arrivals) > 2:
+            self.usual_gap_s = median(later - earlier for earlier, later in pairwise(self._arrivals))
+        return over > 0
+
+    def publish(
+        self,
+        *,
+        now: float,
+        workload: Workload,
+        sinks: Mapping[str, Mapping[str, Any]],
+        http: str | None,
+        ready: bool,
+    ) -> Published:
+        """A copy of what is known now, for other threads."""
+        seconds = max(min(now - self._began, WINDOW_SLOTS * SLOT_S), SLOT_S)
+        latency = self._latency.window.counts()
+        p50, p95, p99 = _percentiles(latency)
+        snapshot = {
+            "uptime_s": self._earlier_s + now - self._began,
+            "batches": self._batches.total,
+            "items": self._items.total,
+            "failed": self._failures.total,
+            "items_per_s": self._items.per_s(),
+            "batches_per_s": self._batches.per_s(),
+            "failed_per_s": self._failures.per_s(),
+            "dropped_per_s": self._dropped.per_s(),
+            "slow_ms": self.slow_ms,
+            "latency_ms": {
+                "count": latency.count,
+                "p50": p50,
+                "p95": p95,
+                "p99": p99,
+                "max": latency.largest if latency.count else None,
+            },
+            "stages": {name: self._stage(name, seconds=seconds) for name in self._host | self._queue},
+            "queues": {name: list(depth) for name, depth in workload.queues.items()},
+            "source": dict(workload.source),
+            "gaps": dict(workload.gaps),
+            "data": {name: self._value(name, series) for name, series in self._data.items()},
+            "sinks": {name: dict(sink) for name, sink in sinks.items()},
+            "http": http,
+            "ready": ready,
+        }
+        return Published(now, snapshot, self._charts(), tuple(self._slow), tuple(self._failed), self.batch_s)
+
+    def _is_slow(self, latency_ms: float) -> bool:
+        return self.slow_ms is not None and latency_ms > self.slow_ms
+
+    def _add(self, series: dict[str, Series], name: str, value: float) -> None:
+        found = series.get(name)
+        if found is None:
+            if len(series) >= MAX_NAMES:
+                return
+            found = series[name] = Series()
+        found.window.add(value)
+
+    def _rotate(self) -> None:
+        self._slots += 1
+        is_point = self._slots % POINT_SLOTS == 0
+        for series in (self._latency, *self._host.values(), *self._queue.values(), *self._data.values()):
+            series.rotate(is_point=is_point)
+        for rates in (self._batches, self._items, self._failures, self._dropped):
+            rates.rotate(is_point=is_point)
+        if self._slowest is not None:
+            self._slow.appendleft(_event(self._slowest))
+            self._slowest = None
+
+    def _stage(self, name: str, *, seconds: float) -> dict[str, float | None]:
+        host, queue = _counts(self._host.get(name)), _counts(self._queue.get(name))
+        (p50, p95, _), (queue_p50, queue_p95, _) = _percentiles(host), _percentiles(queue)
+        return {
+            "count": host.count,
+            "p50_ms": p50,
+            "p95_ms": p95,
+            "queue_count": queue.count,
+            "queue_p50_ms": queue_p50,
+            "queue_p95_ms": queue_p95,
+            "busy": host.total / 1e3 / seconds,
+        }
+
+    def _value(self, name: str, series: Series) -> dict[str, Any]:
+        counts = series.window.counts()
+        return {"mean": mean(counts), "p50": counts.quantiles(0.5)[0], "unit": self._units.get(name, "")}
+
+    def _charts(self) -> dict[tuple[str, str], tuple[Point, ...]]:
+        charts: dict[tuple[str, str], tuple[Point, ...]] = {
+            ("latency", "p50"): tuple(p50 for _, p50, _ in self._latency.course),
+            ("latency", "p95"): tuple(p95 for _, _, p95 in self._latency.course),
+            ("rate", "items"): tuple(self._items.course),
+            ("rate", "dropped"): tuple(self._dropped.course),
+        }
+        for name, series in self._host.items():
+            charts["stage", name] = tuple(p95 for _, _, p95 in series.course)
+        for name, series in self._data.items():
+            charts["data", name] = tuple(average for average, _, _ in series.course)
+        return charts
+
+
+def _percentiles(counts: Counts) -> tuple[float | None, float | None, float | None]:
+    """p50, p95, p99; None for those that so few values do not bear, as in the table of an evaluation."""
+    p50, p95, p99 = counts.quantiles(0.5, 0.95, 0.99)
+    enough = MIN_EFFECTIVE_N
+    return p50, p95 if counts.count >= enough["p95"] else None, p99 if counts.count >= enough["p99"] else None
+
+
+def _counts(series: Series | None) -> Counts:
+    return series.window.counts() if series else Counts()
+
+
+def _is_slower(record: BatchRecord, other: BatchRecord | None) -> bool:
+    return other is None or (record.latency_ms or 0.0) > (other.latency_ms or 0.0)
+
+
+def _event(record: BatchRecord) -> Event:
+    longest = {name: time.host_ms + (time.queue_ms or 0.0) for name, time in record.stages.items()}
+    stage = max(longest, key=longest.__getitem__, default="")
+    return Event(record.batch, record.start_ns, record.latency_ms, stage, longest.get(stage, 0.0), record.error)

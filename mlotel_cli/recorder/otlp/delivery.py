@@ -1,0 +1,152 @@
+"""Delivers one payload after another to one target: retries, waits, and says when the target is gone or back.
+
+It does not know what a payload holds. Runs on the sender's own thread; `stop` may be called from any other.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from mlotel_cli.config.otlp_settings import Target
+from mlotel_cli.recorder.otlp.http_client import Answer
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+LONGEST_ASKED_S = 3600.0
+"""The longest Retry-After that is kept to."""
+_CLOSING_ATTEMPTS = 2
+"""Attempts at a server that cannot be reached, once the run is over."""
+
+
+class Post(Protocol):
+    """What sends one request; `otlp_http.Client`."""
+
+    def post(self, payload: bytes, *, timeout_s: float) -> Answer:
+        """Send and wait for the answer."""
+        ...
+
+
+class Delivery:
+    """Retries by OTLP's rules: what the server asks for by Retry-After, else exponential back-off with jitter.
+
+    Attributes:
+        retried: requests that were sent again.
+        detail: what is wrong with the target now; empty while it takes what it gets.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        post: Post,
+        *,
+        say: Callable[[str], None],
+        give_up_s: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+        wait: Callable[[float], bool] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Deliver to `target` by `post`.
+
+        Args:
+            target: where to.
+            post: sends one request.
+            say: takes one line for the user.
+            give_up_s: a payload that could not be delivered for so long is lost; the Collector's own limit is 300.
+            clock: seconds, monotonic.
+            jitter: between 0 and 1.
+            wait: waits so many seconds or until `stop`, and says whether it was that.
+            sleep: waits so many seconds.
+        """
+        self._target = target
+        self._post = post
+        self._say = say
+        self._give_up_s = give_up_s
+        self._clock = clock
+        self._jitter = jitter
+        self._stopping = threading.Event()
+        self._wait_for_stop = wait or self._stopping.wait
+        self._sleep = sleep
+        self._deadline = float("inf")
+        self._not_before = 0.0
+        self._complained = False
+        self.retried = 0
+        self.detail = ""
+
+    def stop(self, *, deadline: float) -> None:
+        """From now on nothing is waited for beyond `deadline`, a reading of the clock."""
+        self._deadline = deadline
+        self._stopping.set()
+
+    @property
+    def is_over(self) -> bool:
+        """True when there is no time left."""
+        return self._clock() >= self._deadline
+
+    def deliver(self, payload: bytes) -> Answer:
+        """Send `payload` until there is a final answer, or none is to be had; then the verdict is not `taken`."""
+        if not self._wait_as_asked():
+            return Answer("later", detail=self.detail)
+        started, attempts, pauses = self._clock(), 0, 0
+        while True:
+            answer = self._post.post(payload, timeout_s=min(self._target.timeout_s, self._left_s()))
+            attempts = attempts + 1 if self._stopping.is_set() else 0
+            self._note(answer)
+            if answer.verdict in ("taken", "refused"):
+                return answer
+            if answer.verdict == "unreachable" and attempts >= _CLOSING_ATTEMPTS:
+                return answer
+            pause_s = answer.retry_after_s
+            if pause_s is not None:
+                self._not_before = self._clock() + min(pause_s, LONGEST_ASKED_S)
+            else:
+                pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**pauses) * (0.5 + self._jitter() / 2)
+                pauses += 1
+            if self._clock() + pause_s - started > self._give_up_s:
+                return answer
+            if not self._wait(pause_s, is_asked=answer.retry_after_s is not None):
+                return answer
+            self.retried += 1
+
+    def _wait_as_asked(self) -> bool:
+        """Wait as the server asked to be left alone before; False when that is more than a payload waits."""
+        left_s = self._not_before - self._clock()
+        return left_s <= 0 or (self._wait(min(left_s, self._give_up_s), is_asked=True) and left_s <= self._give_up_s)
+
+    def _left_s(self) -> float:
+        return max(0.1, self._deadline - self._clock())
+
+    def _wait(self, pause_s: float, *, is_asked: bool) -> bool:
+        """Wait; a pause of our own choosing ends early when the run does. False when there is no time for it."""
+        until = self._clock() + pause_s
+        if not self._stopping.is_set() and self._wait_for_stop(pause_s) and not is_asked:
+            until = self._clock()
+        elif self._stopping.is_set() and not is_asked:
+            until = min(until, self._clock() + FIRST_PAUSE_S / 2)
+        if until >= self._deadline:
+            return False
+        if (left_s := until - self._clock()) > 0:
+            self._sleep(left_s)
+        return True
+
+    def _note(self, answer: Answer) -> None:
+        """Say it once when the target takes nothing, and once when it does again."""
+        self.detail = answer.detail
+        name = f"OTLP {self._target.signal} to {self._target.url}"
+        if answer.verdict == "taken" and not answer.rejected:
+            if self._complained:
+                self._say(f"{name}: taken again")
+            self._complained = False
+        elif not self._complained:
+            self._complained = True
+            self._say(f"{name}: {_problem(answer)}")
+
+
+def _problem(answer: Answer) -> str:
+    if answer.verdict == "taken":
+        return f"the server rejected {answer.rejected} of a request ({answer.detail or 'without a reason'})"
+    if answer.verdict == "refused":
+        return f"refused ({answer.detail}); what is refused is counted as lost"
+    return f"not delivered ({answer.detail}); it is tried again, and what finds no room meanwhile is dropped"

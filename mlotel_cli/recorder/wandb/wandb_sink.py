@@ -1,0 +1,364 @@
+"""The W&B sink: one wide row per batch, in batch order, exactly once, from a thread of its own.
+
+`write` only queues. The thread imports wandb, opens the run and logs; it is the only one that touches the run. A run
+that fails is said once and counted; nothing is raised into the recorder. What a row looks like is in wandb_rows.py,
+what wandb needs is in wandb_run.py.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mlotel_cli.errors import UsageError
+from mlotel_cli.recorder.wandb.wandb_rows import BatchOrder, Row, RowBuilder, Windows, WorstSamples
+from mlotel_cli.recorder.wandb.wandb_run import Run, TrackerSettings, first_line, mode_of_environment, open_run
+from mlotel_cli.recorder.wandb.wandb_windows import Closed, LiveRowBuilder, LiveWindows
+from mlotel_cli.records import BatchRecord
+
+__all__ = ["NullTracker", "TrackerSettings", "WandbSink", "WindowedWandbSink", "create_tracker"]
+
+MODES = ("auto", "online", "offline", "disabled")
+TICK_S = 0.2
+"""How often the thread looks at windows and gaps while nothing arrives."""
+CLOSE_GRACE_S = 10.0
+"""What `close` waits beyond the finish timeout, for a queue to drain and a run to open."""
+
+MAX_WINDOWS = 1_000
+"""Windows that may wait for W&B; four hours of the default length."""
+
+OpenRun = Callable[..., Run]
+
+
+def create_tracker(settings: TrackerSettings, *, say: Callable[[str], None]) -> "WandbSink | NullTracker":
+    """The sink for `settings.mode`. `say` takes one line for the user. Raises UsageError for an unknown mode."""
+    if settings.mode not in MODES:
+        raise UsageError(f"tracker.mode={settings.mode} is not a mode. Allowed: {', '.join(MODES)}.")
+    mode = mode_of_environment() if settings.mode == "auto" else settings.mode
+    if mode == "disabled":
+        return NullTracker()
+    return WandbSink(settings, say=say) if settings.window_s is None else WindowedWandbSink(settings, say=say)
+
+
+class NullTracker:
+    """Tracks nothing."""
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def attach(self, attachment: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def write(self, record: BatchRecord) -> None:
+        """Do nothing."""
+
+    def take_live(self, text: str) -> None:
+        """Do nothing."""
+
+    def close(self, summary: Mapping[str, Any], *, exit_code: int = 0) -> None:
+        """Do nothing."""
+
+    def describe(self) -> dict[str, Any]:
+        """The `wandb` part of run.json, saying that there is no run."""
+        return {"id": None, "mode": "disabled", "url": None, "dir": None} | _counts()
+
+
+class WandbSink:
+    """Logs batches to W&B. See the module.
+
+    All methods are called from the recorder's main thread and do not block, but for `write` when the queue is full
+    and `close`; both are bounded.
+    """
+
+    def __init__(
+        self,
+        settings: TrackerSettings,
+        *,
+        say: Callable[[str], None],
+        open_run: OpenRun = open_run,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare. `say` takes one line for the user; it is called from the sink's thread too."""
+        self._settings = settings
+        self._say = say
+        self._open_run = open_run
+        self._order = BatchOrder(clock=clock)
+        self._builder = RowBuilder()
+        self._worst = WorstSamples()
+        self._clock = clock
+        self._windows: Windows | None = None
+        self._run: Run | None = None
+        self._changed = threading.Condition()
+        self._queue: deque[BatchRecord] = deque()
+        self._config: dict[str, Any] = {}
+        self._attachments: list[Mapping[str, Any]] = []
+        self._ending: tuple[Mapping[str, Any], int] | None = None
+        self._stalled = False
+        self._failed = False
+        self._error: str | None = None
+        self._num_written = 0
+        self._num_logged = 0
+        self._num_dropped = 0
+        self._thread = threading.Thread(target=self._work, name="mlotel-wandb", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, which imports wandb and opens the run. Returns at once."""
+        self._thread.start()
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        """Add to the run's config; before or after `start`."""
+        with self._changed:
+            self._config.update(_plain(config))
+            self._changed.notify_all()
+
+    def attach(self, attachment: Mapping[str, Any]) -> None:
+        """Log a table, a chart and files with the run's end; see `wandb_run.Run.attach`."""
+        self._attachments.append(attachment)
+
+    def write(self, record: BatchRecord) -> None:
+        """Queue one batch. Blocks while the queue is full, at most `write_timeout_s`; then it is dropped and counted.
+
+        After one such wait a full queue drops at once, until there is room again.
+        """
+        with self._changed:
+            self._num_written += 1
+            if self._failed or not self._has_room():
+                self._num_dropped += 1
+                return
+            self._queue.append(record)
+            self._changed.notify_all()
+
+    def take_live(self, text: str) -> None:
+        """What a monitor's workload reports; rows of batches have no use for it."""
+
+    def close(self, summary: Mapping[str, Any], *, exit_code: int = 0) -> None:
+        """Log what waits, the summary and the worst samples, and finish the run.
+
+        Bounded by the finish timeout (and the init timeout, while the run is not open) and a grace of 10 s; a
+        wandb-core that takes longer is ended. `exit_code` other than 0 marks the run as failed in W&B.
+        """
+        with self._changed:
+            self._ending = (_plain(summary), exit_code)
+            self._changed.notify_all()
+        if self._thread.ident is None:
+            return
+        opening_s = 0.0 if self._run is not None else self._settings.init_timeout_s
+        self._thread.join(timeout=opening_s + self._settings.finish_timeout_s + CLOSE_GRACE_S)
+        if self._thread.is_alive():
+            self._fail("it did not finish in time")
+            if self._run is not None:
+                self._run.kill()
+            self._thread.join(timeout=CLOSE_GRACE_S / 2)
+
+    def describe(self) -> dict[str, Any]:
+        """The `wandb` part of run.json.
+
+        `dir` is relative to the run directory. `rows_logged` counts the batches that wandb-core took; when it dies,
+        the last second of them may not have reached its file. `windows` and `rows_merged` are there when rows came
+        too fast and were merged, `renamed` says which names had to change for W&B.
+        """
+        run = self._run
+        identity = {
+            "id": run.id if run else None,
+            "mode": run.mode if run else self._settings.mode,
+            "url": run.url if run else None,
+            "dir": run.dir if run else None,
+        }
+        lost = self._num_written - self._num_logged if self._is_over() else self._num_dropped
+        counts = _counts(rows_logged=self._num_logged, rows_lost=lost, error=self._error)
+        if self._windows is not None and self._windows.num_windows:
+            counts |= {"windows": self._windows.num_windows, "rows_merged": self._windows.num_merged}
+        return identity | counts | {"renamed": self._builder.renamed}
+
+    def _is_over(self) -> bool:
+        return self._failed or (self._ending is not None and not self._thread.is_alive())
+
+    def _has_room(self) -> bool:
+        """Wait for room in the queue, under the lock."""
+        settings = self._settings
+
+        def room() -> bool:
+            return len(self._queue) < settings.max_queued_rows
+
+        if not room() and not self._stalled:
+            self._stalled = not self._changed.wait_for(lambda: room() or self._failed, settings.write_timeout_s)
+            if self._stalled:
+                self._say(f"W&B: takes no rows since {settings.write_timeout_s:g} s; rows are dropped and counted")
+        self._stalled = self._stalled and not room()
+        return room() and not self._failed
+
+    def _work(self) -> None:
+        try:
+            with self._changed:
+                config, self._config = self._config, {}
+            self._run = self._open_run(self._settings, config=config, say=self._say)
+            if self._run.mode == "online":
+                self._windows = Windows(rows_per_minute=self._settings.rows_per_minute, clock=self._clock)
+            while (ending := self._step()) is None:
+                pass
+            self._finish(*ending)
+        except Exception as error:  # a remote sink never ends the recorder
+            self._fail(first_line(error) if self._run is None else self._run.abandon(error))
+
+    def _step(self) -> tuple[Mapping[str, Any], int] | None:
+        """Take what there is and log what is due. Returns the ending once everything before it was taken."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._config or self._ending, timeout=TICK_S)
+            records = [self._queue.popleft() for _ in range(min(len(self._queue), 500))]
+            config, self._config = self._config, {}
+            ending = None if records else self._ending
+            self._changed.notify_all()
+        if config and self._run is not None:
+            self._run.update_config(config)
+        for record in records:
+            self._worst.add(record.batch, record.samples)
+            self._order.push(record)
+        for record in self._order.ready():
+            self._log(record)
+        if self._windows is not None:
+            self._log_row(self._windows.due())
+        return ending
+
+    def _log(self, record: BatchRecord) -> None:
+        row = self._builder.row(record)
+        self._log_row((row, 1) if self._windows is None else self._windows.add(row))
+
+    def _log_row(self, closed: tuple[Row, int] | None) -> None:
+        if closed is None or self._run is None:
+            return
+        row, num_batches = closed
+        if num_batches > 1 and self._windows is not None and self._windows.num_windows == 1:
+            rate = self._settings.rows_per_minute
+            self._say(f"W&B: more than {rate:g} batches a minute; from here on a row is the mean of several batches")
+        self._run.log(row)
+        self._num_logged += num_batches
+
+    def _finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        for record in self._order.rest():
+            self._log(record)
+        if self._windows is not None:
+            self._log_row(self._windows.close())
+            if self._windows.num_windows:
+                summary = {**summary, "batches_merged": self._windows.num_merged}
+        run = self._run
+        if run is None:
+            return
+        for attachment in self._attachments:
+            if problem := run.attach(attachment):
+                self._say(f"W&B: {problem}")
+        problem = run.finish(summary, table=self._worst.table(), exit_code=exit_code)
+        if problem is not None:
+            self._error = problem
+            self._say(f"W&B: {problem}")
+
+    def _fail(self, reason: str) -> None:
+        """Say it, once, and drop everything from here on."""
+        with self._changed:
+            if self._failed:
+                return
+            self._failed = True
+            self._error = reason
+            self._queue.clear()
+            self._changed.notify_all()
+        run = self._run
+        upload = f"; upload what was logged with: wandb sync {self._settings.dir / run.dir}" if run else ""
+        self._say(f"W&B: stopped ({reason}). Every batch is in batches.parquet{upload}")
+
+
+class WindowedWandbSink(WandbSink):
+    """A monitor's: one row per window of `window_s`, never one a batch. `write` adds up and never waits.
+
+    Rows that W&B does not take while it cannot be reached are kept by wandb-core, in its file; a window costs the same
+    however many batches are in it.
+    """
+
+    def __init__(
+        self,
+        settings: TrackerSettings,
+        *,
+        say: Callable[[str], None],
+        open_run: OpenRun = open_run,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """Prepare. `clock` tells seconds since the epoch: windows are those of the run, also after a restart."""
+        clock = clock or anchored_clock()
+        super().__init__(settings, say=say, open_run=open_run, clock=clock)
+        window_s, now_s = settings.window_s or 15.0, clock()
+        self._live = LiveWindows(window_s=window_s, started_s=settings.started_s or now_s, now_s=now_s)
+        self._rows = LiveRowBuilder()
+        self._closed: deque[Closed] = deque(maxlen=MAX_WINDOWS)
+        self._num_windows = 0
+
+    def write(self, record: BatchRecord) -> None:
+        """Count one batch in the open window."""
+        with self._changed:
+            self._num_written += 1
+            if self._failed:
+                self._num_dropped += 1
+                return
+            self._close_window(self._live.due(self._clock()))
+            self._live.add(record)
+
+    def take_live(self, text: str) -> None:
+        """Count what the workload reports; what makes no sense is left out, and said by others."""
+        with self._changed, contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
+            self._live.take_live(text)
+
+    def describe(self) -> dict[str, Any]:
+        """The `wandb` part of run.json; `rows_logged` counts batches here too, `windows` the rows.
+
+        `earlier` is the run of the recorder before this one, where W&B could not go on with it.
+        """
+        described = super().describe() | {"windows": self._num_windows, "renamed": self._rows.renamed}
+        earlier = self._settings.resume_id
+        return described if earlier in (None, described["id"]) else described | {"earlier": earlier}
+
+    def _close_window(self, window: Closed | None) -> None:
+        """Queue a window, under the lock; the oldest one makes room and is counted."""
+        if window is None:
+            return
+        if len(self._closed) == MAX_WINDOWS:
+            self._num_dropped += self._closed[0].num_batches
+        self._closed.append(window)
+
+    def _step(self) -> tuple[Mapping[str, Any], int] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._config or self._ending, timeout=TICK_S)
+            self._close_window(self._live.due(self._clock()))
+            ending = self._ending
+            if ending is not None:
+                self._close_window(self._live.close(self._clock()))
+            windows = list(self._closed)
+            self._closed.clear()
+            config, self._config = self._config, {}
+        if config and self._run is not None:
+            self._run.update_config(config)
+        for window in windows:
+            if self._run is not None:
+                self._run.log(self._rows.row(window))
+            self._num_windows += 1
+            self._num_logged += window.num_batches
+        return ending
+
+
+def anchored_clock(
+    wall: Callable[[], float] = time.time, elapsed: Callable[[], float] = time.monotonic
+) -> Callable[[], float]:
+    """Seconds since the epoch as it is now, and from here on by a clock that nobody sets."""
+    offset_s = wall() - elapsed()
+    return lambda: offset_s + elapsed()
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in JSON's types: paths, enums and the like as text."""
+    return json.loads(json.dumps(values, default=str, skipkeys=True))
+
+
+def _counts(*, rows_logged: int = 0, rows_lost: int = 0, error: str | None = None) -> dict[str, Any]:
+    return {"rows_logged": rows_logged, "rows_lost": rows_lost, "error": error}

@@ -1,0 +1,191 @@
+"""What W&B is given of a monitor: one row per stretch of time, whatever the number of batches in it.
+
+Pure. Quantiles are within 1 % of a measured value (`recorder.window`), means and maxima are exact; memory does not
+depend on the number of batches.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlotel_cli.recorder.wandb.wandb_rows import KeyNames
+from mlotel_cli.recorder.sketch import GROWTH, Counts, mean, middle
+from mlotel_cli.records import BatchRecord
+
+WINDOW_AXIS = "window"
+"""The key that every other key is drawn over: windows of the run's time, from 0."""
+WALL_TIME = "wall_time"
+"""End of the window, seconds since the epoch."""
+LIVE_SECTIONS = ("latency", "device", "queue", "data", "rate", "count", "drop", "source")
+"""First part of every other key."""
+MAX_BINS = 64
+_SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+
+@dataclass(slots=True)
+class Bins:
+    """A histogram: `counts` between `edges`, which are one more."""
+
+    counts: list[int]
+    edges: list[float]
+
+
+LiveRow = dict[str, float | Bins]
+
+
+@dataclass(slots=True)
+class Closed:
+    """What one window holds, before it is a row."""
+
+    number: int
+    seconds: float
+    ended_s: float
+    series: dict[tuple[str, str], Counts] = field(default_factory=dict[tuple[str, str], Counts])
+    recorded: dict[str, Counts] = field(default_factory=dict[str, Counts])
+    status: Counter[str] = field(default_factory=Counter[str])
+    items: int = 0
+    changes: dict[str, float] = field(default_factory=dict[str, float])
+    depths: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in it."""
+        return sum(self.status.values())
+
+
+class LiveWindows:
+    """Adds up batches and the workload's counters until a window is over. Not safe from several threads."""
+
+    def __init__(self, *, window_s: float, started_s: float, now_s: float) -> None:
+        """Windows of `window_s` count from `started_s`; a recorder that starts late begins in a later one.
+
+        All times are seconds since the epoch.
+        """
+        self._window_s = window_s
+        self._started_s = started_s
+        self._counters: dict[str, float] = {}
+        self._told: dict[str, float] | None = None
+        self._depths: dict[str, float] = {}
+        self._begin(now_s)
+
+    def add(self, record: BatchRecord) -> None:
+        """Count one batch."""
+        window = self._window
+        window.status[record.status] += 1
+        window.items += record.size
+        if record.latency_ms is not None:
+            self._count(("latency", "batch"), record.latency_ms)
+        for name, time in record.stages.items():
+            if time.calls:
+                self._count(("latency", f"/{name}"), time.host_ms)
+            if time.device_ms is not None:
+                self._count(("device", f"/{name}"), time.device_ms)
+            if time.queue_ms is not None:
+                self._count(("queue", f"/{name}"), time.queue_ms)
+        for name, value in record.data.items():
+            if math.isfinite(value):
+                window.recorded.setdefault(name, Counts()).add(value)
+
+    def take_live(self, text: str) -> None:
+        """Read what the workload reports: counters since the start of the run, and queues as they are.
+
+        Raises:
+            ValueError, TypeError, LookupError, AttributeError: when it makes no sense.
+        """
+        told: Mapping[str, Any] = json.loads(text)
+        source: Mapping[str, Any] = told.get("source") or {}
+        dropped: Mapping[str, Any] = source.get("dropped") or {}
+        counters = {f"drop/{reason}": float(count) for reason, count in dropped.items()}
+        counters["source/received"] = float(source.get("received") or 0)
+        counters["source/reconnects"] = float(source.get("reconnects") or 0)
+        if self._told is None:  # a recorder that takes another's place has not seen what was counted before
+            self._counters = counters if self._window.number else {}
+        self._told = counters
+        queues: Mapping[str, Any] = told.get("queues") or {}
+        self._depths = {str(name): float(depth) for name, (depth, _) in queues.items()}
+
+    def due(self, now_s: float) -> Closed | None:
+        """The window, once it is over."""
+        return self.close(now_s) if self._number(now_s) > self._window.number else None
+
+    def close(self, now_s: float) -> Closed:
+        """The window as it is; another one begins."""
+        window = self._window
+        end_s = self._started_s + (window.number + 1) * self._window_s
+        window.ended_s = min(now_s, end_s)
+        window.seconds = max(1e-3, window.ended_s - self._began_s)
+        told = self._told or {}
+        window.changes = {name: max(0.0, count - self._counters.get(name, 0.0)) for name, count in told.items()}
+        window.depths = dict(self._depths)
+        self._counters = dict(told)
+        self._begin(now_s)
+        return window
+
+    def _begin(self, now_s: float) -> None:
+        self._window = Closed(self._number(now_s), 0.0, now_s)
+        self._began_s = now_s
+
+    def _number(self, now_s: float) -> int:
+        return max(0, int((now_s - self._started_s) / self._window_s))
+
+    def _count(self, series: tuple[str, str], value: float) -> None:
+        if math.isfinite(value):
+            self._window.series.setdefault(series, Counts()).add(value)
+
+
+class LiveRowBuilder:
+    """Makes a row of a window; the names of stages and values become valid keys."""
+
+    def __init__(self) -> None:
+        self._stages = KeyNames({"batch"})
+        self._recorded = KeyNames(set())
+        self._others = KeyNames(set())
+
+    def row(self, window: Closed) -> LiveRow:
+        """The row of `window`."""
+        row: LiveRow = {WINDOW_AXIS: window.number, WALL_TIME: window.ended_s}
+        row["rate/batches_per_s"] = window.num_batches / window.seconds
+        row["rate/items_per_s"] = window.items / window.seconds
+        for status, count in {"done": 0, "failed": 0, **window.status}.items():
+            row[f"count/{status}"] = count
+        for (section, name), counts in window.series.items():
+            key = self._stages[name[1:]] if name.startswith("/") else name
+            for share, value in zip(_SHARES, counts.quantiles(*_SHARES.values()), strict=True):
+                if value is not None:
+                    row[f"{section}/{key}_{share}_ms"] = value
+            row[f"{section}/{key}_max_ms"] = counts.largest
+        for name, counts in window.recorded.items():
+            key = self._recorded[name]
+            row[f"data/{key}"] = bins(counts)
+            row[f"data/{key}_mean"] = mean(counts) or 0.0
+            row[f"data/{key}_p50"] = counts.quantiles(0.5)[0] or 0.0
+        for name, change in window.changes.items():
+            section, _, rest = name.partition("/")
+            row[f"{section}/{self._others[rest]}"] = change
+        for name, depth in window.depths.items():
+            row[f"queue/{self._stages[name]}_depth"] = depth
+        return row
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Name by W&B key, where the name had to change."""
+        sections = (("latency/{}_p50_ms", self._stages), ("data/{}", self._recorded), ("drop/{}", self._others))
+        return {form.format(key): name for form, names in sections for key, name in names.renamed.items()}
+
+
+def bins(counts: Counts, *, max_bins: int = MAX_BINS) -> Bins:
+    """A histogram with equal bins of values counted in logarithmic buckets, each at its bucket's middle."""
+    values = sorted((middle(bucket), count) for bucket, count in counts.buckets.items())
+    low, high = values[0][0], min(values[-1][0], counts.largest)
+    if high <= low:
+        width = abs(low) * (GROWTH - 1) or 1.0
+        return Bins([counts.count], [low - width / 2, low + width / 2])
+    num = min(max_bins, 2 * len(values))
+    width = (high - low) / num
+    filled = [0] * num
+    for value, count in values:
+        filled[min(num - 1, int((value - low) / width))] += count
+    return Bins(filled, [low + width * edge for edge in range(num + 1)])

@@ -1,0 +1,257 @@
+"""What a run's series say: quantiles, intervals, drift, a cold start, one condition against another.
+
+Latencies of consecutive batches resemble each other, so n values say less than n independent ones would. Everything
+here is a pure function of its arguments and a seed, with numpy only; it knows neither records nor files, and no units.
+This is the module to import from: the resampling and the effective sample size behind it are public here too.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mlotel_cli.stats.autocorrelation import (
+    Floats,
+    below,
+    block_length,
+    effective_sample_size,
+    finite_series,
+    geyer_size,
+    ranks,
+)
+from mlotel_cli.stats.bootstrap import (
+    BLOCK_FACTOR,
+    Interval,
+    Ints,
+    block_bootstrap,
+    grouped_bootstrap,
+    grouped_statistic_bootstrap,
+    percentile_share,
+    segment_groups,
+    student_quantile,
+)
+
+MIN_EFFECTIVE_N = {"p90": 36, "p95": 72, "p99": 368, "p99.9": 3687}
+"""Fewest effective values for a percentile. Below, its two-sided 95 % order-statistic interval has no upper end."""
+MIN_EFFECTIVE_N_INTERVAL = 6
+"""Fewest effective values for the interval of mean and median: 2 * 0.5 ** 6 < 5 %, five do not bound a median."""
+
+__all__ = [
+    "MIN_EFFECTIVE_N",
+    "MIN_EFFECTIVE_N_INTERVAL",
+    "ColdStart",
+    "Difference",
+    "Interval",
+    "Ints",
+    "Trend",
+    "block_bootstrap",
+    "block_length",
+    "cold_start",
+    "describe",
+    "effective_sample_size",
+    "grouped_bootstrap",
+    "grouped_statistic_bootstrap",
+    "paired_difference",
+    "quantile",
+    "segment_groups",
+    "trend",
+]
+
+_PERCENTILES = ("p50", "p90", "p95", "p99")
+_TREND_BLOCKS = 200
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """Drift within a series.
+
+    Attributes:
+        slope: Theil-Sen slope, units of the values per item.
+        change: slope times the length of the series: the drift over the whole run.
+        p_value: two-sided Mann-Kendall; None when the series is too short for its autocorrelation to tell.
+        significant: p_value below alpha.
+    """
+
+    slope: float
+    change: float
+    p_value: float | None
+    significant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStart:
+    """The first value against the rest.
+
+    Attributes:
+        first: the first value.
+        rest_p50: median of the second half of the series.
+        num_cold: how many values in a row, from the first on, exceed the 99th percentile of the second half.
+        p_value: chance of so high a first value in a stationary series: its rank from above, divided by n.
+        significant: p_value at most alpha.
+    """
+
+    first: float
+    rest_p50: float
+    num_cold: int
+    p_value: float
+    significant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Mean of a minus mean of b over pairs, and mean of a divided by mean of b; None where two pairs are missing."""
+
+    num_pairs: int
+    difference: float
+    difference_ci: Interval | None
+    ratio: float | None
+    ratio_ci: Interval | None
+
+
+def quantile(values: ArrayLike, q: float) -> float:
+    """Quantile by linear interpolation between order statistics, numpy's default (Hyndman and Fan, type 7).
+
+    Raises:
+        ValueError: no values, a NaN or infinite value, or `q` outside [0, 1].
+    """
+    return float(np.quantile(finite_series(values, minimum=1), q))
+
+
+def describe(values: ArrayLike, *, seed: int = 0, intervals: bool = True) -> dict[str, Any]:
+    """A series in numbers, as run.json holds them: count, effective_n, mean, p50, p90, p95, p99, max, ci95.
+
+    None is what cannot be said from so few effective values. `ci95` holds [low, high] for mean and each percentile.
+
+    A percentile is None when its own effective sample size (`effective_sample_size(values, q=...)`) is below
+    `MIN_EFFECTIVE_N`, or when one before it is None; p50 is always given. `effective_n` is that of the ranks, rounded
+    down. Intervals are 95 % and by `block_bootstrap`; all are None with `intervals=False`, fewer than six effective
+    values or an empty series.
+
+    Raises:
+        ValueError: a NaN or infinite value.
+    """
+    x = finite_series(values)
+    n = x.size
+    names = ("mean", *_PERCENTILES)
+    description: dict[str, Any] = {
+        "count": n,
+        "effective_n": None,
+        **dict.fromkeys((*names, "max")),
+        "ci95": dict.fromkeys(names),
+    }
+    if n == 0:
+        return description
+    points = np.quantile(x, [percentile_share(name) for name in _PERCENTILES]).tolist()
+    effective_n = int(effective_sample_size(x))
+    shown = ["mean"]
+    for name, point in zip(_PERCENTILES, points, strict=True):
+        needed = MIN_EFFECTIVE_N.get(name, 1)
+        if n < needed or geyer_size(below(x, point)) < needed:
+            break  # what is too little for this one is too little for those further out
+        description[name] = point
+        shown.append(name)
+    description.update(effective_n=effective_n, mean=float(x.mean()), max=float(x.max()))
+    if intervals and effective_n >= MIN_EFFECTIVE_N_INTERVAL:
+        bounds = block_bootstrap(x, shown, seed=seed)
+        description["ci95"].update({name: list(interval) for name, interval in bounds.items()})
+    return description
+
+
+def trend(values: ArrayLike, *, alpha: float = 0.01) -> Trend:
+    """Drift within a run: Theil-Sen slope, and the Mann-Kendall test made fit for autocorrelated series.
+
+    Both work on medians of consecutive blocks, at most 200, each 1.5 times the block length of the detrended series, so
+    that a slow wander is not called a drift; the test's variance is further divided by the share of effective blocks
+    (as Hamed and Rao 1998). False alarms at alpha = 5 % were 1 to 6 % in simulation on AR(1) series up to
+    phi = 0.97. Fewer than six blocks cannot tell.
+
+    Raises:
+        ValueError: no values, a NaN or infinite value.
+    """
+    x = finite_series(values, minimum=1)
+    n = x.size
+    coarse = math.ceil(n / _TREND_BLOCKS)
+    residual = x - _theil_sen(_block_medians(x, coarse)) / coarse * np.arange(n)  # robust: a cold start tilts no line
+    length = math.ceil(max(BLOCK_FACTOR * max(block_length(residual), block_length(ranks(residual))), coarse))
+    num_blocks = n // length
+    if num_blocks < 2:
+        return Trend(0.0, 0.0, None, False)
+    blocks = _block_medians(x, length)
+    first, second = np.triu_indices(num_blocks, 1)
+    rise = blocks[second] - blocks[first]
+    block_slope = _theil_sen(blocks)
+    slope = block_slope / length
+    if num_blocks < 6:
+        return Trend(slope, slope * n, None, False)
+    ties = np.unique(blocks, return_counts=True)[1]
+    variance = float(_kendall_sum(np.array([num_blocks])) - _kendall_sum(ties)) / 18
+    effective = geyer_size(ranks(blocks - block_slope * np.arange(num_blocks))) / num_blocks
+    score = (abs(float(np.sign(rise).sum())) - 1) / math.sqrt(variance / effective) if variance > 0 else 0.0
+    p_value = min(1.0, 2 * _NORMAL.cdf(-score))
+    return Trend(slope, slope * n, p_value, p_value < alpha)
+
+
+def cold_start(values: ArrayLike, *, alpha: float = 0.01) -> ColdStart | None:
+    """Whether the run began slower than it went on; None for fewer than four values.
+
+    In a stationary series, correlated or not, the first value is as likely as any other to be among the highest, so
+    its rank is a p-value. With the default alpha a series shorter than 100 is never significant.
+
+    Raises:
+        ValueError: a NaN or infinite value.
+    """
+    x = finite_series(values)
+    if x.size < 4:
+        return None
+    steady = x[x.size // 2 :]
+    p_value = int(np.count_nonzero(x >= x[0])) / x.size
+    cold = x > np.quantile(steady, 0.99)
+    num_cold = int(np.argmin(cold)) if not cold.all() else x.size
+    return ColdStart(float(x[0]), float(np.median(steady)), num_cold, p_value, p_value <= alpha)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Difference:
+    """Difference between two conditions measured in interleaved stretches, for example telemetry on and off.
+
+    One number per stretch, its mean latency or throughput; a[i] and b[i] are neighbours in time, so that drift slower
+    than a pair cancels. Alternate which one goes first (ABBA) and a linear drift cancels altogether. Stretches should
+    be several block lengths long. Student's t intervals over the pairs; that of the ratio by linearising it.
+
+    Raises:
+        ValueError: different lengths, no pair, a NaN or infinite value.
+    """
+    x, y = finite_series(a, minimum=1), finite_series(b, minimum=1)
+    if x.size != y.size:
+        raise ValueError(f"stretches come in pairs, got {x.size} and {y.size}")
+    difference = float(np.mean(x - y))
+    mean_b = float(y.mean())
+    ratio = float(x.mean()) / mean_b if mean_b else None
+    if x.size < 2:
+        return Difference(1, difference, None, ratio, None)
+    t = student_quantile((1 + level) / 2, x.size - 1) / math.sqrt(x.size)
+    half = t * float(np.std(x - y, ddof=1))
+    ratio_ci = None
+    if ratio is not None:
+        ratio_half = t * float(np.std(x - ratio * y, ddof=1)) / abs(mean_b)
+        ratio_ci = (ratio - ratio_half, ratio + ratio_half)
+    return Difference(x.size, difference, (difference - half, difference + half), ratio, ratio_ci)
+
+
+def _block_medians(x: Floats, length: int) -> Floats:
+    """Medians of equal blocks; what is left over at the start is the warmest part of a cold start, and least missed."""
+    num_blocks = x.size // length
+    return np.median(x[x.size - num_blocks * length :].reshape(num_blocks, length), axis=1)
+
+
+def _theil_sen(y: Floats) -> float:
+    """Median slope over all pairs, per item; 0 for fewer than two."""
+    first, second = np.triu_indices(y.size, 1)
+    return float(np.median((y[second] - y[first]) / (second - first))) if y.size > 1 else 0.0
+
+
+def _kendall_sum(counts: Ints) -> int:
+    return int(np.sum(counts * (counts - 1) * (2 * counts + 5)))

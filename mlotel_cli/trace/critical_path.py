@@ -1,0 +1,110 @@
+"""The chain of spans that a batch's latency is made of; what ran beside it did not make the batch later. Pure."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mlotel_cli.trace.waterfall import bar_kind
+from mlotel_cli.records import SpanRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stretch of the path.
+
+    Attributes:
+        name: of the span; of the root for time that no span below it accounts for.
+        stage: name of the span directly below the root that it lies in; of the root for its own time.
+        kind: compute | waiting, or untraced for the root's own time.
+        start_ns: nanoseconds since the epoch.
+        end_ns: where the next step begins.
+    """
+
+    name: str
+    stage: str
+    kind: Literal["compute", "waiting", "untraced"]
+    start_ns: int
+    end_ns: int
+
+    @property
+    def duration_ns(self) -> int:
+        """At least 0."""
+        return self.end_ns - self.start_ns
+
+
+def critical_path(spans: Sequence[SpanRecord]) -> list[Step]:
+    """Walk back from the end of a batch: before every moment, the span that ended last is what it waited for.
+
+    Steps follow each other without gap, from the batch's start (its arrival, for live input) to its end. A nested span
+    is a step of its own, and its parent's own time lies around it.
+
+    Args:
+        spans: of one batch, in any order.
+
+    Returns:
+        Nothing when the root never ended.
+    """
+    root = next((span for span in spans if bar_kind(span) == "batch"), None)
+    if root is None:
+        return []
+    children: defaultdict[int, list[SpanRecord]] = defaultdict(list)
+    for span in spans:
+        if span is not root and span.parent_id != span.span_id:
+            children[span.parent_id].append(span)
+    start_ns = min(root.start_ns, *(span.start_ns for span in [root, *children[root.span_id]]))
+    return _walk(root, children, start_ns=start_ns)[::-1]
+
+
+@dataclass(slots=True)
+class _Open:
+    """A span whose part of the path is being found: from `at_ns` back to `start_ns`, its children by their end."""
+
+    span: SpanRecord
+    stage: str
+    children: Iterator[SpanRecord]
+    start_ns: int
+    at_ns: int
+
+    def step(self, start_ns: int, end_ns: int) -> Step:
+        """A stretch of its own time."""
+        kind = bar_kind(self.span)
+        return Step(self.span.name, self.stage, "untraced" if kind == "batch" else kind, start_ns, end_ns)
+
+
+def _walk(root: SpanRecord, children: Mapping[int, Sequence[SpanRecord]], *, start_ns: int) -> list[Step]:
+    """The steps from the root's end back to `start_ns`. Not recursive: spans may be nested as deep as calls are."""
+
+    def opened(span: SpanRecord, *, stage: str, start_ns: int, end_ns: int) -> _Open:
+        below = sorted(children.get(span.span_id, ()), key=lambda each: (each.end_ns, each.start_ns), reverse=True)
+        return _Open(span, stage, iter(below), start_ns, end_ns)
+
+    steps: list[Step] = []
+    path = [opened(root, stage=root.name, start_ns=start_ns, end_ns=root.end_ns)]
+    while path:
+        inner = path[-1]
+        for child in inner.children:
+            child_end = min(child.end_ns, inner.at_ns)
+            child_start = max(child.start_ns, inner.start_ns)
+            if child_start >= child_end:  # it ran beside what is on the path already
+                continue
+            if child_end < inner.at_ns:
+                steps.append(inner.step(child_end, inner.at_ns))
+            inner.at_ns = child_start
+            stage = child.name if inner.span is root else inner.stage
+            path.append(opened(child, stage=stage, start_ns=child_start, end_ns=child_end))
+            break
+        else:
+            if inner.at_ns > inner.start_ns:
+                steps.append(inner.step(inner.start_ns, inner.at_ns))
+            path.pop()
+    return steps
+
+
+def shares(steps: Iterable[Step]) -> dict[str, float]:
+    """Share of compute, waiting and untraced time in a path; empty for one without duration."""
+    totals: defaultdict[str, int] = defaultdict(int)
+    for step in steps:
+        totals[step.kind] += step.duration_ns
+    whole = sum(totals.values())
+    return {kind: total / whole for kind, total in totals.items()} if whole else {}

@@ -1,0 +1,184 @@
+"""Traces of single batches, read back: which ones are worth a look, and their spans. Lazily, whatever the run's size.
+
+It knows tables, not run directories: a table is the folder of its parts.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlotel_cli.store.reading import query_table
+from mlotel_cli.analysis.summary import COUNTED
+from mlotel_cli.trace.waterfall import format_ms
+from mlotel_cli.records import SpanRecord
+
+if TYPE_CHECKING:
+    import polars as pl
+
+NUM_WORST = 3
+NUM_FAILED = 5
+MIN_FOR_P95 = 20
+"""Fewer batches have no 95th percentile to speak of."""
+_NUM_REASONS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A batch worth a look.
+
+    Attributes:
+        batch: its index.
+        latency_ms: None when it never ended.
+        status: how it ended.
+        role: median | p95 | worst | failed.
+        why: what sets it apart: the stages that took longer than usual, or the error.
+    """
+
+    batch: int
+    latency_ms: float | None
+    status: str
+    role: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What there is to look at. Of `num_failed` failed batches only the first few are among the picks."""
+
+    picks: list[Pick]
+    num_batches: int
+    num_traced: int
+    num_failed: int
+
+
+def choose(batches: Path, spans: Path) -> Choice:
+    """Pick median, p95, worst and failed batches of those that have spans.
+
+    Args:
+        batches: folder of the batches table.
+        spans: folder of the spans table.
+    """
+    import polars as pl
+
+    traced = query_table(spans, lambda frame: frame.filter(pl.col("batch").is_not_null()).select("batch").unique())
+    figures = query_table(batches, lambda frame: _figures(frame, traced))
+    if not traced.height or not figures.height:  # the first row comes when a batch is complete, its spans before
+        return Choice([], int(figures["num_batches"][0]) if figures.height else 0, traced.height, 0)
+    figure = figures.row(0, named=True)
+    picks: dict[int, Pick] = {}
+    for row in query_table(batches, lambda frame: _picked(frame, traced, figure)).iter_rows(named=True):
+        role = row["role"]
+        why = {"median": "", "failed": row["error"] or ""}.get(role)
+        pick = Pick(row["batch"], row["latency_ms"], row["status"], role, _longer(row, figure) if why is None else why)
+        picks.setdefault(pick.batch, pick)
+    return Choice(list(picks.values()), figure["num_batches"], traced.height, figure["num_failed"])
+
+
+def _conditions(traced: "pl.DataFrame") -> "tuple[pl.Expr, pl.Expr]":
+    """Which batches went through, and which failed, of those that have spans."""
+    import polars as pl
+
+    has_spans = pl.col("batch").is_in(traced["batch"].implode())
+    went_through = pl.col("status").is_in(COUNTED) & pl.col("latency_ms").is_not_null()
+    return has_spans & went_through, has_spans & ~pl.col("status").is_in(COUNTED)
+
+
+def _figures(frame: "pl.LazyFrame", traced: "pl.DataFrame") -> "pl.LazyFrame":
+    """One row: counts, the quantiles of the latency, and the median of every stage's time under its column's name."""
+    import polars as pl
+
+    ended, failed = _conditions(traced)
+    latency = pl.col("latency_ms").filter(ended)
+    return frame.select(
+        pl.col(_time_columns(frame.collect_schema().names())).filter(ended).median(),
+        num_batches=pl.len(),
+        num_ended=ended.sum(),
+        num_failed=failed.sum(),
+        p50=latency.quantile(0.5, "linear"),
+        p95=latency.quantile(0.95, "linear"),
+    )
+
+
+def _picked(frame: "pl.LazyFrame", traced: "pl.DataFrame", figure: Mapping[str, Any]) -> "pl.LazyFrame":
+    """The rows of the picks, each with its role; one that has two comes twice."""
+    import polars as pl
+
+    ended, failed = _conditions(traced)
+    latency = pl.col("latency_ms")
+    found: dict[str, pl.LazyFrame] = {}
+    if figure["num_ended"]:
+        found["median"] = frame.filter(ended).bottom_k(1, by=(latency - figure["p50"]).abs())
+    if figure["num_ended"] >= MIN_FOR_P95:
+        found["p95"] = frame.filter(ended).bottom_k(1, by=(latency - figure["p95"]).abs())
+    found["worst"] = frame.filter(ended).top_k(NUM_WORST, by=latency).sort(latency, descending=True)
+    found["failed"] = frame.filter(failed).bottom_k(NUM_FAILED, by="batch").sort("batch")
+    return pl.concat([rows.with_columns(role=pl.lit(role)) for role, rows in found.items()])
+
+
+def _time_columns(names: Iterable[str]) -> list[str]:
+    """Columns of stage times; a recorded value or a score may be called anything."""
+    ends = (".host_ms", ".queue_ms")
+    return [name for name in names if name.endswith(ends) and not name.startswith(("data.", "accuracy."))]
+
+
+def _longer(row: Mapping[str, Any], medians: Mapping[str, Any]) -> str:
+    """The stages and queues that are furthest above their median in this batch."""
+    over: list[tuple[float, str]] = []
+    for column in _time_columns(medians):
+        value, median = row.get(column), medians[column]
+        if value is None or median is None or value <= median:
+            continue
+        name, _, measure = column.rpartition(".")
+        label = f"queue {name}" if measure == "queue_ms" else name
+        ratio = f" ({value / median:.1f} x)" if median > 0 and measure == "host_ms" else ""
+        over.append((value - median, f"{label} +{format_ms((value - median) * 1e6)} ms{ratio}"))
+    over.sort(key=lambda each: -each[0])
+    threshold = 0.1 * over[0][0] if over else 0.0
+    return ", ".join(text for excess, text in over[:_NUM_REASONS] if excess >= threshold)
+
+
+def load_spans(spans: Path, first: int, last: int) -> list[SpanRecord]:
+    """The spans of batches `first` to `last`, both included, by start. Reads no other rows' contents."""
+    import polars as pl
+
+    wanted = pl.col("batch").is_between(first, last)
+    frame = query_table(spans, lambda each: each.filter(wanted))
+    records = [_record(row) for row in frame.iter_rows(named=True)]
+    records.sort(key=lambda span: (span.start_ns, -span.end_ns))
+    return records
+
+
+def traced_range(spans: Path) -> tuple[int, int] | None:
+    """First and last batch that has spans; None without any."""
+    import polars as pl
+
+    frame = query_table(spans, lambda each: each.select(first=pl.col("batch").min(), last=pl.col("batch").max()))
+    if not frame.height or frame["first"][0] is None:
+        return None
+    return int(frame["first"][0]), int(frame["last"][0])
+
+
+def _record(row: dict[str, Any]) -> SpanRecord:
+    events: Sequence[dict[str, Any]] = json.loads(row["events"] or "[]")
+    links: Sequence[dict[str, Any]] = json.loads(row["links"] or "[]")
+    return SpanRecord(
+        trace_id=int(row["trace_id"], 16),
+        span_id=int(row["span_id"], 16),
+        parent_id=int(row["parent_id"] or "0", 16),
+        batch=row["batch"],
+        name=row["name"] or "",
+        kind=row["kind"] or "INTERNAL",
+        scope=row["scope"] or "",
+        thread=row["thread"] or "",
+        start_ns=row["start_ns"],
+        end_ns=row["end_ns"],
+        device_ns=row["device_ns"],
+        lag_ns=row.get("lag_ns"),  # runs of earlier versions have none
+        status=row["status"] or "UNSET",
+        status_message=row["status_message"] or "",
+        attributes=json.loads(row["attributes"] or "{}"),
+        events=tuple((each["time_ns"], each["name"], each["attributes"] or {}) for each in events),
+        links=tuple((int(each["trace_id"], 16), int(each["span_id"], 16), each["attributes"] or {}) for each in links),
+    )

@@ -1,0 +1,218 @@
+"""What `mlotel trace` prints: the batches worth a look, a waterfall, its spans, and its critical path.
+
+Names and messages are the user's own text: nothing in them is markup.
+"""
+
+import json
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlotel_cli.trace.critical_path import Step, critical_path, shares
+from mlotel_cli.store.reading import Run, query_table
+from mlotel_cli.trace.picks import Choice
+from mlotel_cli.trace.waterfall import bar_kind, format_ms, lay_out, one_line
+from mlotel_cli.trace.waterfall_text import ASCII, UNICODE, Glyphs, draw
+from mlotel_cli.modes.results import sayer, stdout
+from mlotel_cli.records import KIND, SpanRecord
+
+_STYLES = {"compute": "cyan", "waiting": "yellow", "batch": "bright_black", "failed": "red", "axis": "bright_black"}
+_MAX_LISTED = 30
+_MAX_COLUMNS = 200
+_FILE_COLUMNS = 120
+"""Of a picture that goes to a file or a pipe: people read it there, or paste it somewhere."""
+_MIN_SHARE = 0.005
+"""Steps of the critical path below this share of it are left out of the sentence."""
+_MAX_INSIDE = 3
+_TIME_COLUMNS = 8
+_GAP = 2
+_SHARES = (0.4, 0.2, 0.4)
+"""Of the room that the times leave: names, threads, notes."""
+_LEAST = (len("span"), len("thread"), 1)
+_DEEP = 5
+"""From this depth on, spans are indented by one character a level."""
+
+
+def print_choice(choice: Choice, run: Run, *, console: Console | None = None) -> None:
+    """The batches worth a look, and how to draw one."""
+    console = console or stdout()
+    say = sayer(console)
+    info = run.info
+    traced = "" if choice.num_traced >= choice.num_batches else f", {choice.num_traced} of them with spans"
+    say(f"{info.get('mode', 'run')} {info.get('name', '')}: {run.status}, {choice.num_batches} batches{traced}")
+    if not choice.picks:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("batch", justify="right")
+    table.add_column("ms", justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for pick in choice.picks:
+        latency = "" if pick.latency_ms is None else format_ms(pick.latency_ms * 1e6)
+        role = pick.status if pick.role == "failed" else pick.role
+        table.add_row(
+            str(pick.batch), latency, role, Text(one_line(pick.why), style="red" if pick.role == "failed" else "")
+        )
+    console.print()
+    console.print(table)
+    listed = sum(pick.role == "failed" for pick in choice.picks)
+    if choice.num_failed > listed:
+        say(f"and {choice.num_failed - listed} more that did not go through")
+    roles = {pick.role: pick.batch for pick in reversed(choice.picks)}
+    example = roles.get("failed", roles.get("worst", choice.picks[0].batch))
+    say(f"Draw one: mlotel trace {shlex.quote(str(run.path))} --batch {example}")
+    console.print()
+
+
+def print_waterfall(
+    spans: Sequence[SpanRecord], run: Run, *, title: str, is_single: bool, console: Console | None = None
+) -> None:
+    """The picture; of a single batch also its spans, its values and its critical path."""
+    console = console or stdout()
+    glyphs = _glyphs(console)
+    console.print(Text(title, style="bold"))
+    widest = _MAX_COLUMNS if console.is_terminal or "COLUMNS" in os.environ else _FILE_COLUMNS
+    for line in draw(lay_out(spans), columns=min(console.width, widest), glyphs=glyphs):
+        pieces = [(piece.text, _STYLES.get(piece.what, "")) for piece in line]
+        console.print(Text.assemble(*pieces), no_wrap=True, overflow="crop")
+    say = sayer(console)
+    say(f"{glyphs.compute * 2} compute  {glyphs.waiting * 2} waiting in a queue")
+    if not is_single:
+        return
+    console.print()
+    console.print(_span_table(spans, columns=console.width))
+    if len(spans) > _MAX_LISTED:
+        say(f"and {len(spans) - _MAX_LISTED} more spans")
+    for text in (_values(run, spans[0].batch), _path(spans)):
+        if text:
+            console.print(Text(text))
+
+
+def _glyphs(console: Console) -> Glyphs:
+    try:
+        "".join((UNICODE.compute, UNICODE.waiting, UNICODE.tick)).encode(console.encoding)
+    except (LookupError, UnicodeEncodeError):
+        return ASCII
+    return UNICODE
+
+
+def _span_table(spans: Sequence[SpanRecord], *, columns: int) -> Table:
+    """The first spans; where it is narrow, names and notes are cut, and the times stay."""
+    start_ns = min(span.start_ns for span in spans)
+    depths = _depths(spans)
+    indent = "  " if max(depths.values()) <= _DEEP else " "
+    shown = spans[:_MAX_LISTED]
+    texts = [
+        (Text(indent * depths[span.span_id] + one_line(span.name)), Text(one_line(span.thread)), _notes(span))
+        for span in shown
+    ]
+    needed = [max(least, *(row[place].cell_len for row in texts)) for place, least in enumerate(_LEAST)]
+    names, threads, notes = _widths(needed, columns - 2 * _TIME_COLUMNS - 4 * _GAP)
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    table.add_column("span", no_wrap=True, overflow="ellipsis", width=names)
+    table.add_column("thread", no_wrap=True, overflow="ellipsis", width=threads)
+    for title in ("from, ms", "took, ms"):
+        table.add_column(title, justify="right", no_wrap=True, width=_TIME_COLUMNS)
+    table.add_column("", no_wrap=True, overflow="ellipsis", width=notes)
+    for span, (name, thread, note) in zip(shown, texts, strict=True):
+        from_ns, took_ns = span.start_ns - start_ns, span.end_ns - span.start_ns
+        table.add_row(name, thread, format_ms(from_ns), format_ms(took_ns), note)
+    return table
+
+
+def _widths(needed: Sequence[int], room: int) -> list[int]:
+    """What each column needs where there is room; else its share, and what the others leave of theirs."""
+    widths = [max(1, min(need, round(share * room))) for need, share in zip(needed, _SHARES, strict=True)]
+    for place, need in enumerate(needed):
+        widths[place] += max(0, min(need - widths[place], room - sum(widths)))
+    return widths
+
+
+def _depths(spans: Sequence[SpanRecord]) -> Mapping[int, int]:
+    parents = {span.span_id: span.parent_id for span in spans}
+    depths: dict[int, int] = {}
+    for span in spans:
+        depth, above = 0, span.parent_id
+        while above in parents and depth < len(parents):
+            depth, above = depth + 1, parents[above]
+        depths[span.span_id] = depth
+    return depths
+
+
+def _notes(span: SpanRecord) -> Text:
+    """The error first, then device time, events and attributes."""
+    notes = Text()
+    if span.status == "ERROR":
+        notes.append(f"ERROR {one_line(span.status_message)}  ", style="red")
+    if bar_kind(span) == "waiting":
+        notes.append("waiting  ", style="yellow")
+    if span.device_ns is not None:
+        notes.append(f"device {format_ms(span.device_ns)} ms  ")
+    for _, name, _ in span.events:
+        if name != "exception":  # the status says it already
+            notes.append(f"event {one_line(name)}  ")
+    for name, value in span.attributes.items():
+        if name != KIND and not name.startswith("batch."):
+            notes.append(f"{one_line(f'{name}={_brief(value)}')}  ")
+    notes.rstrip()
+    return notes
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _values(run: Run, batch: int | None) -> str:
+    """What was recorded and scored in a batch."""
+    import polars as pl
+
+    rows = query_table(run.path / "batches.parquet", lambda frame: frame.filter(pl.col("batch") == batch)).to_dicts()
+    given = {name: value for name, value in (rows[0] if rows else {}).items() if value is not None}
+    parts = [
+        one_line(f"{name.partition('.')[2]} {_brief(value)}")
+        for name, value in given.items()
+        if name.startswith(("accuracy.", "data.")) and not name.endswith((".host_ms", ".queue_ms", ".calls"))
+    ]
+    ended = (
+        [f"{given['status']}: {one_line(given['error'])}"] if given.get("error") else [str(given.get("status") or "")]
+    )
+    return "  ".join(part for part in (*ended, *parts) if part)
+
+
+def _path(spans: Sequence[SpanRecord]) -> str:
+    """The critical path in one sentence."""
+    steps = critical_path(spans)
+    whole_ns = sum(step.duration_ns for step in steps)
+    traced = [step for step in steps if step.kind != "untraced"]
+    parts = [_part(stage, group, whole_ns) for stage, group in groupby(traced, key=lambda step: step.stage)]
+    said = " > ".join(part for part in parts if part)
+    if not said:
+        return ""
+    kinds = shares(steps)
+    shown = [
+        f"; {kinds[kind]:.0%} of it {text}"
+        for kind, text in (("waiting", "waiting"), ("untraced", "in no span"))
+        if kinds.get(kind, 0.0) >= _MIN_SHARE
+    ]
+    return f"critical path, ms: {said}{''.join(shown)}"
+
+
+def _part(stage: str, steps: Iterable[Step], whole_ns: int) -> str:
+    """A stage of the path, and in brackets the spans inside that have most of it; empty for next to nothing."""
+    times: Counter[str] = Counter()
+    for step in steps:
+        times[step.name] += step.duration_ns
+    if times.total() < _MIN_SHARE * whole_ns:
+        return ""
+    inside = [(name, took_ns) for name, took_ns in times.most_common() if name != stage][:_MAX_INSIDE]
+    named = ", ".join(f"{name} {format_ms(took_ns)}" for name, took_ns in inside if took_ns >= _MIN_SHARE * whole_ns)
+    return one_line(f"{stage} {format_ms(times.total())}" + (f" ({named})" if named else ""))
