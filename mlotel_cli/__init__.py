@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlotel_cli.store.reading import read_run
     from mlotel_cli.metrics import Metric
     from mlotel_cli.modes.loop import start_run
-    from mlotel_cli.records import Batch
-    from mlotel_cli.telemetry.api import batch, record, score, span
     from mlotel_cli.modes.sdk import MlotelSpanProcessor, WandbSpanMetricsExporter
+    from mlotel_cli.records import Batch
+    from mlotel_cli.store.reading import read_run
+    from mlotel_cli.telemetry.api import batch, record, score, span
 
 __all__ = [
     "Batch",

@@ -1,6 +1,6 @@
 """Running Nsight Systems: where it is, what it is asked for, and why it gave no report.
 
-It knows neither runs nor the workload; what a report says is read in analysis/nsys.py.
+It knows neither runs nor the workload; what a report says is read in profile/nsys_export.py.
 """
 
 import os

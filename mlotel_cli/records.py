@@ -23,6 +23,8 @@ BATCH_SIZE = "batch.size"
 """Attribute of a batch's root span: the number of items in it."""
 KIND = "mlotel.kind"
 """Attribute that marks spans which are no stage; the value `queue` means waiting before a stage."""
+QUEUE = "queue"
+"""Value of `mlotel.kind` of a span in which a batch waits, and the first word of its name."""
 RECORDED = "mlotel.data."
 """Prefix of the attributes that carry `record()` values through a foreign OpenTelemetry SDK."""
 SCORED = "mlotel.accuracy."
@@ -80,6 +82,17 @@ class SpanRecord:
     events: Sequence[tuple[int, str, Mapping[str, Any]]] = ()
     links: Sequence[tuple[int, int, Mapping[str, Any]]] = ()
     lag_ns: int | None = None
+
+
+SpanRole = Literal["batch", "compute", "waiting"]
+"""What a span is to its batch: the root, work, or waiting in a queue."""
+
+
+def span_role(span: SpanRecord) -> SpanRole:
+    """The role of a span. A batch's root may lie below a span that belongs to no batch, such as an epoch."""
+    if not span.parent_id or BATCH_INDEX in span.attributes:
+        return "batch"
+    return "waiting" if span.attributes.get(KIND) == QUEUE else "compute"
 
 
 @dataclass(slots=True)

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlotel_cli.store.reading import Run, count_rows, read_run
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.modes.results import stdout
+from mlotel_cli.store.reading import Run, count_rows, read_run
 
 _FIGURES = ("batches", "p50 ms", "p95 ms", "items/s")
 _HEADINGS = {name: Text(name) for name in ("started", "mode", "name", "status", *_FIGURES, "accuracy", "path")}

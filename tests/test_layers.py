@@ -13,7 +13,7 @@ import mlotel_cli
 
 PACKAGE = Path(mlotel_cli.__file__).parent
 LAYERS = (
-    {"errors", "records", "tensors"},
+    {"columns", "errors", "records", "tensors"},
     {"hardware", "stats"},
     {"config", "telemetry", "nsys", "store"},
     {"link", "analysis"},

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.pipeline_model import PipelineModel, Station
-from mlotel_cli.analysis.summary import COUNTED
-from mlotel_cli.trace.picks import load_spans, traced_range
-from mlotel_cli.trace.waterfall import bar_kind
-from mlotel_cli.records import KIND, SpanRecord
+from mlotel_cli.columns import COUNTED
+from mlotel_cli.records import KIND, SpanRecord, span_role
+from mlotel_cli.store.traces import load_spans, traced_range
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,7 +41,7 @@ _SHOWN_FACTOR = 2
 def top_stages(spans: Iterable[SpanRecord]) -> list[str]:
     """Names of the spans directly below a root, in order of first appearance; what they call is part of them."""
     ordered = sorted(spans, key=lambda span: span.start_ns)
-    roots = {span.span_id for span in ordered if bar_kind(span) == "batch"}
+    roots = {span.span_id for span in ordered if span_role(span) == "batch"}
     return list(
         dict.fromkeys(
             span.name

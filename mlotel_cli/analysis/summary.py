@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mlotel_cli.profile.stages import verdict_of_events
+from mlotel_cli.analysis.verdicts import verdict_of_events
+from mlotel_cli.columns import COUNTED
 from mlotel_cli.stats.describe import cold_start, describe, grouped_bootstrap, segment_groups, trend
 
 if TYPE_CHECKING:
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 
 _WORTH_SAYING = 0.02
 """A drift below this share of the mean is no news, however significant."""
-COUNTED = ("scored", "done")
-"""Statuses whose latencies count; a batch that failed or never ended has no latency to speak of."""
 
 
 def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any], *, mean_scores: bool = False) -> dict[str, Any]:

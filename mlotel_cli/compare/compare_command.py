@@ -10,9 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlotel_cli.compare.stage_pairs import CONFIGURED, DISTURBED, Comparison, StageComparison, compare_stages, differences
-from mlotel_cli.store.reading import Run, read_run
+from mlotel_cli.compare.stage_pairs import (
+    CONFIGURED,
+    DISTURBED,
+    Comparison,
+    StageComparison,
+    compare_stages,
+    differences,
+)
 from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.store.reading import Run, read_run
 
 _SHOWN = 5
 """Differing keys that are named."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlotel_cli.analysis.summary import COUNTED
+from mlotel_cli.columns import COUNTED
 
 if TYPE_CHECKING:
     import polars as pl

@@ -12,21 +12,21 @@ from rich.console import Console
 
 from mlotel_cli import optimize
 from mlotel_cli.config import check as config
+from mlotel_cli.config.schema import Job
 from mlotel_cli.errors import DataError, StageError, UsageError
 from mlotel_cli.execute import Executor, Finished, Inference, Numbered, SequentialExecutor, create_executor
 from mlotel_cli.hardware import environment, usable_cores
+from mlotel_cli.link.handoff import Opening
 from mlotel_cli.metrics import Scorer
 from mlotel_cli.modes.control import Control, stretch_length
 from mlotel_cli.modes.results import Progress, print_results, sayer, stderr
 from mlotel_cli.modes.run import Session, Settling, identify, new_run_id
 from mlotel_cli.pipeline import Stage, stages_of
 from mlotel_cli.records import Batch
-from mlotel_cli.config.schema import Job
 from mlotel_cli.sources import Batches
 from mlotel_cli.telemetry import api
-from mlotel_cli.telemetry.device import CudaEvents, DeviceTimer
-from mlotel_cli.link.handoff import Opening
 from mlotel_cli.telemetry.backends.off import OffHere
+from mlotel_cli.telemetry.device import CudaEvents, DeviceTimer
 from mlotel_cli.tensors import find_nan
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import Any
 
 from mlotel_cli.errors import UsageError
 from mlotel_cli.hardware import environment
+from mlotel_cli.link.handoff import Opening
 from mlotel_cli.modes.results import print_results, sayer, stderr
 from mlotel_cli.modes.run import Session, identify, new_run_id
-from mlotel_cli.telemetry import api
-from mlotel_cli.link.handoff import Opening
 from mlotel_cli.modes.sdk import new_directory, tracker_settings
+from mlotel_cli.telemetry import api
 
 
 @contextmanager

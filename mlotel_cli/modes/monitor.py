@@ -13,19 +13,19 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.config import check as config
+from mlotel_cli.config.schema import Job
 from mlotel_cli.errors import Interrupted, UsageError
 from mlotel_cli.execute import Inference
+from mlotel_cli.link.persistent import PersistentLink
 from mlotel_cli.metrics import Scorer
-from mlotel_cli.modes.results import print_results, stderr
 from mlotel_cli.modes.evaluate import Parts, apply_option, autocast_of, executor_of, open_run, seed_everything
 from mlotel_cli.modes.monitor_loop import Ending, Feed, Loop
 from mlotel_cli.modes.monitor_status import Board, Ticker
 from mlotel_cli.modes.monitor_view import View, create_view
+from mlotel_cli.modes.results import print_results, stderr
 from mlotel_cli.modes.run import Session
 from mlotel_cli.pipeline import stages_of
-from mlotel_cli.config.schema import Job
 from mlotel_cli.sources import Batches, Intake, Policy
-from mlotel_cli.link.persistent import PersistentLink
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
 from mlotel_cli.modes.monitor_status import Board
 from mlotel_cli.sources.intake import CONNECTED
+from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
 
 _STALE_S = 5.0
 _BAR = 10

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlotel_cli.link.persistent import PersistentLink
 from mlotel_cli.modes.monitor_loop import Loop
 from mlotel_cli.sources import Health
 from mlotel_cli.sources.intake import CONNECTED
-from mlotel_cli.link.persistent import PersistentLink
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _DROPS_EVERY_S = 60.0

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from mlotel_cli.profile.stages import UNDECIDED
+from mlotel_cli.analysis.verdicts import UNDECIDED
 from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
 
 _LINE_EVERY_S = 10.0

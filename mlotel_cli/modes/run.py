@@ -18,15 +18,15 @@ from typing import Any, NoReturn, Protocol, Self
 from opentelemetry import trace
 
 from mlotel_cli.config.credentials import hide
-from mlotel_cli.errors import Interrupted
 from mlotel_cli.config.otlp_settings import resource_of_environment
+from mlotel_cli.errors import Interrupted
+from mlotel_cli.link.handoff import Opening, RecorderLink
 from mlotel_cli.records import Sample, Status
 from mlotel_cli.telemetry import api
+from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.clock import CLOCK
 from mlotel_cli.telemetry.device import DeviceTimer
 from mlotel_cli.telemetry.faults import Faults
-from mlotel_cli.link.handoff import Opening, RecorderLink
-from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.tracer import Backend, Recording, Span
 
 _CALIBRATION_SPANS = 500

@@ -24,9 +24,9 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanContext
 
 from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.link.handoff import Opening, RecorderLink
 from mlotel_cli.records import BATCH_INDEX
 from mlotel_cli.telemetry.convert import pack
-from mlotel_cli.link.handoff import Opening, RecorderLink
 
 _EXPORT_SETTLE_S = 6.0
 """An exporter cannot know whether a trace is whole; BatchSpanProcessor brings the rest within its 5 s."""

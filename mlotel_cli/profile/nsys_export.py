@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.profile.timeline import Activity, Call, Range, Timeline
 from mlotel_cli.errors import DataError
+from mlotel_cli.profile.timeline import Activity, Call, Range, Timeline
 
 DOMAIN = "mlotel"
 CAPTURE = "mlotel capture"

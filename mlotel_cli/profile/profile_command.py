@@ -1,6 +1,6 @@
 """`mlotel profile`: the spans of an evaluation under a profiler, and the device's work attributed to them.
 
-The profiler runs a process of its own (modes/profiled.py) with the same configuration. When it has ended, its recording
+The profiler runs a process of its own (profiled.py) with the same configuration. When it has ended, its recording
 is read, and its ranges go to the recorder as if they were spans: so a profile has the rows, tables and files of an
 evaluation, and stages.json beside them.
 """
@@ -23,18 +23,18 @@ from rich.console import Console
 
 from mlotel_cli import nsys
 from mlotel_cli.config import check as config
-from mlotel_cli.profile.attribution import Attributed, attribute
-from mlotel_cli.profile.stages import summarise_stages
+from mlotel_cli.config.schema import Job
 from mlotel_cli.errors import MlotelError, UsageError
-from mlotel_cli.modes.results import Progress, print_results, sayer, stderr
 from mlotel_cli.modes.evaluate import open_run
+from mlotel_cli.modes.results import Progress, print_results, sayer, stderr
+from mlotel_cli.modes.run import Session
+from mlotel_cli.profile.attribution import Attributed, attribute
 from mlotel_cli.profile.profile_view import attachment, print_stages
 from mlotel_cli.profile.profiled import Spec
 from mlotel_cli.profile.profilers import REPORT, Profiler, make_profiler
 from mlotel_cli.profile.replay import replay
-from mlotel_cli.modes.run import Session
+from mlotel_cli.profile.stages import summarise_stages
 from mlotel_cli.records import Sample
-from mlotel_cli.config.schema import Job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

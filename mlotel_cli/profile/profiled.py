@@ -1,7 +1,7 @@
 """The program that a profiler runs: an evaluation whose rows go to a file instead of a recorder.
 
-`python -m mlotel_cli.profile.profiled SPEC`, started by modes/profile.py. Warm-up is outside the capture. Results are one
-JSON object a line; the last one says how it ended, and a file without it that the process died.
+`python -m mlotel_cli.profile.profiled SPEC`, started by profile_command.py. Warm-up is outside the capture. Results are
+one JSON object a line; the last one says how it ended, and a file without it that the process died.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from mlotel_cli.errors import Interrupted, MlotelError
 from mlotel_cli.modes.run import Closing
 from mlotel_cli.records import Sample, Status
 from mlotel_cli.telemetry import api
-from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.backends.off import OFF
+from mlotel_cli.telemetry.faults import Faults
 
 if TYPE_CHECKING:
     from mlotel_cli.telemetry.backends.nvtx import Nvtx

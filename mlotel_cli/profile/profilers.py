@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlotel_cli import nsys
-from mlotel_cli.profile.timeline import Timeline
 from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.profile.timeline import Timeline
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlotel_cli.link.handoff import RecorderLink
 from mlotel_cli.profile.attribution import Attributed
 from mlotel_cli.profile.stages import StageBatch, by_batch, measured
 from mlotel_cli.profile.timeline import Range
 from mlotel_cli.records import KIND
-from mlotel_cli.link.handoff import RecorderLink
 
 _KINDS = ("server", "client", "producer", "consumer")
 _COLUMNS = {

@@ -1,7 +1,7 @@
 """Reads the Chrome trace that torch.profiler writes into a Timeline. Pure: a file in, values out.
 
 Times in it are microseconds with three decimals, relative to `baseTimeNanoseconds`. Annotations are named
-`mlotel|<category>|<batch or nothing>|<name>` (telemetry/torch_ranges.py).
+`mlotel|<category>|<batch or nothing>|<name>` (telemetry/backends/torch_ranges.py).
 """
 
 import json
@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.profile.timeline import Activity, Call, Kind, Range, Timeline
 from mlotel_cli.errors import DataError
+from mlotel_cli.profile.timeline import Activity, Call, Kind, Range, Timeline
 
 _ACTIVITIES: dict[str, Kind] = {"kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset"}
 _CALLS = ("cuda_runtime", "cuda_driver")

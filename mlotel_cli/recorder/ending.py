@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.bottleneck import find_in_run
-from mlotel_cli.store.reading import newest_rows, read_table
 from mlotel_cli.analysis.summary import summarise
+from mlotel_cli.store.reading import newest_rows, read_table
 from mlotel_cli.store.run_json import Totals
 
 if TYPE_CHECKING:

@@ -9,18 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.recorder.live import prometheus
 from mlotel_cli.recorder.exports import SpanTaker, start_otlp, wants_spans
+from mlotel_cli.recorder.live import prometheus
 from mlotel_cli.recorder.live.http_server import HttpServer, Reply, Routes
 from mlotel_cli.recorder.live.live_state import LiveState
+from mlotel_cli.recorder.live.page import Status, render_page
 from mlotel_cli.recorder.machine import GpuWatch, gpu_families, process_families
 from mlotel_cli.recorder.measurements import Family, Point
-from mlotel_cli.recorder.live.page import Status, render_page
-from mlotel_cli.store.run_json import Before
 from mlotel_cli.recorder.sampling import TailSampler
 from mlotel_cli.recorder.spanmetrics import SpanMetrics
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord
+from mlotel_cli.store.run_json import Before
 
 STALE_S = 10.0
 """Without a batch, a word of the workload or a turn of the main loop for so long, something is wrong."""

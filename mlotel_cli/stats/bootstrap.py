@@ -48,13 +48,13 @@ def block_bootstrap(
 
     Nominal 95 % covered 92 to 98 % in simulation, for normal and lognormal AR(1) series up to phi = 0.9 and for stalls
     in bursts: mean and p50 from about 30 effective values, percentiles whose effective sample size is clearly above
-    `MIN_EFFECTIVE_N` of stats.py. Below 100 effective values it may cover up to 99 %. Where it does not hold:
+    `MIN_EFFECTIVE_N` of describe.py. Below 100 effective values it may cover up to 99 %. Where it does not hold:
     - A percentile close to that minimum in a strongly correlated series: what passes has a size estimated too high.
       With phi = 0.9, p99 covered 82 % at 1,000 values (a third passed), 91 % at 2,000, 93 % at 4,000.
     - Few bursts of slow batches: with about 8 of them the percentiles near their share covered 84 to 89 %, with 20 and
       more 91 to 96 %.
     - The mean under infinite variance, or where a handful of values carry it.
-    - Drift: the interval then describes the run as it was, not what a next one would show (see `trend` of stats.py).
+    - Drift: the interval then describes the run as it was, not what a next one would show (see `trend` of describe.py).
 
     Args:
         values: the series, in order of time, at least two.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlotel_cli.analysis.summary import COUNTED
+from mlotel_cli.columns import COUNTED
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.records import BatchRecord
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from mlotel_cli.store.reading import current_parts, last_part, scan_parts
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.store.rolling import Retention, Rolling
 from mlotel_cli.records import BatchRecord, SpanRecord
+from mlotel_cli.store.reading import current_parts, last_part, scan_parts
+from mlotel_cli.store.rolling import Retention, Rolling
 
 logger = logging.getLogger("mlotel.recorder")
 

@@ -15,9 +15,9 @@ from opentelemetry import trace
 
 from mlotel_cli.records import BATCH_INDEX, BATCH_SIZE, BATCH_SPAN, RECORDED, SCORED
 from mlotel_cli.telemetry.attributes import is_tensor
+from mlotel_cli.telemetry.backends.off import OFF, OffSpan
 from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.kept import KeptValues
-from mlotel_cli.telemetry.backends.off import OFF, OffSpan
 from mlotel_cli.telemetry.span import Span
 from mlotel_cli.telemetry.tracer import Backend, Provider, Recording
 

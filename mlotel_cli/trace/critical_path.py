@@ -5,8 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mlotel_cli.trace.waterfall import bar_kind
-from mlotel_cli.records import SpanRecord
+from mlotel_cli.records import SpanRecord, span_role
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ def critical_path(spans: Sequence[SpanRecord]) -> list[Step]:
     Returns:
         Nothing when the root never ended.
     """
-    root = next((span for span in spans if bar_kind(span) == "batch"), None)
+    root = next((span for span in spans if span_role(span) == "batch"), None)
     if root is None:
         return []
     children: defaultdict[int, list[SpanRecord]] = defaultdict(list)
@@ -68,7 +67,7 @@ class _Open:
 
     def step(self, start_ns: int, end_ns: int) -> Step:
         """A stretch of its own time."""
-        kind = bar_kind(self.span)
+        kind = span_role(self.span)
         return Step(self.span.name, self.stage, "untraced" if kind == "batch" else kind, start_ns, end_ns)
 
 

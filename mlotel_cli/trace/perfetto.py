@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from mlotel_cli.trace.waterfall import bar_kind, ranks
-from mlotel_cli.records import SpanRecord
+from mlotel_cli.records import SpanRecord, span_role
+from mlotel_cli.trace.waterfall import ranks
 
 _PID = 1
 _FIRST_TID = 2  # a thread with the number of its process would be called the main thread
@@ -36,7 +36,7 @@ def chrome_trace(spans: Sequence[SpanRecord], *, info: Mapping[str, Any]) -> dic
     rank = ranks(ordered)
     events: list[Event] = []
     roots = _root_tracks(ordered, tracks)
-    below = [span for span in ordered if bar_kind(span) == "compute"]
+    below = [span for span in ordered if span_role(span) == "compute"]
     for span in sorted(below, key=lambda each: (rank[each.span_id], each.thread)):
         tracks.thread(span.thread)  # numbered as a batch meets them, which is how viewers sort
     nested = _nested(below)
@@ -49,7 +49,7 @@ def chrome_trace(spans: Sequence[SpanRecord], *, info: Mapping[str, Any]) -> dic
         events += _instants(span, tid, zero_ns)
         events += _flow(span, tid, stages[span.span_id], tracks, zero_ns)
     for span in ordered:
-        kind = bar_kind(span)
+        kind = span_role(span)
         if kind == "compute" and span.span_id in nested:
             events.append(_slice(span, tracks.thread(span.thread), zero_ns))
         elif kind != "batch":
@@ -85,7 +85,7 @@ def _root_tracks(ordered: Iterable[SpanRecord], tracks: _Tracks) -> list[tuple[S
     free_from: list[int] = []
     placed: list[tuple[SpanRecord, int]] = []
     for span in ordered:
-        if bar_kind(span) == "batch":
+        if span_role(span) == "batch":
             slot = next((n for n, end_ns in enumerate(free_from) if end_ns <= span.start_ns), len(free_from))
             free_from[slot : slot + 1] = [span.end_ns]
             placed.append((span, tracks.batches(slot)))
@@ -141,7 +141,7 @@ def _described(span: SpanRecord) -> Event:
         args["device_ms"] = span.device_ns / 1e6
     if span.status != "UNSET":
         args["status"] = f"{span.status}: {span.status_message}" if span.status_message else span.status
-    name = f"{span.name} {span.batch}" if bar_kind(span) == "batch" else span.name
+    name = f"{span.name} {span.batch}" if span_role(span) == "batch" else span.name
     return {"name": name, "cat": _category(span), "args": args}
 
 
@@ -160,7 +160,7 @@ def _finite(value: Any) -> Any:
 
 
 def _category(span: SpanRecord) -> str:
-    return _CATEGORIES[bar_kind(span)]
+    return _CATEGORIES[span_role(span)]
 
 
 def _us(time_ns: int, zero_ns: int) -> float:

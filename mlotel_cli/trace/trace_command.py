@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.trace.perfetto import chrome_trace
+from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.records import SpanRecord
 from mlotel_cli.store.reading import Run, read_run
-from mlotel_cli.trace.picks import Choice, Pick, choose, load_spans, traced_range
+from mlotel_cli.store.traces import load_spans, traced_range
+from mlotel_cli.trace.perfetto import chrome_trace
+from mlotel_cli.trace.picks import Choice, Pick, choose
+from mlotel_cli.trace.trace_view import print_choice, print_waterfall
 from mlotel_cli.trace.waterfall import format_ms, lay_out
 from mlotel_cli.trace.waterfall_svg import draw_svg
-from mlotel_cli.errors import MlotelError, UsageError
-from mlotel_cli.trace.trace_view import print_choice, print_waterfall
-from mlotel_cli.records import SpanRecord
 
 ROLES = ("median", "p95", "worst", "failed")
 _MAX_DRAWN = 20

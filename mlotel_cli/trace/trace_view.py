@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlotel_cli.trace.critical_path import Step, critical_path, shares
-from mlotel_cli.store.reading import Run, query_table
-from mlotel_cli.trace.picks import Choice
-from mlotel_cli.trace.waterfall import bar_kind, format_ms, lay_out, one_line
-from mlotel_cli.trace.waterfall_text import ASCII, UNICODE, Glyphs, draw
 from mlotel_cli.modes.results import sayer, stdout
-from mlotel_cli.records import KIND, SpanRecord
+from mlotel_cli.records import KIND, SpanRecord, span_role
+from mlotel_cli.store.reading import Run, query_table
+from mlotel_cli.trace.critical_path import Step, critical_path, shares
+from mlotel_cli.trace.picks import Choice
+from mlotel_cli.trace.waterfall import format_ms, lay_out, one_line
+from mlotel_cli.trace.waterfall_text import ASCII, UNICODE, Glyphs, draw
 
 _STYLES = {"compute": "cyan", "waiting": "yellow", "batch": "bright_black", "failed": "red", "axis": "bright_black"}
 _MAX_LISTED = 30
@@ -151,7 +151,7 @@ def _notes(span: SpanRecord) -> Text:
     notes = Text()
     if span.status == "ERROR":
         notes.append(f"ERROR {one_line(span.status_message)}  ", style="red")
-    if bar_kind(span) == "waiting":
+    if span_role(span) == "waiting":
         notes.append("waiting  ", style="yellow")
     if span.device_ns is not None:
         notes.append(f"device {format_ms(span.device_ns)} ms  ")

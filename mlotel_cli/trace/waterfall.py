@@ -8,16 +8,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-from mlotel_cli.records import BATCH_INDEX, KIND, SpanRecord
+from mlotel_cli.records import QUEUE, SpanRecord, SpanRole, span_role
 
-QUEUE = "queue"
-"""Value of `mlotel.kind` of a span that is waiting, and the first word of its name."""
 ROOTS = "batch"
 """The lane of the roots: on which thread one was opened tells nothing, its end is on another."""
-
-BarKind = Literal["batch", "compute", "waiting"]
 
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _MAX_LINE = 1_000
@@ -28,7 +23,7 @@ class Bar:
     """One span in its lane. `row` counts from 0 and is deeper for what is nested or overlaps."""
 
     span: SpanRecord
-    kind: BarKind
+    kind: SpanRole
     row: int
 
     @property
@@ -62,13 +57,6 @@ class Waterfall:
         return max(1, self.end_ns - self.start_ns)
 
 
-def bar_kind(span: SpanRecord) -> BarKind:
-    """What a span is in a picture. A batch's root may lie below a span that belongs to no batch, such as an epoch."""
-    if not span.parent_id or BATCH_INDEX in span.attributes:
-        return "batch"
-    return "waiting" if span.attributes.get(KIND) == QUEUE else "compute"
-
-
 def waits_for(span: SpanRecord) -> str:
     """Name of the stage that a queue span waits for."""
     return span.name.removeprefix(f"{QUEUE} ")
@@ -86,7 +74,7 @@ def lay_out(spans: Sequence[SpanRecord]) -> Waterfall:
     threads = _threads_of_stages(ordered)
     lanes: dict[tuple[bool, str], Lane] = {}
     for span in ordered:
-        kind = bar_kind(span)
+        kind = span_role(span)
         name = ROOTS if kind == "batch" else _lane_of(span, kind, threads)
         key = (kind == "batch", name)  # a thread may be called `batch` too
         lanes.setdefault(key, Lane(name)).bars.append(Bar(span, kind, 0))
@@ -103,7 +91,7 @@ def ranks(spans: Iterable[SpanRecord]) -> dict[int, int]:
     places: dict[int, int] = {}
     counts: dict[int | None, int] = {}
     for span in sorted(spans, key=lambda each: (each.start_ns, -each.end_ns)):
-        if bar_kind(span) == "batch":
+        if span_role(span) == "batch":
             places[span.span_id] = 0
         else:
             counts[span.batch] = places[span.span_id] = counts.get(span.batch, 0) + 1
@@ -114,13 +102,13 @@ def _threads_of_stages(spans: Iterable[SpanRecord]) -> dict[tuple[int | None, st
     """The thread of each stage, by batch and by name alone (None) for batches that never reached it."""
     threads: dict[tuple[int | None, str], str] = {}
     for span in spans:
-        if bar_kind(span) == "compute":
+        if span_role(span) == "compute":
             threads.setdefault((span.batch, span.name), span.thread)
             threads.setdefault((None, span.name), span.thread)
     return threads
 
 
-def _lane_of(span: SpanRecord, kind: BarKind, threads: dict[tuple[int | None, str], str]) -> str:
+def _lane_of(span: SpanRecord, kind: SpanRole, threads: dict[tuple[int | None, str], str]) -> str:
     if kind != "waiting":
         return span.thread
     stage = waits_for(span)

@@ -12,9 +12,9 @@ SPANS_A_BATCH = 10
 
 def measure(*, spans_per_s: int = 50_000, seconds: float = 10.0) -> dict[str, Any]:
     """Run paced; returns sent, recorded and lost spans, the rate reached, seconds paused and memory."""
+    from mlotel_cli.link.handoff import Opening
     from mlotel_cli.modes.run import Session
     from mlotel_cli.telemetry import api
-    from mlotel_cli.link.handoff import Opening
 
     folder = Path(tempfile.mkdtemp(prefix="mlotel-bench-"))
     session = Session(folder, say=print, imports=("polars",))

@@ -63,8 +63,8 @@ def run_off(stages: dict[str, Any], seconds: float) -> list[int]:
 
 def run_on(stages: dict[str, Any], seconds: float) -> list[int]:
     """Start of every batch, ns."""
-    from mlotel_cli.modes.run import Session
     from mlotel_cli.link.handoff import Opening
+    from mlotel_cli.modes.run import Session
 
     folder = Path(tempfile.mkdtemp(prefix="mlotel-bench-"))
     session = Session(folder, say=_quiet, imports=("polars", "wandb"))

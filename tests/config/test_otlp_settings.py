@@ -2,7 +2,6 @@
 
 import pytest
 
-from mlotel_cli.errors import UsageError
 from mlotel_cli.config.otlp_settings import (
     Target,
     check,
@@ -11,6 +10,7 @@ from mlotel_cli.config.otlp_settings import (
     resource_of_environment,
     unsupported,
 )
+from mlotel_cli.errors import UsageError
 
 CONFIG = {"endpoint": "http://c:4318", "headers": {}, "timeout_s": None, "queue_size": 20_000}
 NOTHING = CONFIG | {"endpoint": None}

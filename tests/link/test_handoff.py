@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from mlotel_cli.store.reading import read_run
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.recorder.process import read_frames
 from mlotel_cli.link import handoff
 from mlotel_cli.link.handoff import Opening, RecorderLink
 from mlotel_cli.modes.sdk import tracker_settings
+from mlotel_cli.recorder.process import read_frames
+from mlotel_cli.store.reading import read_run
 from mlotel_cli.telemetry.span import Span
 from mlotel_cli.telemetry.tracer import Provider, Recording
-from tests.telemetry.conftest import Telemetry
+from tests.support.telemetry import Telemetry
 
 
 def opening(**options: Any) -> Opening:
@@ -404,7 +404,7 @@ def test_a_child_that_outlives_a_killed_workload_does_not_keep_the_recorder(tmp_
     program = """
         import os, sys
         from pathlib import Path
-        from tests.telemetry.test_handoff import opening, until
+        from tests.link.test_handoff import opening, until
         from mlotel_cli.link.handoff import RecorderLink
         link = RecorderLink(Path(sys.argv[1]), imports=("polars",))
         link.open(opening())

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
-from mlotel_cli.store.reading import read_run
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.link import handoff
-from mlotel_cli.link import persistent
+from mlotel_cli.link import handoff, persistent
 from mlotel_cli.link.persistent import PersistentLink
+from mlotel_cli.store.reading import read_run
 from mlotel_cli.telemetry.span import Span
 from mlotel_cli.telemetry.tracer import Provider, Recording
 from tests.link.test_handoff import PlayedRecorder, opening, until

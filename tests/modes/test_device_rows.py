@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from mlotel_cli.store.reading import read_run
+from mlotel_cli.link.handoff import Opening
 from mlotel_cli.modes.run import Session
+from mlotel_cli.store.reading import read_run
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.device import DeviceTimer
-from mlotel_cli.link.handoff import Opening
 
 WORK_MS = 150.0
 """Of the device, a stage. The host's own part takes a small share of it, on a busy machine too."""

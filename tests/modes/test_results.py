@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mlotel_cli.stats.describe import describe
 from mlotel_cli.modes import results as display
 from mlotel_cli.modes.results import Progress, print_results, sayer
+from mlotel_cli.stats.describe import describe
 
 
 class Clock:

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlotel_cli.store.reading import Run, read_run
 from mlotel_cli.errors import Interrupted, RecorderError
+from mlotel_cli.link.handoff import Opening
 from mlotel_cli.modes import run as session_module
 from mlotel_cli.modes.run import Session, identify, measure_span_cost, new_run_id
 from mlotel_cli.records import Sample
+from mlotel_cli.store.reading import Run, read_run
 from mlotel_cli.telemetry import api
-from mlotel_cli.link.handoff import Opening
 from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.tracer import Recording
 
@@ -207,7 +207,7 @@ def test_a_second_signal_leaves_at_once_and_the_recorder_finishes(tmp_path):
     program = f"""
         import os, signal, sys, time
         from pathlib import Path
-        from tests.modes.test_session import Session, open_session, run_batch
+        from tests.modes.test_run import Session, open_session, run_batch
 
         times = iter([100.0, 100.1, 100.2, 100.4])
         session = Session(Path({str(tmp_path)!r}), say=print, now=lambda: next(times))

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from mlotel_cli.errors import DataError
 from mlotel_cli.profile.attribution import Attributed, Work, attribute
 from mlotel_cli.profile.nsys_export import read_timeline
 from mlotel_cli.profile.stages import by_batch, summarise_stages
-from mlotel_cli.errors import DataError
 from tests.support.nsys_file import NEW, OLD, NsysFile
 
 RECORDING = Path(__file__).with_name("data") / "nsys_2022_4_cpu.sqlite"

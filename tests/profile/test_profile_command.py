@@ -16,12 +16,12 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from mlotel_cli.profile.timeline import Activity, Call, Range, Timeline
+from mlotel_cli.config.schema import ProfileConfig
 from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.modes.run import Closing
 from mlotel_cli.profile.profile_command import Profile, Results
 from mlotel_cli.profile.profilers import make_profiler
-from mlotel_cli.modes.run import Closing
-from mlotel_cli.config.schema import ProfileConfig
+from mlotel_cli.profile.timeline import Activity, Call, Range, Timeline
 
 STARTED = {"started": {"pid": 0, "time_ns": 5_000}}
 MEASURED = Closing(

@@ -2,8 +2,9 @@
 
 import pytest
 
+from mlotel_cli.analysis.verdicts import verdict, verdict_of_events
 from mlotel_cli.profile.attribution import Attributed, Work
-from mlotel_cli.profile.stages import measured, summarise_stages, verdict, verdict_of_events
+from mlotel_cli.profile.stages import measured, summarise_stages
 from mlotel_cli.profile.timeline import Range, Timeline
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from mlotel_cli.errors import DataError
 from mlotel_cli.profile.attribution import attribute
 from mlotel_cli.profile.stages import by_batch
 from mlotel_cli.profile.torch_trace import read_timeline
-from mlotel_cli.errors import DataError
 from mlotel_cli.records import BATCH_INDEX
 from mlotel_cli.telemetry.backends.torch_ranges import TorchRanges, TraceFile
 from mlotel_cli.telemetry.tracer import Provider

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from mlotel_cli.store.reading import Run, read_run
 from mlotel_cli.recorder.process import Answers, read_frames, record
+from mlotel_cli.store.reading import Run, read_run
 from tests.support.wandb_file import find_wandb_file, read_wandb_file
 
 OPENING = {

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from scipy.signal import lfilter
 
-from mlotel_cli.stats import autocorrelation
-from mlotel_cli.stats import bootstrap
+from mlotel_cli.stats import autocorrelation, bootstrap
 from mlotel_cli.stats import describe as stats
 from mlotel_cli.stats.describe import (
     MIN_EFFECTIVE_N,
@@ -259,7 +258,7 @@ def test_the_module_needs_numpy_only(module):
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     foreign = {name.split(".")[0] for name in imported} - {"collections", "dataclasses", "functools", "math"}
     assert foreign <= {"numpy", "statistics", "typing", "mlotel_cli"}
-    assert all(name.startswith("mlotel_cli.analysis.") for name in imported if name.startswith("mlotel_cli"))
+    assert all(name.startswith("mlotel_cli.stats.") for name in imported if name.startswith("mlotel_cli"))
 
 
 def test_a_withheld_percentile_withholds_those_further_out() -> None:

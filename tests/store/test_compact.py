@@ -10,9 +10,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mlotel_cli.store.reading import current_parts, last_part, read_table
 from mlotel_cli.store import compact as compact_module
 from mlotel_cli.store.compact import compact
+from mlotel_cli.store.reading import current_parts, last_part, read_table
 from tests.support.evaluation import ROOT
 
 

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.store.run_json import Before, RunFile, Totals
 from mlotel_cli.records import BatchRecord
+from mlotel_cli.store.run_json import Before, RunFile, Totals
 from tests.recorder.test_process import OPENING
 
 RESTARTED = OPENING | {"mode": "monitor", "live": {"restarts": 2}}

@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from mlotel_cli.store.reading import read_table
 from mlotel_cli.errors import RecorderError
+from mlotel_cli.records import BatchRecord, Sample, SpanRecord, StageTime
+from mlotel_cli.store.reading import read_table
 from mlotel_cli.store.tables import (
     BATCH_TYPES,
     SAMPLE_TYPES,
@@ -21,7 +22,6 @@ from mlotel_cli.store.tables import (
     join_rows,
     span_columns,
 )
-from mlotel_cli.records import BatchRecord, Sample, SpanRecord, StageTime
 
 
 def record(batch=0, **fields):

@@ -8,8 +8,8 @@ import pytest
 from mlotel_cli import read_run
 from mlotel_cli.analysis.bottleneck import model_of, top_stages
 from mlotel_cli.analysis.pipeline_model import PipelineModel
-from mlotel_cli.trace.picks import load_spans
 from mlotel_cli.dummy import SineModel
+from mlotel_cli.store.traces import load_spans
 from tests.support.evaluation import command, conf, target
 
 pytestmark = pytest.mark.system

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from mlotel_cli.store.reading import read_run
 from mlotel_cli.execute.pipelined import UNFINISHED
+from mlotel_cli.store.reading import read_run
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from mlotel_cli.telemetry import api
-from mlotel_cli.telemetry.faults import Faults, TelemetryError
 from mlotel_cli.telemetry.backends.off import OFF
-from tests.telemetry.conftest import Telemetry
+from mlotel_cli.telemetry.faults import Faults, TelemetryError
+from tests.support.telemetry import Telemetry
 from tests.telemetry.test_tracer import run_program
 
 

@@ -17,7 +17,7 @@ from opentelemetry.trace import (
 )
 
 from mlotel_cli.telemetry.faults import Faults, TelemetryError
-from tests.telemetry.conftest import EPOCH_NS, Telemetry
+from tests.support.telemetry import EPOCH_NS, Telemetry
 
 OTHER = SpanContext(0xABC, 0xDEF, is_remote=True, trace_flags=TraceFlags(1))
 

@@ -34,7 +34,7 @@ from mlotel_cli.recorder.assemble import unpack
 from mlotel_cli.telemetry.clock import Clock
 from mlotel_cli.telemetry.convert import pack, readable
 from mlotel_cli.telemetry.tracer import Provider, Recording
-from tests.telemetry.conftest import Telemetry
+from tests.support.telemetry import Telemetry
 
 REMOTE = SpanContext(0xAB, 0xCD, True, TraceFlags(TraceFlags.SAMPLED), TraceState([("vendor", "x")]))
 

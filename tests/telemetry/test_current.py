@@ -9,7 +9,7 @@ from opentelemetry import trace
 from opentelemetry.context.context import Context
 
 from mlotel_cli.telemetry.current import CURRENT, PublicContext, find_current
-from tests.telemetry.conftest import Telemetry, current_name
+from tests.support.telemetry import Telemetry, current_name
 
 
 def test_the_context_var_of_opentelemetry_is_found() -> None:

@@ -11,7 +11,7 @@ from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
 from mlotel_cli.telemetry.backends.off import OFF
-from tests.telemetry.conftest import Telemetry, current_name
+from tests.support.telemetry import Telemetry, current_name
 
 
 def test_every_call_of_a_function_gets_a_span(telemetry: Telemetry) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from mlotel_cli.link.handoff import RecorderLink
 from mlotel_cli.records import KIND
 from mlotel_cli.telemetry import device as device_module
 from mlotel_cli.telemetry.clock import Clock
 from mlotel_cli.telemetry.device import ANCHOR_EVERY_NS, CudaEvents, DeviceTimer, Mark, Obstacle, relax_capture
-from mlotel_cli.link.handoff import RecorderLink
 from mlotel_cli.telemetry.tracer import Provider, Recording
 
 

@@ -15,7 +15,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusC
 
 from mlotel_cli.telemetry.span import CurrentSpan, Span
 from mlotel_cli.telemetry.tracer import Provider, Recording
-from tests.telemetry.conftest import EPOCH_NS, Telemetry, current_name
+from tests.support.telemetry import EPOCH_NS, Telemetry, current_name
 
 
 def on_a_thread(work: Callable[[], Any], name: str = "worker") -> Any:

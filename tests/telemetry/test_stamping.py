@@ -7,7 +7,7 @@ import pytest
 from opentelemetry.trace import INVALID_SPAN
 
 from mlotel_cli.telemetry.stamping import LocalTrace, Stamping
-from tests.telemetry.conftest import Telemetry
+from tests.support.telemetry import Telemetry
 
 
 def test_eight_threads_are_counted_exactly(telemetry: Telemetry) -> None:

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.tracer import Provider, Tracer
-from tests.telemetry.conftest import EPOCH_NS, Telemetry
+from tests.support.telemetry import EPOCH_NS, Telemetry
 
 
 def run_program(program: str, **environment: str) -> str:

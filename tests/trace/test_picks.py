@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mlotel_cli.trace.picks import NUM_FAILED, Choice, choose, load_spans, traced_range
 from mlotel_cli.records import BatchRecord, SpanRecord
+from mlotel_cli.store.traces import load_spans, traced_range
+from mlotel_cli.trace.picks import NUM_FAILED, Choice, choose
 from tests.support.traces import Trace, pipelined, row, write_run
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from mlotel_cli.store.reading import read_run
-from mlotel_cli.trace.picks import load_spans
+from mlotel_cli.store.traces import load_spans
 from mlotel_cli.trace.trace_command import main
 from mlotel_cli.trace.trace_view import print_waterfall
 from tests.support.cli import Ended, mlotel

@@ -12,12 +12,12 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
-from mlotel_cli.analysis.summary import COUNTED
-from mlotel_cli.store.run_json import Totals
+from mlotel_cli.columns import COUNTED
 from mlotel_cli.recorder.sketch import Counts, Window, mean
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord
+from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
+from mlotel_cli.store.run_json import Totals
 
 SLOT_S = 1.0
 WINDOW_SLOTS = 60

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlotel_cli.errors import UsageError
 from mlotel_cli.config.otlp_settings import Target, find_target, resource_of_environment, unsupported
+from mlotel_cli.errors import UsageError
 from mlotel_cli.recorder.measurements import Measurements
 from mlotel_cli.recorder.otlp.span_queue import SpanQueue
 from mlotel_cli.records import SpanRecord

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlotel_cli.recorder.wandb.wandb_rows import KeyNames
 from mlotel_cli.recorder.sketch import GROWTH, Counts, mean, middle
+from mlotel_cli.recorder.wandb.wandb_rows import KeyNames
 from mlotel_cli.records import BatchRecord
 
 WINDOW_AXIS = "window"

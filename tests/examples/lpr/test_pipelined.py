@@ -10,8 +10,8 @@ from lpr.pipeline import LicencePlatePipeline
 from polars.testing import assert_frame_equal
 
 from mlotel_cli import read_run
-from mlotel_cli.store.reading import Run
 from mlotel_cli.execute import Executor, Inference, Numbered, PipelinedExecutor, SequentialExecutor
+from mlotel_cli.store.reading import Run
 from tests.support.cli import mlotel
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "lpr"

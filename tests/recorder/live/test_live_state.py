@@ -6,9 +6,9 @@ import math
 import pytest
 
 from mlotel_cli.recorder.live.live_state import MAX_EVENTS, MAX_NAMES, NUM_POINTS, LiveState
-from mlotel_cli.store.run_json import Totals
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord, StageTime
+from mlotel_cli.store.run_json import Totals
 
 PARQUET = {"parquet": {"ok": True, "sent": 5, "lost": 0, "detail": ""}}
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlotel_cli.recorder.measurements import Family, HistogramPoint, Point
 from mlotel_cli.recorder.live.prometheus import metric_name, render
+from mlotel_cli.recorder.measurements import Family, HistogramPoint, Point
 
 IDENTITY = {"service.name": "lpr", "mlotel.run.id": "abc", "git.commit": None}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlotel_cli.recorder.otlp import senders as otlp
 from mlotel_cli.recorder.measurements import Family, Point
+from mlotel_cli.recorder.otlp import senders as otlp
 from mlotel_cli.recorder.otlp.senders import Export, NullOtlp, create_otlp, notes
 from mlotel_cli.records import SpanRecord
 from tests.support.otlp_receiver import Reply, attributes, receiving, rejecting, rejecting_points

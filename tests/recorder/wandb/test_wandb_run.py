@@ -19,8 +19,8 @@ import pytest
 import wandb  # the recorder process imports it at its start, too: no test measures that
 from PIL import Image
 
-from mlotel_cli.recorder.wandb.wandb_sink import TrackerSettings, WandbSink, create_tracker
 from mlotel_cli.recorder.wandb.wandb_run import as_wandb
+from mlotel_cli.recorder.wandb.wandb_sink import TrackerSettings, WandbSink, create_tracker
 from mlotel_cli.records import BatchRecord, Sample, StageTime
 from tests.support.wandb_backend import WandbBackend
 from tests.support.wandb_file import WandbFile, find_wandb_file, read_wandb_file, records

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mlotel_cli.errors import UsageError
-from mlotel_cli.recorder.wandb.wandb_sink import NullTracker, TrackerSettings, WandbSink, create_tracker
 from mlotel_cli.recorder.wandb.wandb_rows import Row
 from mlotel_cli.recorder.wandb.wandb_run import Mode
+from mlotel_cli.recorder.wandb.wandb_sink import NullTracker, TrackerSettings, WandbSink, create_tracker
 from mlotel_cli.records import BatchRecord, Sample
 
 

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from mlotel_cli.recorder.wandb.wandb_windows import LIVE_SECTIONS, Bins, LiveRowBuilder, LiveWindows, bins
 from mlotel_cli.recorder.sketch import Counts
+from mlotel_cli.recorder.wandb.wandb_windows import LIVE_SECTIONS, Bins, LiveRowBuilder, LiveWindows, bins
 from mlotel_cli.records import BatchRecord, StageTime
 
 START = 1_000_000.0

@@ -7,7 +7,7 @@ from opentelemetry import trace
 
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OFF, OffHere, OffSpan
-from tests.telemetry.conftest import Telemetry
+from tests.support.telemetry import Telemetry
 
 
 @pytest.fixture

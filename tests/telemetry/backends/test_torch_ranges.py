@@ -7,8 +7,8 @@ import pytest
 from opentelemetry import trace
 
 from mlotel_cli.records import BATCH_INDEX, KIND
-from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.backends.torch_ranges import TorchRange, TorchRanges
+from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.tracer import Provider
 
 
