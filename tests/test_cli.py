@@ -127,6 +127,7 @@ def test_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_option_repeats_a_configuration_key() -> None:
     import typer.main
+
     from tests.config.test_check import composed
 
     command = typer.main.get_command(cli.app).commands["eval"]  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,6 +1,6 @@
 """What goes into an executor and what comes out, and the spans that both kinds of executor open around a batch."""
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,16 +48,12 @@ class Finished:
     busy_ns: int = 0
 
 
-class Hold(Protocol):
-    """What holds an executor back."""
-
-    def __call__(self) -> None:
-        """Called between batches, outside every root span; returns when the next one may be picked up."""
-        ...
+WaitForRoom = Callable[[], None]
+"""Called between batches, outside every root span; returns when the executor may pick up the next one."""
 
 
 def never() -> None:
-    """Holds nothing back."""
+    """There is always room."""
 
 
 class Executor(Protocol):
@@ -69,10 +65,10 @@ class Executor(Protocol):
 
     is_concurrent: bool
 
-    def run(self, batches: Iterator[Numbered], *, hold: Hold = never) -> Generator[Finished]:
+    def run(self, batches: Iterator[Numbered], *, wait_for_room: WaitForRoom = never) -> Generator[Finished]:
         """Yield every batch once, in order, when it is through; an Exception of a stage is the batch's.
 
-        What the source or `hold` raises is raised here, after the batches before it. Close the generator when it is
+        What the source or `wait_for_room` raises is raised here, after the batches before it. Close the generator when it is
         left early: `with contextlib.closing(executor.run(...)) as running`.
         """
         ...

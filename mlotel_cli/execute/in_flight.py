@@ -13,7 +13,7 @@ from mlotel_cli.execute.batches import NO_PARENT, WAITING, Finished, Numbered, r
 from mlotel_cli.records import BATCH_SPAN
 
 
-class Carried:
+class InFlight:
     """One batch under way. One thread at a time has it; `abandon` alone may come from another.
 
     Attributes:

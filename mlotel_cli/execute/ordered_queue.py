@@ -20,11 +20,11 @@ class End:
     error: BaseException | None = None
 
 
-class Line:
+class OrderedQueue:
     """Holds `capacity` entries; one more where the one that is due must not wait for those behind it."""
 
     def __init__(self, capacity: int) -> None:
-        """An open, empty line."""
+        """An open, empty queue."""
         self.capacity = capacity
         self._ready: SimpleQueue[Any] = SimpleQueue()
         self._early: dict[int, Any] = {}
@@ -43,7 +43,7 @@ class Line:
         """Wait for room, and add; an `End` needs none. A ticket that was given before is ignored.
 
         Returns:
-            False, and nothing is added, when the line is closed.
+            False, and nothing is added, when the queue is closed.
         """
         with self._changed:
             while not self._is_closed and not isinstance(entry, End) and not self._has_room(ticket):
@@ -83,7 +83,7 @@ class Line:
         self._ready.put(End(self._due, error))
 
     def drain(self) -> list[Any]:
-        """Everything that is left in a closed line; the end stays, for a thread that still comes to take."""
+        """Everything that is left in a closed queue; the end stays, for a thread that still comes to take."""
         with self._lock:
             left = list(self._early.values())
             self._early.clear()

@@ -1,8 +1,8 @@
 """A thread per stage, bounded queues between them: while one batch is read, the next is detected.
 
-    source thread -> line -> stage's thread(s) -> line -> ... -> line -> whoever iterates over `run`
+    source thread -> queue -> stage's thread(s) -> queue -> ... -> queue -> whoever iterates over `run`
 
-A stage with several threads leaves its batches in order all the same: lines restore it. A batch that failed travels on,
+A stage with several threads leaves its batches in order all the same: queues restore it. A batch that failed travels on,
 past the stages, so that order holds for it too. All threads begin and end with `run`.
 """
 
@@ -16,11 +16,11 @@ from queue import Empty
 from typing import Any
 
 from mlotel_cli.errors import StageError
-from mlotel_cli.execute.batches import Finished, Hold, Numbered, never
-from mlotel_cli.execute.in_flight import Carried
+from mlotel_cli.execute.batches import Finished, Numbered, WaitForRoom, never
+from mlotel_cli.execute.in_flight import InFlight
 from mlotel_cli.execute.inference import Inference
-from mlotel_cli.execute.ordered_queue import End, Line
-from mlotel_cli.execute.streams import HostStreams, Lane, Streams
+from mlotel_cli.execute.ordered_queue import End, OrderedQueue
+from mlotel_cli.execute.streams import DeviceStream, HostStreams, Streams
 from mlotel_cli.telemetry.api import PROVIDER, SCOPE
 
 logger = logging.getLogger("mlotel.execute")
@@ -52,7 +52,7 @@ class Held:
     """A batch in the hands of a stage since `began_ns`."""
 
     stage: str
-    carried: Carried
+    in_flight: InFlight
     began_ns: int
 
     def too_long(self, timeout_s: float | None) -> StageError | None:
@@ -61,10 +61,10 @@ class Held:
         if timeout_s is None or held_s <= timeout_s:
             return None
         error = StageError(
-            f"batch {self.carried.numbered.index}: stage {self.stage} held it for {held_s:.2f} s, and "
+            f"batch {self.in_flight.numbered.index}: stage {self.stage} held it for {held_s:.2f} s, and "
             f"executor.stage_timeout_s={timeout_s:g} allows no more"
         )
-        self.carried.abandon(str(error))
+        self.in_flight.abandon(str(error))
         return error
 
 
@@ -99,9 +99,9 @@ class PipelinedExecutor:
             Station(name, counts.get(name, 1), None if counts.get(name, 1) > 1 else threading.Lock()) for name in stages
         ]
         self._queue_size = queue_size
-        self._lines = self._new_lines()
+        self._queues = self._new_queues()
 
-    def run(self, batches: Iterator[Numbered], *, hold: Hold = never) -> Generator[Finished]:
+    def run(self, batches: Iterator[Numbered], *, wait_for_room: WaitForRoom = never) -> Generator[Finished]:
         """Yield every batch when it is through, in order; an Exception of a stage is the batch's, not the caller's.
 
         `batches` is iterated on a thread of its own. A source that blocks keeps no finished batch back. To end early,
@@ -111,8 +111,8 @@ class PipelinedExecutor:
         Raises:
             StageError: when a stage holds a batch longer than `stage_timeout_s`.
         """
-        self._lines = self._new_lines()
-        return Run(self, self._lines).results(batches, hold)
+        self._queues = self._new_queues()
+        return StageThreads(self, self._queues).results(batches, wait_for_room)
 
     def outputs(self, data: Any) -> Iterator[tuple[str, Any]]:
         """Each stage's name and output, on the calling thread, never beside the stage's own thread.
@@ -127,11 +127,11 @@ class PipelinedExecutor:
 
     def depths(self) -> dict[str, tuple[int, int]]:
         """Batches that wait before each stage now, and how many may."""
-        lines = zip(self.stations, self._lines, strict=False)  # the last line is the caller's
-        return {station.name: (line.depth, line.capacity) for station, line in lines}
+        queues = zip(self.stations, self._queues, strict=False)  # the last queue is the caller's
+        return {station.name: (queue.depth, queue.capacity) for station, queue in queues}
 
-    def _new_lines(self) -> list[Line]:
-        return [Line(self._queue_size) for _ in range(len(self.stations) + 1)]
+    def _new_queues(self) -> list[OrderedQueue]:
+        return [OrderedQueue(self._queue_size) for _ in range(len(self.stations) + 1)]
 
 
 @contextmanager
@@ -148,13 +148,13 @@ def _turn(station: Station, *, timeout_s: float = -1) -> Generator[None]:
         station.turn.release()
 
 
-class Run:
+class StageThreads:
     """The threads of one run."""
 
-    def __init__(self, executor: PipelinedExecutor, lines: list[Line]) -> None:
+    def __init__(self, executor: PipelinedExecutor, queues: list[OrderedQueue]) -> None:
         """Prepare; `results` starts the threads."""
         self._executor = executor
-        self._lines = lines
+        self._queues = queues
         self._is_stopping = False
         self._threads: list[threading.Thread] = []
         self._held: dict[threading.Thread, Held | None] = {}
@@ -162,121 +162,123 @@ class Run:
         self._tracer = PROVIDER.get_tracer(SCOPE)
         self._before: Any = None
 
-    def results(self, batches: Iterator[Numbered], hold: Hold) -> Generator[Finished]:
-        """On the caller's thread: whatever has gone through the last line."""
-        lane = self._executor.streams.current()
-        self._before = lane.mark()
+    def results(self, batches: Iterator[Numbered], wait_for_room: WaitForRoom) -> Generator[Finished]:
+        """On the caller's thread: whatever has gone through the last queue."""
+        stream = self._executor.streams.current()
+        self._before = stream.mark()
         try:
-            self._start(batches, hold)
+            self._start(batches, wait_for_room)
             while True:
                 entry = self._next()
                 if isinstance(entry, End):
                     if entry.error is not None:
                         raise entry.error
                     return
-                lane.receive(entry.value, entry.mark)
+                stream.receive(entry.value, entry.mark)
                 yield entry.finished()
         finally:
             self._stop()
 
-    def _start(self, batches: Iterator[Numbered], hold: Hold) -> None:
+    def _start(self, batches: Iterator[Numbered], wait_for_room: WaitForRoom) -> None:
         for position, station in enumerate(self._executor.stations):
             for number in range(station.threads):
                 name = f"{station.name}-{number}" if number else station.name
                 thread = threading.Thread(target=self._work, args=(station, position), name=name, daemon=True)
                 self._held[thread] = None
                 self._threads.append(thread)
-        self._threads.append(threading.Thread(target=self._feed, args=(batches, hold), name="source", daemon=True))
+        self._threads.append(
+            threading.Thread(target=self._feed, args=(batches, wait_for_room), name="source", daemon=True)
+        )
         for thread in self._threads:
             thread.start()
 
     # -- on the source's thread ---------------------------------------------------------------------------------
 
-    def _feed(self, batches: Iterator[Numbered], hold: Hold) -> None:
+    def _feed(self, batches: Iterator[Numbered], wait_for_room: WaitForRoom) -> None:
         now = time.perf_counter_ns
         ticket, error = 0, None
         try:
-            with self._on_device(self._executor.streams.current()) as lane:
+            with self._on_device(self._executor.streams.current()) as stream:
                 while True:
                     asked_ns = now()
                     numbered = next(batches, None)
                     if numbered is None or self._is_stopping:
                         break
                     start_ns = now()
-                    carried = Carried(
+                    in_flight = InFlight(
                         numbered, ticket=ticket, tracer=self._tracer, start_ns=start_ns, wait_ns=start_ns - asked_ns
                     )
-                    carried.mark = lane.mark()
-                    self._pass_on(carried, 0)
+                    in_flight.mark = stream.mark()
+                    self._pass_on(in_flight, 0)
                     ticket += 1
-                    hold()
+                    wait_for_room()
         except BaseException as raised:  # the caller's, in its turn
             error = raised
-        self._lines[0].put(ticket, End(ticket, error))
+        self._queues[0].put(ticket, End(ticket, error))
 
     @contextmanager
-    def _on_device(self, lane: Lane) -> Generator[Lane]:
+    def _on_device(self, stream: DeviceStream) -> Generator[DeviceStream]:
         """Enter what a thread needs; its stream goes on where the caller's was when the run began."""
-        with self._executor.inference(), lane.entered():
-            lane.receive(None, self._before)
-            yield lane
+        with self._executor.inference(), stream.entered():
+            stream.receive(None, self._before)
+            yield stream
 
     # -- on a stage's thread ------------------------------------------------------------------------------------
 
     def _work(self, station: Station, position: int) -> None:
-        inbox, outbox = self._lines[position], self._lines[position + 1]
-        carried: Carried | None = None
+        inbox, outbox = self._queues[position], self._queues[position + 1]
+        in_flight: InFlight | None = None
         try:
-            with self._on_device(self._executor.streams.lane(threading.current_thread().name)) as lane:
+            with self._on_device(self._executor.streams.stream(threading.current_thread().name)) as stream:
                 while not isinstance(entry := inbox.get(), End):
-                    carried = entry
-                    self._process(station, entry, position, lane)
-                    carried = None
+                    in_flight = entry
+                    self._process(station, entry, position, stream)
+                    in_flight = None
                 outbox.put(entry.ticket, entry)
         except BaseException as error:  # not a stage's: this thread or its device is broken
-            if carried is not None:
-                carried.abandon(UNFINISHED)
-            self._lines[-1].close(error)
+            if in_flight is not None:
+                in_flight.abandon(UNFINISHED)
+            self._queues[-1].close(error)
 
-    def _process(self, station: Station, carried: Carried, position: int, lane: Lane) -> None:
+    def _process(self, station: Station, in_flight: InFlight, position: int, stream: DeviceStream) -> None:
         if self._is_stopping:
-            carried.abandon(UNFINISHED)
+            in_flight.abandon(UNFINISHED)
             return
-        if not carried.is_over:
+        if not in_flight.is_over:
             with _turn(station):
-                carried.take()
-                lane.receive(carried.value, carried.mark)
-                error = self._hold_and_run(station.name, carried)
-                carried.mark = lane.mark()
+                in_flight.take()
+                stream.receive(in_flight.value, in_flight.mark)
+                error = self._hold_and_run(station.name, in_flight)
+                in_flight.mark = stream.mark()
             if error is not None:
-                self._lines[position + 1].put(carried.ticket, End(carried.ticket, error))
+                self._queues[position + 1].put(in_flight.ticket, End(in_flight.ticket, error))
                 return
-            if position + 2 == len(self._lines):
-                carried.end()
-        self._pass_on(carried, position + 1)
+            if position + 2 == len(self._queues):
+                in_flight.end()
+        self._pass_on(in_flight, position + 1)
 
-    def _hold_and_run(self, name: str, carried: Carried) -> BaseException | None:
+    def _hold_and_run(self, name: str, in_flight: InFlight) -> BaseException | None:
         """Run the stage; returns what ends the whole run."""
         thread = threading.current_thread()
-        held = self._held[thread] = Held(name, carried, time.perf_counter_ns())
+        held = self._held[thread] = Held(name, in_flight, time.perf_counter_ns())
         try:
-            carried.run(name, self._executor.stages[name])
+            in_flight.run(name, self._executor.stages[name])
         except BaseException as error:  # a KeyboardInterrupt or SystemExit of the stage's is the caller's
             return error
         finally:
             self._held[thread] = None
         return held.too_long(self._executor.stage_timeout_s)
 
-    def _pass_on(self, carried: Carried, position: int) -> None:
+    def _pass_on(self, in_flight: InFlight, position: int) -> None:
         if position < len(self._executor.stations):
-            carried.offer(self._executor.stations[position].name)
-        if not self._lines[position].put(carried.ticket, carried):
-            carried.abandon(UNFINISHED)
+            in_flight.offer(self._executor.stations[position].name)
+        if not self._queues[position].put(in_flight.ticket, in_flight):
+            in_flight.abandon(UNFINISHED)
 
     # -- on the caller's thread ---------------------------------------------------------------------------------
 
-    def _next(self) -> Carried | End:
-        output = self._lines[-1]
+    def _next(self) -> InFlight | End:
+        output = self._queues[-1]
         if self._executor.stage_timeout_s is None:
             return output.get()
         while True:
@@ -301,20 +303,20 @@ class Run:
     def _stop(self) -> None:
         """Wake every thread and wait for it, `grace_s` at most; what is under way ends as unfinished."""
         self._is_stopping = True
-        for line in self._lines:
-            line.close()
+        for queue in self._queues:
+            queue.close()
         deadline = time.monotonic() + self._executor.grace_s
         for thread in self._threads:
             if thread.is_alive() and thread not in self._hung:
                 thread.join(max(0.0, deadline - time.monotonic()))
-        for line in self._lines:
-            for carried in line.drain():
-                carried.abandon(UNFINISHED)
+        for queue in self._queues:
+            for in_flight in queue.drain():
+                in_flight.abandon(UNFINISHED)
         left = [thread for thread in self._threads if thread.is_alive()]
         for thread in left:
             held = self._held.get(thread)
             if held is not None:
-                held.carried.abandon(UNFINISHED)
+                held.in_flight.abandon(UNFINISHED)
         waited = [thread.name for thread in left if thread not in self._hung]
         if waited:
             logger.warning("%s: no end within %g s, left behind", ", ".join(waited), self._executor.grace_s)

@@ -6,7 +6,15 @@ from typing import Any
 
 from opentelemetry import trace
 
-from mlotel_cli.execute.batches import NO_PARENT, Finished, Hold, Numbered, never, record_arrival, root_attributes
+from mlotel_cli.execute.batches import (
+    NO_PARENT,
+    Finished,
+    Numbered,
+    WaitForRoom,
+    never,
+    record_arrival,
+    root_attributes,
+)
 from mlotel_cli.pipeline import outputs
 from mlotel_cli.records import BATCH_SPAN
 from mlotel_cli.telemetry.api import PROVIDER, SCOPE
@@ -28,7 +36,7 @@ class SequentialExecutor:
             self._whole = stages
         self._tracer = PROVIDER.get_tracer(SCOPE)
 
-    def run(self, batches: Iterator[Numbered], *, hold: Hold = never) -> Generator[Finished]:
+    def run(self, batches: Iterator[Numbered], *, wait_for_room: WaitForRoom = never) -> Generator[Finished]:
         """Yield every batch when it is through; an Exception of a stage is the batch's, not the caller's."""
         now = time.perf_counter_ns
         while True:
@@ -37,7 +45,7 @@ class SequentialExecutor:
             if numbered is None:
                 return
             yield self._run_one(numbered, wait_ns=now() - asked)
-            hold()
+            wait_for_room()
 
     def outputs(self, data: Any) -> Iterator[tuple[str, Any]]:
         """Each stage's name and output; nothing for a callable that has no parts to name."""

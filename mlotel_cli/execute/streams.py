@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from mlotel_cli.tensors import tensors_in
 
 
-class Lane(Protocol):
+class DeviceStream(Protocol):
     """One thread's place on the device."""
 
     def entered(self) -> AbstractContextManager[None]:
@@ -30,19 +30,19 @@ class Lane(Protocol):
 
 
 class Streams(Protocol):
-    """The lanes of a pipeline."""
+    """The streams of a pipeline."""
 
-    def lane(self, name: str) -> Lane:
+    def stream(self, name: str) -> DeviceStream:
         """A stream of its own, the same one whenever the name is: what memory it holds stays warm."""
         ...
 
-    def current(self) -> Lane:
-        """The lane of a thread that keeps the stream it has."""
+    def current(self) -> DeviceStream:
+        """The stream of a thread that keeps the stream it has."""
         ...
 
 
-class HostLane:
-    """The lane where there is no device: nothing to wait for. See `Lane`."""
+class HostStream:
+    """The stream where there is no device: nothing to wait for. See `DeviceStream`."""
 
     def entered(self) -> AbstractContextManager[None]:
         """Nothing."""
@@ -58,20 +58,20 @@ class HostLane:
 class HostStreams:
     """Without a device. See `Streams`."""
 
-    def lane(self, name: str) -> Lane:
+    def stream(self, name: str) -> DeviceStream:
         """The one there is."""
         return _HOST
 
-    def current(self) -> Lane:
+    def current(self) -> DeviceStream:
         """The one there is."""
         return _HOST
 
 
-_HOST = HostLane()
+_HOST = HostStream()
 
 
-class CudaLane:
-    """A stream of torch.cuda, or whichever is current. See `Lane`."""
+class CudaStream:
+    """A stream of torch.cuda, or whichever is current. See `DeviceStream`."""
 
     def __init__(self, cuda: Any, stream: Any | None) -> None:
         """`cuda` is torch.cuda; `stream` None keeps the thread's own."""
@@ -127,14 +127,14 @@ class CudaStreams:
             cuda = torch.cuda
         self._cuda: Any = cuda
         self._device = device
-        self._lanes: dict[str, CudaLane] = {}
+        self._streams: dict[str, CudaStream] = {}
 
-    def lane(self, name: str) -> Lane:
+    def stream(self, name: str) -> DeviceStream:
         """The stream of that name; made when it is first asked for."""
-        if name not in self._lanes:
-            self._lanes[name] = CudaLane(self._cuda, self._cuda.Stream(device=self._device))
-        return self._lanes[name]
+        if name not in self._streams:
+            self._streams[name] = CudaStream(self._cuda, self._cuda.Stream(device=self._device))
+        return self._streams[name]
 
-    def current(self) -> Lane:
+    def current(self) -> DeviceStream:
         """Whatever stream the thread has."""
-        return CudaLane(self._cuda, None)
+        return CudaStream(self._cuda, None)

@@ -106,7 +106,7 @@ class Evaluation:
             progress.start()
             start, cpu_start = time.perf_counter(), time.process_time()
             try:
-                with closing(self._executor.run(self._numbered(), hold=session.link.wait_for_room)) as running:
+                with closing(self._executor.run(self._numbered(), wait_for_room=session.link.wait_for_room)) as running:
                     for finished in running:
                         self._num_batches += 1
                         waited_ns = self._wait_for_result()

@@ -113,7 +113,7 @@ class Loop:
                 self.phase = "running"
                 start, cpu_start = time.perf_counter(), time.process_time()
                 wait_for_result = result_waiter(self._cfg.device)
-                with closing(self._executor.run(self._numbered(), hold=session.link.wait_for_room)) as running:
+                with closing(self._executor.run(self._numbered(), wait_for_room=session.link.wait_for_room)) as running:
                     for finished in running:
                         wait_for_result()
                         self.settle(finished)

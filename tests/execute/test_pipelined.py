@@ -14,7 +14,7 @@ import torch
 from mlotel_cli.errors import StageError
 from mlotel_cli.execute import Finished, Inference, Numbered, PipelinedExecutor
 from mlotel_cli.execute.pipelined import UNFINISHED
-from mlotel_cli.execute.streams import HostLane, HostStreams
+from mlotel_cli.execute.streams import HostStream, HostStreams
 from mlotel_cli.records import BATCH_INDEX, BATCH_SIZE, KIND, Batch
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.clock import CLOCK
@@ -252,10 +252,10 @@ def test_an_error_of_the_source_is_the_callers_after_the_batches_before() -> Non
 
 
 def test_what_holds_the_source_back_can_end_the_run() -> None:
-    def hold() -> None:
+    def wait_for_room() -> None:
         raise OSError("the recorder died")
 
-    running = executor().run(numbered(1, 2), hold=hold)
+    running = executor().run(numbered(1, 2), wait_for_room=wait_for_room)
     assert next(running).output == 4
     with pytest.raises(OSError, match="the recorder died"):
         next(running)
@@ -276,7 +276,7 @@ def test_a_thread_that_cannot_begin_ends_the_run() -> None:
 
 @pytest.mark.parametrize("breaks", ["receive", "mark"])
 def test_a_device_that_breaks_ends_the_run_and_every_span(breaks: str) -> None:
-    class Lane(HostLane):
+    class DeviceStream(HostStream):
         def __init__(self, name: str) -> None:
             self._name, self._calls = name, 0
 
@@ -292,8 +292,8 @@ def test_a_device_that_breaks_ends_the_run_and_every_span(breaks: str) -> None:
                 raise RuntimeError("device-side assert")
 
     class Streams(HostStreams):
-        def lane(self, name: str) -> Lane:
-            return Lane(name)
+        def stream(self, name: str) -> DeviceStream:
+            return DeviceStream(name)
 
     with recording() as recorded:
         running = executor(streams=Streams()).run(numbered(*range(9)))
@@ -343,11 +343,11 @@ def test_a_caller_that_does_not_take_holds_the_stages_back() -> None:
 def test_the_source_is_held_between_batches_outside_any_span() -> None:
     seen: list[Any] = []
 
-    def hold() -> None:
+    def wait_for_room() -> None:
         seen.append((threading.current_thread().name, api.trace.get_current_span()))
 
     with recording():
-        list(executor().run(numbered(1, 2), hold=hold))
+        list(executor().run(numbered(1, 2), wait_for_room=wait_for_room))
     assert seen == [("source", api.trace.INVALID_SPAN)] * 2
 
 
@@ -508,7 +508,7 @@ def test_a_batch_that_arrives_too_late_is_left_in_the_source() -> None:
         next(running)
 
         def give_once_it_is_closed() -> None:
-            until(lambda: not pipelined._lines[0].put(0, None))
+            until(lambda: not pipelined._queues[0].put(0, None))
             paced.give(next(batches))
 
         giving = threading.Thread(target=give_once_it_is_closed)

@@ -184,11 +184,13 @@ def test_an_arrival_in_the_future_is_no_negative_wait() -> None:
 def test_it_is_held_back_between_batches_outside_any_span() -> None:
     seen: list[Any] = []
 
-    def hold() -> None:
+    def wait_for_room() -> None:
         seen.append(api.trace.get_current_span())
 
     with recording():
-        seen.extend(one.numbered.index for one in SequentialExecutor(STAGES).run(numbered(1, 2), hold=hold))
+        seen.extend(
+            one.numbered.index for one in SequentialExecutor(STAGES).run(numbered(1, 2), wait_for_room=wait_for_room)
+        )
     assert seen == [0, api.trace.INVALID_SPAN, 1, api.trace.INVALID_SPAN]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlotel_cli.execute import Finished, Inference, Numbered, PipelinedExecutor
-from mlotel_cli.execute.streams import CudaLane, CudaStreams, HostStreams
+from mlotel_cli.execute.streams import CudaStream, CudaStreams, HostStreams
 from mlotel_cli.records import Batch
 from tests.support.fake_cuda import FakeCuda, Stream, Tensor
 
@@ -101,9 +101,9 @@ def test_streams_stay_the_same_from_run_to_run() -> None:
 
 def test_a_lane_is_current_while_it_is_entered_and_leaves_other_threads_alone() -> None:
     cuda = FakeCuda()
-    lane = CudaStreams("cuda", cuda=cuda).lane("detect")
+    stream = CudaStreams("cuda", cuda=cuda).stream("detect")
     elsewhere: list[Stream] = []
-    with lane.entered():
+    with stream.entered():
         assert cuda.current_stream() is cuda.made[0]
         thread = threading.Thread(target=lambda: elsewhere.append(cuda.current_stream()))
         thread.start()
@@ -117,7 +117,7 @@ def test_what_is_no_tensor_of_the_device_is_left_alone() -> None:
     on_host = Tensor(cuda, is_cuda=False)
     stream = Stream("other")
     with cuda.stream(stream):
-        CudaLane(cuda, None).receive({"a": [on_host, "text", 1]}, None)
+        CudaStream(cuda, None).receive({"a": [on_host, "text", 1]}, None)
     assert stream not in on_host.kept_for
 
 
@@ -143,14 +143,14 @@ def test_the_memory_of_a_sparse_tensor_is_kept() -> None:
     for names in (("_indices", "_values"), ("crow_indices", "col_indices", "values")):
         parts = {name: Tensor(cuda) for name in names}
         with cuda.stream(stream):
-            CudaLane(cuda, None).receive([Sparse(**parts)], None)
+            CudaStream(cuda, None).receive([Sparse(**parts)], None)
         assert all(stream in part.kept_for for part in parts.values())
     with pytest.raises(NotImplementedError):
-        CudaLane(cuda, None).receive([Sparse()], None)
+        CudaStream(cuda, None).receive([Sparse()], None)
 
 
 def test_without_a_device_there_is_nothing_to_do() -> None:
-    lane = HostStreams().lane("any")
-    with lane.entered():
-        lane.receive([1], lane.mark())
-    assert lane.mark() is None
+    stream = HostStreams().stream("any")
+    with stream.entered():
+        stream.receive([1], stream.mark())
+    assert stream.mark() is None

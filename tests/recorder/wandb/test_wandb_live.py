@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.recorder.wandb.test_wandb_run import KEY, _own_process_state  # noqa: F401 - an autouse fixture
 
 from mlotel_cli.recorder.wandb import wandb_sink as wandb
 from mlotel_cli.recorder.wandb.wandb_run import TrackerSettings, earlier_run_id
 from mlotel_cli.recorder.wandb.wandb_sink import WindowedWandbSink, anchored_clock, create_tracker
 from mlotel_cli.records import BatchRecord, StageTime
+from tests.recorder.wandb.test_wandb_run import KEY, _own_process_state  # noqa: F401 - an autouse fixture
 from tests.recorder.wandb.test_wandb_sink import FakeRun, wait_for
 from tests.support.wandb_backend import WandbBackend
 from tests.support.wandb_file import find_wandb_file, read_wandb_file
