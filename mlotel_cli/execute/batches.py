@@ -68,8 +68,8 @@ class Executor(Protocol):
     def run(self, batches: Iterator[Numbered], *, wait_for_room: WaitForRoom = never) -> Generator[Finished]:
         """Yield every batch once, in order, when it is through; an Exception of a stage is the batch's.
 
-        What the source or `wait_for_room` raises is raised here, after the batches before it. Close the generator when it is
-        left early: `with contextlib.closing(executor.run(...)) as running`.
+        What the source or `wait_for_room` raises is raised here, after the batches before it. Close the generator
+        when you leave it early: `with contextlib.closing(executor.run(...)) as running`.
         """
         ...
 
