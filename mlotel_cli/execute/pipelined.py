@@ -2,8 +2,8 @@
 
     source thread -> queue -> stage's thread(s) -> queue -> ... -> queue -> whoever iterates over `run`
 
-A stage with several threads leaves its batches in order all the same: queues restore it. A batch that failed travels on,
-past the stages, so that order holds for it too. All threads begin and end with `run`.
+A stage with several threads leaves its batches in order all the same: the queues restore it. A batch that failed
+travels on, past the stages, so that order holds for it too. All threads begin and end with `run`.
 """
 
 import logging
