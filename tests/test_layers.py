@@ -13,9 +13,11 @@ import mlotel_cli
 
 PACKAGE = Path(mlotel_cli.__file__).parent
 LAYERS = (
-    {"columns", "errors", "records", "tensors"},
-    {"hardware", "stats"},
-    {"config", "telemetry", "nsys", "store"},
+    {"columns", "errors", "records", "stats", "tensors"},
+    {"figures", "hardware", "snapshot", "summary"},
+    {"wire"},
+    {"config", "telemetry", "nsys"},
+    {"store"},
     {"link", "analysis"},
     {"recorder", "pipeline", "sources", "metrics", "optimize", "dummy"},
     {"execute"},
