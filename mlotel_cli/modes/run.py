@@ -223,7 +223,7 @@ class Session:
         self._link.send("info", json.dumps(info, default=str))
 
     def attach(self, attachment: Mapping[str, Any]) -> None:
-        """Give the tracker a table and files to keep with the run; see `recorder.wandb_run.Run.attach`."""
+        """Give the tracker a table and files to keep with the run; see `TrackerRun.attach` of `wandb_run`."""
         self._link.send("attach", json.dumps(attachment, default=str))
 
     def settle(

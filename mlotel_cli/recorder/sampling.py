@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mlotel_cli.recorder.sketch import GROWTH, Window
+from mlotel_cli.recorder.sketch import GROWTH, RollingSketch
 from mlotel_cli.records import BatchRecord, SpanRecord
 
 Reason = Literal["failed", "slow", "background"]
@@ -66,7 +66,7 @@ class TailSampler:
         self._num_spans = 0
         self._decided: OrderedDict[int, bool] = OrderedDict()
         self._ready: list[SpanRecord] = []
-        self._latencies = Window(NUM_SLOTS)
+        self._latencies = RollingSketch(NUM_SLOTS)
         self._rotated_at = self._looked_at = clock()
         self._rolling_ms: float | None = None
         self.kept: Counter[Reason] = Counter()
@@ -138,12 +138,12 @@ class TailSampler:
             self._latencies.rotate()
             self._rotated_at += SLOT_S
             if now - self._rotated_at > SLOT_S * NUM_SLOTS:  # the process slept: nothing in the window is recent
-                self._latencies = Window(NUM_SLOTS)
+                self._latencies = RollingSketch(NUM_SLOTS)
                 self._rotated_at = now
         if now - self._looked_at >= _THRESHOLD_EVERY_S or (self._rolling_ms is None and self._slow_ms is None):
             self._looked_at = now
-            counts = self._latencies.counts()
-            p99_ms = counts.quantiles(0.99)[0] if counts.count >= ENOUGH else None
+            recent = self._latencies.sketch()
+            p99_ms = recent.quantiles(0.99)[0] if recent.count >= ENOUGH else None
             self._rolling_ms = None if p99_ms is None else p99_ms * GROWTH
 
     def _is_of_background(self, trace_id: int) -> bool:

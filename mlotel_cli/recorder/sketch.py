@@ -16,7 +16,7 @@ _FIRST = 1 - math.floor(math.log(SMALLEST) * _PER_LOG)
 
 
 @dataclass(slots=True)
-class Counts:
+class Sketch:
     """Values of one stretch of time."""
 
     buckets: dict[int, int] = field(default_factory=dict[int, int])
@@ -33,7 +33,7 @@ class Counts:
         if value > self.largest:
             self.largest = value
 
-    def merge(self, other: "Counts", *, sign: int = 1) -> None:
+    def merge(self, other: "Sketch", *, sign: int = 1) -> None:
         """Add what `other` counted; with -1 take it away again, which leaves `largest` as it is."""
         for bucket, count in other.buckets.items():
             left = self.buckets.get(bucket, 0) + sign * count
@@ -62,22 +62,22 @@ class Counts:
         raise AssertionError("the buckets hold fewer than were counted")
 
 
-class Window:
+class RollingSketch:
     """The last `num_slots` slots of one series, and the one that is being filled."""
 
     __slots__ = ("_closed", "_slots", "add", "current")
 
     def __init__(self, num_slots: int = 60) -> None:
         """Empty; `add` counts a value in the current slot."""
-        self._slots: deque[Counts] = deque(maxlen=num_slots)
-        self._closed = Counts()
+        self._slots: deque[Sketch] = deque(maxlen=num_slots)
+        self._closed = Sketch()
         self._open()
 
     def _open(self) -> None:
-        self.current = Counts()
+        self.current = Sketch()
         self.add = self.current.add
 
-    def rotate(self) -> Counts:
+    def rotate(self) -> Sketch:
         """End the current slot and begin another; returns the one that ended."""
         if len(self._slots) == self._slots.maxlen:
             self._closed.merge(self._slots[0], sign=-1)
@@ -90,18 +90,18 @@ class Window:
         self._open()
         return ended
 
-    def counts(self) -> Counts:
+    def sketch(self) -> Sketch:
         """Everything in the window; not to be changed, and true until the next `rotate`."""
         if not self.current.count:
             return self._closed
-        both = Counts(dict(self._closed.buckets), self._closed.count, self._closed.total, self._closed.largest)
+        both = Sketch(dict(self._closed.buckets), self._closed.count, self._closed.total, self._closed.largest)
         both.merge(self.current)
         return both
 
 
-def mean(counts: Counts) -> float | None:
+def mean(sketch: Sketch) -> float | None:
     """Exact, but for rounding."""
-    return counts.total / counts.count if counts.count else None
+    return sketch.total / sketch.count if sketch.count else None
 
 
 def _bucket(value: float) -> int:

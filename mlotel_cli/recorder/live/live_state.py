@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from mlotel_cli.columns import COUNTED
-from mlotel_cli.recorder.sketch import Counts, Window, mean
+from mlotel_cli.recorder.sketch import RollingSketch, Sketch, mean
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord
 from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
@@ -79,9 +79,9 @@ class Series:
 
     def __init__(self) -> None:
         """Empty."""
-        self.window = Window(WINDOW_SLOTS)
+        self.window = RollingSketch(WINDOW_SLOTS)
         self.course: deque[tuple[Point, Point, Point]] = deque(maxlen=NUM_POINTS)
-        self._interval = Counts()
+        self._interval = Sketch()
 
     def rotate(self, *, is_point: bool) -> None:
         """A slot is over, and perhaps a point of the chart."""
@@ -89,7 +89,7 @@ class Series:
         if is_point:
             p50, p95 = self._interval.quantiles(0.5, 0.95)
             self.course.append((mean(self._interval), p50, p95))
-            self._interval = Counts()
+            self._interval = Sketch()
 
 
 class Rates:
@@ -203,7 +203,7 @@ class LiveState:
     ) -> Published:
         """A copy of what is known now, for other threads."""
         seconds = max(min(now - self._began, WINDOW_SLOTS * SLOT_S), SLOT_S)
-        latency = self._latency.window.counts()
+        latency = self._latency.window.sketch()
         p50, p95, p99 = _percentiles(latency)
         snapshot = {
             "uptime_s": self._earlier_s + now - self._began,
@@ -269,7 +269,7 @@ class LiveState:
         }
 
     def _value(self, name: str, series: Series) -> dict[str, Any]:
-        counts = series.window.counts()
+        counts = series.window.sketch()
         return {"mean": mean(counts), "p50": counts.quantiles(0.5)[0], "unit": self._units.get(name, "")}
 
     def _charts(self) -> dict[tuple[str, str], tuple[Point, ...]]:
@@ -286,15 +286,15 @@ class LiveState:
         return charts
 
 
-def _percentiles(counts: Counts) -> tuple[float | None, float | None, float | None]:
+def _percentiles(counts: Sketch) -> tuple[float | None, float | None, float | None]:
     """p50, p95, p99; None for those that so few values do not bear, as in the table of an evaluation."""
     p50, p95, p99 = counts.quantiles(0.5, 0.95, 0.99)
     enough = MIN_EFFECTIVE_N
     return p50, p95 if counts.count >= enough["p95"] else None, p99 if counts.count >= enough["p99"] else None
 
 
-def _counts(series: Series | None) -> Counts:
-    return series.window.counts() if series else Counts()
+def _counts(series: Series | None) -> Sketch:
+    return series.window.sketch() if series else Sketch()
 
 
 def _is_slower(record: BatchRecord, other: BatchRecord | None) -> bool:

@@ -1,4 +1,4 @@
-"""What W&B is given: rows in batch order, valid keys, windows when rows come too fast, the worst samples.
+"""What W&B is given: rows in batch order, valid keys, merged rows when they come too fast, the worst samples.
 
 Pure and standard library only. It knows how a BatchRecord becomes a W&B row, not how a row gets there.
 """
@@ -15,7 +15,7 @@ from mlotel_cli.records import BatchRecord, Sample
 AXIS = "batch"
 """The key that every other key is drawn over."""
 MERGED = "batches_merged"
-"""Only in a row that stands for a window: the number of batches in it."""
+"""Only in a row that stands for several batches: their number."""
 SECTIONS = ("latency", "device", "queue", "accuracy", "data")
 """First part of every key but the two above; W&B makes a panel section of each."""
 
@@ -138,12 +138,16 @@ class BatchOrder:
         return len(self._heap) > self._max_waiting or waited_s >= self._max_wait_s
 
 
-class Windows:
+class RowMerger:
     """Merges rows when they come faster than the W&B service takes them.
 
-    Up to `rows_per_minute` rows pass as they are (a token bucket that starts full, so a run shorter than that is
-    never merged); above, the rows of a window are merged into one: each key's unweighted mean over the rows that have
-    it, the axis of the window's last row, and the number of rows under `batches_merged`.
+    Up to `rows_per_minute` rows pass unchanged (a token bucket that starts full, so a run of fewer rows is never
+    merged). Above that rate, rows wait and become one: each key's unweighted mean over the rows that have it, the axis
+    of the last row, and the number of rows under `batches_merged`.
+
+    Attributes:
+        num_merges: rows handed out that stand for several.
+        num_merged: rows that they stand for.
     """
 
     def __init__(self, *, rows_per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -152,17 +156,17 @@ class Windows:
         self._clock = clock
         self._tokens = rows_per_minute
         self._refilled = clock()
-        self._window: list[Row] = []
-        self.num_windows = 0
+        self._waiting: list[Row] = []
+        self.num_merges = 0
         self.num_merged = 0
 
     def add(self, row: Row) -> tuple[Row, int] | None:
         """Take a row. Returns what may be logged now, with the number of batches in it, or None."""
-        self._window.append(row)
+        self._waiting.append(row)
         return self.due()
 
     def due(self) -> tuple[Row, int] | None:
-        """The open window, once the service would take it."""
+        """Return what waits, merged into one row, once the service would take it."""
         now = self._clock()
         self._tokens = min(self._capacity, self._tokens + (now - self._refilled) * self._per_second)
         self._refilled = now
@@ -173,12 +177,12 @@ class Windows:
         return closed
 
     def close(self) -> tuple[Row, int] | None:
-        """The open window, however fast the rows came."""
-        rows, self._window = self._window, []
+        """Return what waits, merged into one row, at any rate."""
+        rows, self._waiting = self._waiting, []
         if not rows:
             return None
         if len(rows) > 1:
-            self.num_windows += 1
+            self.num_merges += 1
             self.num_merged += len(rows)
         return _merge(rows), len(rows)
 

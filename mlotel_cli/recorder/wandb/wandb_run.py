@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mlotel_cli.recorder.wandb.wandb_rows import AXIS, SECTIONS
-from mlotel_cli.recorder.wandb.wandb_windows import LIVE_SECTIONS, WINDOW_AXIS, Bins
+from mlotel_cli.recorder.wandb.wandb_windows import WINDOW_AXIS, WINDOW_SECTIONS, Bins
 
 Mode = Literal["online", "offline"]
 FLUSH_INTERVAL_S = 1.0
@@ -72,7 +72,7 @@ class TrackerSettings:
     resume_id: str | None = None
 
 
-class Run(Protocol):
+class TrackerRun(Protocol):
     """What the sink needs of an open run."""
 
     mode: Mode
@@ -148,7 +148,7 @@ def open_run(settings: TrackerSettings, *, config: Mapping[str, Any], say: Calla
 
 
 class WandbRun:
-    """An open W&B run. See `Run`."""
+    """An open W&B run. See `TrackerRun`."""
 
     def __init__(self, settings: TrackerSettings, *, mode: Mode, run_id: str, config: Mapping[str, Any]) -> None:
         """Open it. Raises what `wandb.init` raises."""
@@ -166,7 +166,7 @@ class WandbRun:
         self.dir: str = os.path.relpath(Path(self._run.dir).parent, settings.dir)
         # The summary is run.json's; without "none" W&B would put the last batch beside it.
         is_live = settings.window_s is not None
-        axis, sections = (WINDOW_AXIS, LIVE_SECTIONS) if is_live else (AXIS, SECTIONS)
+        axis, sections = (WINDOW_AXIS, WINDOW_SECTIONS) if is_live else (AXIS, SECTIONS)
         self._run.define_metric(axis, summary="none")
         for section in sections:
             self._run.define_metric(f"{section}/*", step_metric=axis, step_sync=False, summary="none")

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlotel_cli.errors import UsageError
-from mlotel_cli.recorder.wandb.wandb_rows import BatchOrder, Row, RowBuilder, Windows, WorstSamples
-from mlotel_cli.recorder.wandb.wandb_run import Run, TrackerSettings, first_line, mode_of_environment, open_run
-from mlotel_cli.recorder.wandb.wandb_windows import Closed, LiveRowBuilder, LiveWindows
+from mlotel_cli.recorder.wandb.wandb_rows import BatchOrder, Row, RowBuilder, RowMerger, WorstSamples
+from mlotel_cli.recorder.wandb.wandb_run import TrackerRun, TrackerSettings, first_line, mode_of_environment, open_run
+from mlotel_cli.recorder.wandb.wandb_windows import Window, WindowBuilder, WindowRowBuilder
 from mlotel_cli.records import BatchRecord
 
 __all__ = ["NullTracker", "TrackerSettings", "WandbSink", "WindowedWandbSink", "create_tracker"]
@@ -30,7 +30,7 @@ CLOSE_GRACE_S = 10.0
 MAX_WINDOWS = 1_000
 """Windows that may wait for W&B; four hours of the default length."""
 
-OpenRun = Callable[..., Run]
+OpenRun = Callable[..., TrackerRun]
 
 
 def create_tracker(settings: TrackerSettings, *, say: Callable[[str], None]) -> "WandbSink | NullTracker":
@@ -92,8 +92,8 @@ class WandbSink:
         self._builder = RowBuilder()
         self._worst = WorstSamples()
         self._clock = clock
-        self._windows: Windows | None = None
-        self._run: Run | None = None
+        self._merger: RowMerger | None = None
+        self._run: TrackerRun | None = None
         self._changed = threading.Condition()
         self._queue: deque[BatchRecord] = deque()
         self._config: dict[str, Any] = {}
@@ -118,7 +118,7 @@ class WandbSink:
             self._changed.notify_all()
 
     def attach(self, attachment: Mapping[str, Any]) -> None:
-        """Log a table, a chart and files with the run's end; see `wandb_run.Run.attach`."""
+        """Log a table, a chart and files with the run's end; see `wandb_run.TrackerRun.attach`."""
         self._attachments.append(attachment)
 
     def write(self, record: BatchRecord) -> None:
@@ -172,8 +172,8 @@ class WandbSink:
         }
         lost = self._num_written - self._num_logged if self._is_over() else self._num_dropped
         counts = _counts(rows_logged=self._num_logged, rows_lost=lost, error=self._error)
-        if self._windows is not None and self._windows.num_windows:
-            counts |= {"windows": self._windows.num_windows, "rows_merged": self._windows.num_merged}
+        if self._merger is not None and self._merger.num_merges:
+            counts |= {"windows": self._merger.num_merges, "rows_merged": self._merger.num_merged}
         return identity | counts | {"renamed": self._builder.renamed}
 
     def _is_over(self) -> bool:
@@ -199,7 +199,7 @@ class WandbSink:
                 config, self._config = self._config, {}
             self._run = self._open_run(self._settings, config=config, say=self._say)
             if self._run.mode == "online":
-                self._windows = Windows(rows_per_minute=self._settings.rows_per_minute, clock=self._clock)
+                self._merger = RowMerger(rows_per_minute=self._settings.rows_per_minute, clock=self._clock)
             while (ending := self._step()) is None:
                 pass
             self._finish(*ending)
@@ -221,19 +221,19 @@ class WandbSink:
             self._order.push(record)
         for record in self._order.ready():
             self._log(record)
-        if self._windows is not None:
-            self._log_row(self._windows.due())
+        if self._merger is not None:
+            self._log_row(self._merger.due())
         return ending
 
     def _log(self, record: BatchRecord) -> None:
         row = self._builder.row(record)
-        self._log_row((row, 1) if self._windows is None else self._windows.add(row))
+        self._log_row((row, 1) if self._merger is None else self._merger.add(row))
 
     def _log_row(self, closed: tuple[Row, int] | None) -> None:
         if closed is None or self._run is None:
             return
         row, num_batches = closed
-        if num_batches > 1 and self._windows is not None and self._windows.num_windows == 1:
+        if num_batches > 1 and self._merger is not None and self._merger.num_merges == 1:
             rate = self._settings.rows_per_minute
             self._say(f"W&B: more than {rate:g} batches a minute; from here on a row is the mean of several batches")
         self._run.log(row)
@@ -242,10 +242,10 @@ class WandbSink:
     def _finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         for record in self._order.rest():
             self._log(record)
-        if self._windows is not None:
-            self._log_row(self._windows.close())
-            if self._windows.num_windows:
-                summary = {**summary, "batches_merged": self._windows.num_merged}
+        if self._merger is not None:
+            self._log_row(self._merger.close())
+            if self._merger.num_merges:
+                summary = {**summary, "batches_merged": self._merger.num_merged}
         run = self._run
         if run is None:
             return
@@ -290,9 +290,9 @@ class WindowedWandbSink(WandbSink):
         clock = clock or anchored_clock()
         super().__init__(settings, say=say, open_run=open_run, clock=clock)
         window_s, now_s = settings.window_s or 15.0, clock()
-        self._live = LiveWindows(window_s=window_s, started_s=settings.started_s or now_s, now_s=now_s)
-        self._rows = LiveRowBuilder()
-        self._closed: deque[Closed] = deque(maxlen=MAX_WINDOWS)
+        self._live = WindowBuilder(window_s=window_s, started_s=settings.started_s or now_s, now_s=now_s)
+        self._rows = WindowRowBuilder()
+        self._closed: deque[Window] = deque(maxlen=MAX_WINDOWS)
         self._num_windows = 0
 
     def write(self, record: BatchRecord) -> None:
@@ -319,7 +319,7 @@ class WindowedWandbSink(WandbSink):
         earlier = self._settings.resume_id
         return described if earlier in (None, described["id"]) else described | {"earlier": earlier}
 
-    def _close_window(self, window: Closed | None) -> None:
+    def _close_window(self, window: Window | None) -> None:
         """Queue a window, under the lock; the oldest one makes room and is counted."""
         if window is None:
             return

@@ -1,6 +1,6 @@
 """What W&B is given of a monitor: one row per stretch of time, whatever the number of batches in it.
 
-Pure. Quantiles are within 1 % of a measured value (`recorder.window`), means and maxima are exact; memory does not
+Pure. Quantiles are within 1 % of a measured value (`recorder.sketch`), means and maxima are exact; memory does not
 depend on the number of batches.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlotel_cli.recorder.sketch import GROWTH, Counts, mean, middle
+from mlotel_cli.recorder.sketch import GROWTH, Sketch, mean, middle
 from mlotel_cli.recorder.wandb.wandb_rows import KeyNames
 from mlotel_cli.records import BatchRecord
 
@@ -19,7 +19,7 @@ WINDOW_AXIS = "window"
 """The key that every other key is drawn over: windows of the run's time, from 0."""
 WALL_TIME = "wall_time"
 """End of the window, seconds since the epoch."""
-LIVE_SECTIONS = ("latency", "device", "queue", "data", "rate", "count", "drop", "source")
+WINDOW_SECTIONS = ("latency", "device", "queue", "data", "rate", "count", "drop", "source")
 """First part of every other key."""
 MAX_BINS = 64
 _SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -33,18 +33,18 @@ class Bins:
     edges: list[float]
 
 
-LiveRow = dict[str, float | Bins]
+WindowRow = dict[str, float | Bins]
 
 
 @dataclass(slots=True)
-class Closed:
+class Window:
     """What one window holds, before it is a row."""
 
     number: int
     seconds: float
     ended_s: float
-    series: dict[tuple[str, str], Counts] = field(default_factory=dict[tuple[str, str], Counts])
-    recorded: dict[str, Counts] = field(default_factory=dict[str, Counts])
+    series: dict[tuple[str, str], Sketch] = field(default_factory=dict[tuple[str, str], Sketch])
+    recorded: dict[str, Sketch] = field(default_factory=dict[str, Sketch])
     status: Counter[str] = field(default_factory=Counter[str])
     items: int = 0
     changes: dict[str, float] = field(default_factory=dict[str, float])
@@ -56,7 +56,7 @@ class Closed:
         return sum(self.status.values())
 
 
-class LiveWindows:
+class WindowBuilder:
     """Adds up batches and the workload's counters until a window is over. Not safe from several threads."""
 
     def __init__(self, *, window_s: float, started_s: float, now_s: float) -> None:
@@ -87,7 +87,7 @@ class LiveWindows:
                 self._count(("queue", f"/{name}"), time.queue_ms)
         for name, value in record.data.items():
             if math.isfinite(value):
-                window.recorded.setdefault(name, Counts()).add(value)
+                window.recorded.setdefault(name, Sketch()).add(value)
 
     def take_live(self, text: str) -> None:
         """Read what the workload reports: counters since the start of the run, and queues as they are.
@@ -107,11 +107,11 @@ class LiveWindows:
         queues: Mapping[str, Any] = told.get("queues") or {}
         self._depths = {str(name): float(depth) for name, (depth, _) in queues.items()}
 
-    def due(self, now_s: float) -> Closed | None:
+    def due(self, now_s: float) -> Window | None:
         """The window, once it is over."""
         return self.close(now_s) if self._number(now_s) > self._window.number else None
 
-    def close(self, now_s: float) -> Closed:
+    def close(self, now_s: float) -> Window:
         """The window as it is; another one begins."""
         window = self._window
         end_s = self._started_s + (window.number + 1) * self._window_s
@@ -125,7 +125,7 @@ class LiveWindows:
         return window
 
     def _begin(self, now_s: float) -> None:
-        self._window = Closed(self._number(now_s), 0.0, now_s)
+        self._window = Window(self._number(now_s), 0.0, now_s)
         self._began_s = now_s
 
     def _number(self, now_s: float) -> int:
@@ -133,10 +133,10 @@ class LiveWindows:
 
     def _count(self, series: tuple[str, str], value: float) -> None:
         if math.isfinite(value):
-            self._window.series.setdefault(series, Counts()).add(value)
+            self._window.series.setdefault(series, Sketch()).add(value)
 
 
-class LiveRowBuilder:
+class WindowRowBuilder:
     """Makes a row of a window; the names of stages and values become valid keys."""
 
     def __init__(self) -> None:
@@ -144,24 +144,24 @@ class LiveRowBuilder:
         self._recorded = KeyNames(set())
         self._others = KeyNames(set())
 
-    def row(self, window: Closed) -> LiveRow:
+    def row(self, window: Window) -> WindowRow:
         """The row of `window`."""
-        row: LiveRow = {WINDOW_AXIS: window.number, WALL_TIME: window.ended_s}
+        row: WindowRow = {WINDOW_AXIS: window.number, WALL_TIME: window.ended_s}
         row["rate/batches_per_s"] = window.num_batches / window.seconds
         row["rate/items_per_s"] = window.items / window.seconds
         for status, count in {"done": 0, "failed": 0, **window.status}.items():
             row[f"count/{status}"] = count
-        for (section, name), counts in window.series.items():
+        for (section, name), sketch in window.series.items():
             key = self._stages[name[1:]] if name.startswith("/") else name
-            for share, value in zip(_SHARES, counts.quantiles(*_SHARES.values()), strict=True):
+            for share, value in zip(_SHARES, sketch.quantiles(*_SHARES.values()), strict=True):
                 if value is not None:
                     row[f"{section}/{key}_{share}_ms"] = value
-            row[f"{section}/{key}_max_ms"] = counts.largest
-        for name, counts in window.recorded.items():
+            row[f"{section}/{key}_max_ms"] = sketch.largest
+        for name, sketch in window.recorded.items():
             key = self._recorded[name]
-            row[f"data/{key}"] = bins(counts)
-            row[f"data/{key}_mean"] = mean(counts) or 0.0
-            row[f"data/{key}_p50"] = counts.quantiles(0.5)[0] or 0.0
+            row[f"data/{key}"] = bins(sketch)
+            row[f"data/{key}_mean"] = mean(sketch) or 0.0
+            row[f"data/{key}_p50"] = sketch.quantiles(0.5)[0] or 0.0
         for name, change in window.changes.items():
             section, _, rest = name.partition("/")
             row[f"{section}/{self._others[rest]}"] = change
@@ -176,13 +176,13 @@ class LiveRowBuilder:
         return {form.format(key): name for form, names in sections for key, name in names.renamed.items()}
 
 
-def bins(counts: Counts, *, max_bins: int = MAX_BINS) -> Bins:
+def bins(sketch: Sketch, *, max_bins: int = MAX_BINS) -> Bins:
     """A histogram with equal bins of values counted in logarithmic buckets, each at its bucket's middle."""
-    values = sorted((middle(bucket), count) for bucket, count in counts.buckets.items())
-    low, high = values[0][0], min(values[-1][0], counts.largest)
+    values = sorted((middle(bucket), count) for bucket, count in sketch.buckets.items())
+    low, high = values[0][0], min(values[-1][0], sketch.largest)
     if high <= low:
         width = abs(low) * (GROWTH - 1) or 1.0
-        return Bins([counts.count], [low - width / 2, low + width / 2])
+        return Bins([sketch.count], [low - width / 2, low + width / 2])
     num = min(max_bins, 2 * len(values))
     width = (high - low) / num
     filled = [0] * num

@@ -123,7 +123,7 @@ def test_a_batch_that_failed_counts_as_such_and_in_no_latency():
     live.advance(now=1.0)
     found = publish(live, now=1.0)
     assert (found.snapshot["failed"], found.snapshot["batches"], found.snapshot["failed_per_s"]) == (4, 5, 4.0)
-    assert live._latency.window.counts().count == 1
+    assert live._latency.window.sketch().count == 1
     assert [(event.batch, event.error) for event in found.failed][:2] == [
         (3, "because dropped"),
         (2, "because incomplete"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlotel_cli.recorder.wandb.wandb_rows import BatchOrder, KeyNames, RowBuilder, Windows, WorstSamples
+from mlotel_cli.recorder.wandb.wandb_rows import BatchOrder, KeyNames, RowBuilder, RowMerger, WorstSamples
 from mlotel_cli.records import BatchRecord, Sample, StageTime
 
 
@@ -148,31 +148,31 @@ def test_what_waits_at_the_end_goes_out_in_order() -> None:
     assert len(batches) == 0
 
 
-def test_rows_pass_as_they_are_up_to_the_rate_and_then_in_windows() -> None:
+def test_rows_pass_as_they_are_up_to_the_rate_and_then_merged() -> None:
     clock = Clock()
-    windows = Windows(rows_per_minute=2, clock=clock)
+    merger = RowMerger(rows_per_minute=2, clock=clock)
     rows = [{"batch": n, "latency/batch_ms": float(n)} for n in range(5)]
-    assert windows.add(rows[0]) == (rows[0], 1)
-    assert windows.add(rows[1]) == (rows[1], 1)
-    assert windows.add(rows[2]) is None
+    assert merger.add(rows[0]) == (rows[0], 1)
+    assert merger.add(rows[1]) == (rows[1], 1)
+    assert merger.add(rows[2]) is None
     clock.now += 29.0
-    assert windows.add(rows[3]) is None
+    assert merger.add(rows[3]) is None
     clock.now += 1.0
-    assert windows.due() == ({"batch": 3, "latency/batch_ms": 2.5, "batches_merged": 2}, 2)
-    assert windows.due() is None
-    assert windows.add(rows[4]) is None
-    assert windows.close() == (rows[4], 1)
-    assert windows.close() is None
-    assert (windows.num_windows, windows.num_merged) == (1, 2)
+    assert merger.due() == ({"batch": 3, "latency/batch_ms": 2.5, "batches_merged": 2}, 2)
+    assert merger.due() is None
+    assert merger.add(rows[4]) is None
+    assert merger.close() == (rows[4], 1)
+    assert merger.close() is None
+    assert (merger.num_merges, merger.num_merged) == (1, 2)
 
 
-def test_a_window_is_the_mean_over_the_rows_that_have_the_key() -> None:
+def test_a_merged_row_is_the_mean_over_the_rows_that_have_the_key() -> None:
     clock = Clock()
-    windows = Windows(rows_per_minute=1, clock=clock)
-    windows.add({"batch": 0})
+    merger = RowMerger(rows_per_minute=1, clock=clock)
+    merger.add({"batch": 0})
     for row in ({"batch": 1, "a": 1.0}, {"batch": 2}, {"batch": 3, "a": 2.0, "b": math.nan}):
-        assert windows.add(row) is None
-    closed = windows.close()
+        assert merger.add(row) is None
+    closed = merger.close()
     assert closed is not None
     assert closed[0].pop("b") != closed[0].get("b")
     assert closed == ({"batch": 3, "a": 1.5, "batches_merged": 3}, 3)
@@ -180,9 +180,9 @@ def test_a_window_is_the_mean_over_the_rows_that_have_the_key() -> None:
 
 def test_waiting_does_not_save_up_more_than_a_minute_of_rows() -> None:
     clock = Clock()
-    windows = Windows(rows_per_minute=2, clock=clock)
+    merger = RowMerger(rows_per_minute=2, clock=clock)
     clock.now += 3600
-    assert [windows.add({"batch": n}) is not None for n in range(4)] == [True, True, False, False]
+    assert [merger.add({"batch": n}) is not None for n in range(4)] == [True, True, False, False]
 
 
 def worst(scores: list[float | None], *, count: int) -> list[str]:

@@ -268,7 +268,7 @@ def test_online_and_too_fast_rows_are_merged_and_it_is_said() -> None:
     assert desk.said == ["W&B: more than 10 batches a minute; from here on a row is the mean of several batches"]
 
 
-def test_a_window_is_logged_when_its_time_has_come_and_merging_is_said_once() -> None:
+def test_a_merged_row_is_logged_when_its_time_has_come_and_merging_is_said_once() -> None:
     desk = Desk(FakeRun(mode="online"), mode="online", rows_per_minute=60)
     desk.sink.start()
     for index in range(60):

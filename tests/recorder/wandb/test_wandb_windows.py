@@ -7,15 +7,15 @@ import random
 import numpy as np
 import pytest
 
-from mlotel_cli.recorder.sketch import Counts
-from mlotel_cli.recorder.wandb.wandb_windows import LIVE_SECTIONS, Bins, LiveRowBuilder, LiveWindows, bins
+from mlotel_cli.recorder.sketch import Sketch
+from mlotel_cli.recorder.wandb.wandb_windows import WINDOW_SECTIONS, Bins, WindowBuilder, WindowRowBuilder, bins
 from mlotel_cli.records import BatchRecord, StageTime
 
 START = 1_000_000.0
 
 
-def windows(*, now_s: float = START, started_s: float = START) -> LiveWindows:
-    return LiveWindows(window_s=15.0, started_s=started_s, now_s=now_s)
+def windows(*, now_s: float = START, started_s: float = START) -> WindowBuilder:
+    return WindowBuilder(window_s=15.0, started_s=started_s, now_s=now_s)
 
 
 def record(batch: int = 0, *, status="done", size: int = 1, **changes) -> BatchRecord:
@@ -27,8 +27,8 @@ def live(*, received: int = 0, reconnects: int = 0, queues=None, **dropped: int)
     return json.dumps({"source": source, "queues": queues or {}})
 
 
-def row(adding: LiveWindows, now_s: float) -> dict:
-    return LiveRowBuilder().row(adding.close(now_s))
+def row(adding: WindowBuilder, now_s: float) -> dict:
+    return WindowRowBuilder().row(adding.close(now_s))
 
 
 def test_a_window_is_one_row_when_it_is_over():
@@ -138,17 +138,17 @@ def test_every_key_is_in_a_section_that_has_an_axis():
     stages = {"a": StageTime(host_ms=3, device_ms=2, queue_ms=1, calls=1)}
     adding.add(record(stages=stages, data={"é é": 1.0}))
     adding.take_live(live(received=1, full=1, queues={"a": [0, 1]}))
-    builder = LiveRowBuilder()
+    builder = WindowRowBuilder()
     found = builder.row(adding.close(START + 15))
-    assert {key.partition("/")[0] for key in found} - {"window", "wall_time"} == set(LIVE_SECTIONS)
+    assert {key.partition("/")[0] for key in found} - {"window", "wall_time"} == set(WINDOW_SECTIONS)
     assert builder.renamed == {"data/é_é": "é é"}
 
 
 # -- histograms -------------------------------------------------------------------------------------------------------
 
 
-def counted(*values: float) -> Counts:
-    counts = Counts()
+def counted(*values: float) -> Sketch:
+    counts = Sketch()
     for value in values:
         counts.add(value)
     return counts
