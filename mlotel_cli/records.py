@@ -6,14 +6,16 @@ is measured nor where it is written.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-Status = Literal["scored", "done", "skipped", "failed", "dropped", "incomplete"]
+Status = Literal["scored", "done", "skipped", "failed", "incomplete"]
 """How a batch ended.
 
 scored: finished and scored; done: finished, nothing to score it by; skipped: it or its score failed and
-`eval.on_error=skip`; failed: it ended the run; dropped: never ran; incomplete: a span of it never ended.
+`eval.on_error=skip`; failed: it ended the run; incomplete: a span of it never ended.
 """
+COUNTED: tuple[Status, ...] = ("scored", "done")
+"""Statuses whose latencies count. A batch that failed, or never ended, has no latency that says anything."""
 
 AttributeValue = str | bool | int | float | Sequence[str] | Sequence[bool] | Sequence[int] | Sequence[float]
 
@@ -159,15 +161,3 @@ class BatchRecord:
     samples: list[Sample] = field(default_factory=list[Sample])
     error: str = ""
     spans_missing: int = 0
-
-
-class Sink(Protocol):
-    """Where the recorder puts rows. Called from the recorder's main thread only; must not block for long."""
-
-    def write(self, record: BatchRecord) -> None:
-        """Take one finished row; rows arrive in completion order."""
-        ...
-
-    def close(self, summary: Mapping[str, Any]) -> None:
-        """Write what is left and the run's summary; bounded in time."""
-        ...

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.pipeline_model import PipelineModel, Station
-from mlotel_cli.columns import COUNTED
-from mlotel_cli.records import KIND, SpanRecord, span_role
+from mlotel_cli.columns import SOURCE_WAIT, stage_column
+from mlotel_cli.records import COUNTED, KIND, SpanRecord, span_role
 from mlotel_cli.store.traces import load_spans, traced_range
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def find_bottleneck(
         "kind": "pipelined" if model.is_pipelined else "sequential",
         "stage": max(utilisation, key=lambda name: utilisation[name]),
         "utilisation": utilisation,
-        "queue_ms": {name: _mean(counted, f"{name}.queue_ms") for name in stages},
+        "queue_ms": {name: _mean(counted, stage_column(name, "queue_ms")) for name in stages},
         "cores": closing.get("cores"),
         "cores_busy": _cores_busy(closing),
         "device_busy": _device_busy(counted, stages, model.measured_s),
@@ -141,7 +141,7 @@ def _cores_busy(closing: Mapping[str, Any]) -> float | None:
 
 def _device_busy(counted: "pl.DataFrame", stages: Sequence[str], wall_s: float) -> float | None:
     """Share of the time that stages have the device, gaps between kernels included; None without one."""
-    busy_s = sum(sum(_seconds(counted, f"{name}.device_ms")) for name in stages)
+    busy_s = sum(sum(_seconds(counted, stage_column(name, "device_ms"))) for name in stages)
     return min(1.0, busy_s / wall_s) if busy_s else None
 
 
@@ -169,7 +169,7 @@ def _stations(
 ) -> list[Station]:
     replicas: Mapping[str, int] = executor.get("replicas") or {}
     is_pipelined = executor.get("kind") == "pipelined"
-    stations = [Station(SOURCE, _seconds(rows, "source.wait_ms"))]
+    stations = [Station(SOURCE, _seconds(rows, SOURCE_WAIT))]
     stations += [
         Station(name, _stage_seconds(rows, name), int(replicas.get(name, 1)) if is_pipelined else 1) for name in stages
     ]
@@ -179,7 +179,8 @@ def _stations(
 
 
 def _stage_seconds(rows: "pl.DataFrame", name: str) -> list[float]:
-    host, device = _seconds(rows, f"{name}.host_ms"), _seconds(rows, f"{name}.device_ms")
+    host = _seconds(rows, stage_column(name, "host_ms"))
+    device = _seconds(rows, stage_column(name, "device_ms"))
     return [max(pair) for pair in zip(host, device, strict=True)]
 
 

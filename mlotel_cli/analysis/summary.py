@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.verdicts import verdict_of_events
-from mlotel_cli.columns import COUNTED
+from mlotel_cli.columns import SOURCE_WAIT, BatchColumns, accuracy_column, parse_columns, stage_column
+from mlotel_cli.records import COUNTED
 from mlotel_cli.stats.describe import cold_start, describe, grouped_bootstrap, segment_groups, trend
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any], *, mean_score
         "notes": [],
     }
     if mean_scores and batches.height:
-        values |= _mean_scores(batches.filter(pl.col("status").is_in(COUNTED)))
+        values |= _mean_scores(batches.filter(pl.col("status").is_in(COUNTED)), parse_columns(batches.schema))
     accuracy: dict[str, dict[str, Any]] = {name: {"value": value, "ci95": None} for name, value in values.items()}
     summary["accuracy"] = accuracy
     if not batches.height:
@@ -56,13 +57,12 @@ def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any], *, mean_score
         score["ci95"] = known.get(name) or _segment_interval(batches, name, score["value"])
     summary["batches"] = dict(batches.group_by("status").len().sort("status").iter_rows())
     counted = batches.filter(pl.col("status").is_in(COUNTED)).sort("batch")
-    summary["latency_ms"] = {"batch": _describe(counted, "latency_ms"), "stages": _stages(counted)}
-    if counted["source.wait_ms"].count():
-        summary["latency_ms"]["source_wait"] = _describe(counted, "source.wait_ms")
+    columns = parse_columns(counted.schema)
+    summary["latency_ms"] = {"batch": _describe(counted, "latency_ms"), "stages": _stages(counted, columns)}
+    if counted[SOURCE_WAIT].count():
+        summary["latency_ms"]["source_wait"] = _describe(counted, SOURCE_WAIT)
     summary["throughput"] = _throughput(counted, closing)
-    for column in counted.columns:
-        if column.startswith("data.") and not _is_of_stage(counted, column):
-            summary["data"][column.removeprefix("data.")] = _describe(counted, column)
+    summary["data"] = {name: _describe(counted, column) for name, column in columns.data.items()}
     summary["notes"] = _notes(counted)
     return summary
 
@@ -75,7 +75,7 @@ def _segment_interval(batches: "pl.DataFrame", name: str, value: float | None) -
     """
     import polars as pl
 
-    column = f"accuracy.{name}"
+    column = accuracy_column(name)
     if value is None or column not in batches.columns:
         return None
     first = batches.filter((pl.col("repeat") == 0) & pl.col(column).is_finite() & (pl.col("size") > 0)).sort("batch")
@@ -111,28 +111,11 @@ def _describe(frame: "pl.DataFrame", column: str) -> dict[str, Any]:
     return describe(values.filter(values.is_finite().fill_null(False)).to_numpy())
 
 
-def _is_of_stage(frame: "pl.DataFrame", column: str) -> bool:
-    """Whether it is a stage's time or count. Beside a stage `data`, a recorded value `host_ms` would look the same.
-
-    A recorded value or a score may be called anything; only a stage has a count of calls, and that is an integer.
-    """
-    import polars as pl
-
-    name, _, measure = column.rpartition(".")
-    if measure not in ("host_ms", "device_ms", "queue_ms", "lag_ms", "calls"):
-        return False
-    if not column.startswith(("data.", "accuracy.")):
-        return True
-    return frame.schema.get(f"{name}.calls") == pl.Int64
-
-
-def _stages(counted: "pl.DataFrame") -> dict[str, dict[str, Any]]:
+def _stages(counted: "pl.DataFrame", columns: BatchColumns) -> dict[str, dict[str, Any]]:
     stages: dict[str, dict[str, Any]] = {}
-    for column in counted.columns:
-        name, _, measure = column.rpartition(".")
-        if measure != "calls" and _is_of_stage(counted, column):
-            times = stages.setdefault(name, {"host": None, "device": None, "queue": None})
-            times[measure.removesuffix("_ms")] = _describe(counted, column)
+    for column in columns.times:
+        times = stages.setdefault(column.stage, {"host": None, "device": None, "queue": None})
+        times[column.measure.removesuffix("_ms")] = _describe(counted, column.name)
     for name, times in stages.items():
         if times.get("lag") and (said := _verdict(counted, name)):
             times["verdict"] = said
@@ -143,24 +126,24 @@ def _verdict(counted: "pl.DataFrame", name: str) -> str | None:
     """Who the stage waits for, by its mean times; None where no batch has all of them, of a single call."""
     import polars as pl
 
-    host, device, lag = (pl.col(f"{name}.{measure}") for measure in ("host_ms", "device_ms", "lag_ms"))
-    known = counted.filter(host.is_finite() & device.is_finite() & lag.is_finite() & (pl.col(f"{name}.calls") == 1))
+    host, device = pl.col(stage_column(name, "host_ms")), pl.col(stage_column(name, "device_ms"))
+    lag, calls = pl.col(stage_column(name, "lag_ms")), pl.col(stage_column(name, "calls"))
+    known = counted.filter(host.is_finite() & device.is_finite() & lag.is_finite() & (calls == 1))
     if not known.height:
         return None
     means = known.select(latency_ms=host.mean(), device_ms=device.mean(), lag_ms=pl.min_horizontal(device, lag).mean())
-    queue = f"{name}.queue_ms"
+    queue = stage_column(name, "queue_ms")
     waited = known.select(pl.col(queue).fill_null(0.0).mean()).item() if queue in known.columns else None
     return verdict_of_events(**means.row(0, named=True), queue_ms=waited)
 
 
-def _mean_scores(counted: "pl.DataFrame") -> dict[str, float | None]:
+def _mean_scores(counted: "pl.DataFrame", columns: BatchColumns) -> dict[str, float | None]:
     """Mean score an item, by metric; None for a metric whose every score is not finite."""
     means: dict[str, float | None] = {}
-    for column in counted.columns:
-        if column.startswith("accuracy.") and not _is_of_stage(counted, column):
-            given = counted.filter(counted[column].is_finite().fill_null(False))
-            scores, sizes = given[column].to_numpy(), given["size"].to_numpy()
-            means[column.removeprefix("accuracy.")] = float(scores @ sizes / sizes.sum()) if sizes.sum() else None
+    for name, column in columns.accuracy.items():
+        given = counted.filter(counted[column].is_finite().fill_null(False))
+        scores, sizes = given[column].to_numpy(), given["size"].to_numpy()
+        means[name] = float(scores @ sizes / sizes.sum()) if sizes.sum() else None
     return means
 
 

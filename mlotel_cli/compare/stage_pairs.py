@@ -4,11 +4,12 @@ Both runs are read on the batches that they have in common, because a profile re
 """
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlotel_cli.columns import COUNTED
+from mlotel_cli.columns import parse_columns
+from mlotel_cli.records import COUNTED
 
 if TYPE_CHECKING:
     import polars as pl
@@ -102,20 +103,15 @@ def compare_stages(left: "pl.DataFrame", right: "pl.DataFrame") -> Comparison:
     left, right = (frame.filter(pl.col("status").is_in(COUNTED)) for frame in (left, right))
     common = left.select(keys).join(right.select(keys), on=keys)
     both = [common.join(frame, on=keys, how="left", maintain_order="left") for frame in (left, right)]
-    columns = dict.fromkeys(["latency_ms", *_columns(left), *_columns(right)])
-    rows = [_compare(column, *both) for column in columns]
+    times = [[time for time in parse_columns(frame.schema).times if time.measure != "lag_ms"] for frame in both]
+    rows = [_compare(BATCH, "latency", *(frame["latency_ms"].to_list() for frame in both))]
+    for time in dict.fromkeys((*times[0], *times[1])):
+        values = (frame[time.name].to_list() if time in known else [] for frame, known in zip(both, times, strict=True))
+        rows.append(_compare(time.stage, time.measure.removesuffix("_ms"), *values))
     return Comparison(rows, left.height, right.height, common.height)
 
 
-def _columns(frame: "pl.DataFrame") -> Iterable[str]:
-    ends = (".host_ms", ".device_ms", ".queue_ms")
-    return (name for name in frame.columns if name.endswith(ends) and not name.startswith(("data.", "accuracy.")))
-
-
-def _compare(column: str, left: "pl.DataFrame", right: "pl.DataFrame") -> StageComparison:
-    name, _, measure = column.rpartition(".")
-    name, measure = (name, measure.removesuffix("_ms")) if name else (BATCH, "latency")
-    values = [frame[column].to_list() if column in frame.columns else [] for frame in (left, right)]
+def _compare(name: str, measure: str, *values: Sequence[float | None]) -> StageComparison:
     pairs = [(a, b) for a, b in zip(*values, strict=False) if a is not None and b is not None]
     left_ms, right_ms = (_median(each) for each in (list(zip(*pairs, strict=True)) or values))
     ratio = right_ms / left_ms if left_ms and right_ms is not None and pairs else None

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlotel_cli.columns import COUNTED
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.records import BatchRecord
+from mlotel_cli.records import COUNTED, BatchRecord
 
 SCHEMA_VERSION = 1
 _OF_EACH_RECORDER = ("status", "ended_ns", "recorder_pid", "wandb", "summary")

@@ -13,6 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from mlotel_cli.columns import (
+    BATCH_TYPES,
+    SAMPLE_TYPES,
+    SOURCE_WAIT,
+    SPAN_TYPES,
+    accuracy_column,
+    data_column,
+    score_column,
+    stage_column,
+    type_of,
+)
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.records import BatchRecord, SpanRecord
 from mlotel_cli.store.reading import current_parts, last_part, scan_parts
@@ -22,35 +33,6 @@ logger = logging.getLogger("mlotel.recorder")
 
 Row = TypeVar("Row")
 
-BATCH_TYPES = {
-    "batch": "Int64",
-    "source_batch": "Int64",
-    "repeat": "Int64",
-    "start_ns": "Int64",
-    "size": "Int64",
-    "status": "String",
-    "error": "String",
-    "spans_missing": "Int64",
-}
-SPAN_TYPES = {
-    "trace_id": "String",
-    "span_id": "String",
-    "parent_id": "String",
-    "batch": "Int64",
-    "name": "String",
-    "kind": "String",
-    "scope": "String",
-    "thread": "String",
-    "start_ns": "Int64",
-    "end_ns": "Int64",
-    "device_ns": "Int64",
-    "lag_ns": "Int64",
-    "status": "String",
-    "status_message": "String",
-    "attributes": "String",
-    "events": "String",
-    "links": "String",
-}
 _PLAIN_SPAN_FIELDS = (
     "batch",
     "name",
@@ -64,7 +46,6 @@ _PLAIN_SPAN_FIELDS = (
     "status",
     "status_message",
 )
-SAMPLE_TYPES = {"batch": "Int64", "id": "String", "prediction": "String", "target": "String"}
 
 
 class TableWriter(Generic[Row]):
@@ -81,7 +62,7 @@ class TableWriter(Generic[Row]):
     ) -> None:
         """Write to `folder` what `columns` makes of rows.
 
-        A column that `types` does not name is Float64; where its name ends in .calls and it holds integers, Int64.
+        A column that `types` does not name has the type that `columns.type_of` gives it.
         """
         self.folder = folder
         self._types = types
@@ -108,7 +89,7 @@ class TableWriter(Generic[Row]):
         nothing: list[Any] = [None] * len(self._rows)
         frame = _frame(
             {name: columns.get(name, nothing) for name in names},
-            {name: self._type(name, columns.get(name, nothing)) for name in names},
+            {name: self._types.get(name) or type_of(name, columns.get(name, nothing)) for name in names},
         )
         try:
             self._write(frame.write_parquet, f"part-{self._parts + 1:06d}.parquet")
@@ -142,12 +123,6 @@ class TableWriter(Generic[Row]):
         for part in self.folder.glob("part-*.parquet"):
             if part.name != merged:
                 part.unlink(missing_ok=True)
-
-    def _type(self, name: str, values: list[Any]) -> str:
-        if name in self._types:
-            return self._types[name]
-        is_count = name.endswith(".calls") and all(value is None or type(value) is int for value in values)
-        return "Int64" if is_count else "Float64"
 
     def _write(self, write: Callable[[Path], object], name: str) -> None:
         """Write beside it, and rename: a reader sees the whole part or none."""
@@ -186,7 +161,7 @@ class ParquetSink:
         """Keep a row and its samples."""
         self._batches.add(batch_row(record))
         for sample in record.samples:
-            scores = {f"score.{name}": value for name, value in sample.scores.items()}
+            scores = {score_column(name): value for name, value in sample.scores.items()}
             identity = {"batch": record.batch, "id": sample.id, "prediction": sample.prediction}
             self._samples.add({**identity, "target": sample.target, **scores})
 
@@ -290,20 +265,20 @@ def batch_row(record: BatchRecord) -> dict[str, Any]:
         "error": record.error,
         "spans_missing": record.spans_missing,
         "latency_ms": record.latency_ms,
-        "source.wait_ms": record.source_wait_ms,
+        SOURCE_WAIT: record.source_wait_ms,
     }
     for name, time in record.stages.items():
         if time.calls:
-            row[f"{name}.host_ms"] = time.host_ms
-            row[f"{name}.calls"] = time.calls
+            row[stage_column(name, "host_ms")] = time.host_ms
+            row[stage_column(name, "calls")] = time.calls
         if time.device_ms is not None:
-            row[f"{name}.device_ms"] = time.device_ms
+            row[stage_column(name, "device_ms")] = time.device_ms
         if time.lag_ms is not None:
-            row[f"{name}.lag_ms"] = time.lag_ms
+            row[stage_column(name, "lag_ms")] = time.lag_ms
         if time.queue_ms is not None:
-            row[f"{name}.queue_ms"] = time.queue_ms
-    row.update((f"accuracy.{name}", value) for name, value in record.accuracy.items())
-    row.update((f"data.{name}", value) for name, value in record.data.items())
+            row[stage_column(name, "queue_ms")] = time.queue_ms
+    row.update((accuracy_column(name), value) for name, value in record.accuracy.items())
+    row.update((data_column(name), value) for name, value in record.data.items())
     return row
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlotel_cli.columns import COUNTED
+from mlotel_cli.columns import DataType, StageColumn, parse_columns
+from mlotel_cli.records import COUNTED
 from mlotel_cli.store.reading import query_table
 from mlotel_cli.trace.waterfall import format_ms
 
@@ -66,10 +67,14 @@ def choose(batches: Path, spans: Path) -> Choice:
         return Choice([], int(figures["num_batches"][0]) if figures.height else 0, traced.height, 0)
     figure = figures.row(0, named=True)
     picks: dict[int, Pick] = {}
-    for row in query_table(batches, lambda frame: _picked(frame, traced, figure)).iter_rows(named=True):
+    picked = query_table(batches, lambda frame: _picked(frame, traced, figure))
+    times = _times(picked.schema)
+    for row in picked.iter_rows(named=True):
         role = row["role"]
         why = {"median": "", "failed": row["error"] or ""}.get(role)
-        pick = Pick(row["batch"], row["latency_ms"], row["status"], role, _longer(row, figure) if why is None else why)
+        pick = Pick(
+            row["batch"], row["latency_ms"], row["status"], role, _longer(row, figure, times) if why is None else why
+        )
         picks.setdefault(pick.batch, pick)
     return Choice(list(picks.values()), figure["num_batches"], traced.height, figure["num_failed"])
 
@@ -90,7 +95,7 @@ def _figures(frame: "pl.LazyFrame", traced: "pl.DataFrame") -> "pl.LazyFrame":
     ended, failed = _conditions(traced)
     latency = pl.col("latency_ms").filter(ended)
     return frame.select(
-        pl.col(_time_columns(frame.collect_schema().names())).filter(ended).median(),
+        pl.col([time.name for time in _times(frame.collect_schema())]).filter(ended).median(),
         num_batches=pl.len(),
         num_ended=ended.sum(),
         num_failed=failed.sum(),
@@ -115,22 +120,20 @@ def _picked(frame: "pl.LazyFrame", traced: "pl.DataFrame", figure: Mapping[str, 
     return pl.concat([rows.with_columns(role=pl.lit(role)) for role, rows in found.items()])
 
 
-def _time_columns(names: Iterable[str]) -> list[str]:
-    """Columns of stage times; a recorded value or a score may be called anything."""
-    ends = (".host_ms", ".queue_ms")
-    return [name for name in names if name.endswith(ends) and not name.startswith(("data.", "accuracy."))]
+def _times(schema: Mapping[str, DataType]) -> list[StageColumn]:
+    """Columns of what stages and the queues before them took."""
+    return [time for time in parse_columns(schema).times if time.measure in ("host_ms", "queue_ms")]
 
 
-def _longer(row: Mapping[str, Any], medians: Mapping[str, Any]) -> str:
+def _longer(row: Mapping[str, Any], medians: Mapping[str, Any], times: Iterable[StageColumn]) -> str:
     """The stages and queues that are furthest above their median in this batch."""
     over: list[tuple[float, str]] = []
-    for column in _time_columns(medians):
-        value, median = row.get(column), medians[column]
+    for time in times:
+        value, median = row[time.name], medians.get(time.name)
         if value is None or median is None or value <= median:
             continue
-        name, _, measure = column.rpartition(".")
-        label = f"queue {name}" if measure == "queue_ms" else name
-        ratio = f" ({value / median:.1f} x)" if median > 0 and measure == "host_ms" else ""
+        label = f"queue {time.stage}" if time.measure == "queue_ms" else time.stage
+        ratio = f" ({value / median:.1f} x)" if median > 0 and time.measure == "host_ms" else ""
         over.append((value - median, f"{label} +{format_ms((value - median) * 1e6)} ms{ratio}"))
     over.sort(key=lambda each: -each[0])
     threshold = 0.1 * over[0][0] if over else 0.0

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlotel_cli.columns import parse_columns
 from mlotel_cli.modes.results import sayer, stdout
 from mlotel_cli.records import KIND, SpanRecord, span_role
 from mlotel_cli.store.reading import Run, query_table
@@ -175,12 +176,13 @@ def _values(run: Run, batch: int | None) -> str:
     """What was recorded and scored in a batch."""
     import polars as pl
 
-    rows = query_table(run.path / "batches.parquet", lambda frame: frame.filter(pl.col("batch") == batch)).to_dicts()
-    given = {name: value for name, value in (rows[0] if rows else {}).items() if value is not None}
+    rows = query_table(run.path / "batches.parquet", lambda frame: frame.filter(pl.col("batch") == batch))
+    columns = parse_columns(rows.schema)
+    given = {name: value for row in rows.head(1).to_dicts() for name, value in row.items() if value is not None}
     parts = [
-        one_line(f"{name.partition('.')[2]} {_brief(value)}")
-        for name, value in given.items()
-        if name.startswith(("accuracy.", "data.")) and not name.endswith((".host_ms", ".queue_ms", ".calls"))
+        one_line(f"{name} {_brief(given[column])}")
+        for name, column in (*columns.accuracy.items(), *columns.data.items())
+        if column in given
     ]
     ended = (
         [f"{given['status']}: {one_line(given['error'])}"] if given.get("error") else [str(given.get("status") or "")]

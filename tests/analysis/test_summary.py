@@ -128,11 +128,11 @@ def test_a_recorded_value_is_no_lag(table):
 def test_only_batches_that_went_through_have_a_latency(table):
     rows = [
         row(n, 1000.0, status=status, size=100, data={"x": 1.0}, stages={"a": stage(900.0)})
-        for n, status in enumerate(("skipped", "failed", "dropped", "incomplete"))
+        for n, status in enumerate(("skipped", "failed", "incomplete"))
     ]
     good = [row(8, 10.0, stages={"a": stage(9.0)}), row(9, 20.0, status="done", stages={"a": stage(19.0)})]
     summary = summarise(table(*rows, *good), {"wall_s": 2.0})
-    assert summary["batches"] == {"done": 1, "dropped": 1, "failed": 1, "incomplete": 1, "scored": 1, "skipped": 1}
+    assert summary["batches"] == {"done": 1, "failed": 1, "incomplete": 1, "scored": 1, "skipped": 1}
     assert (summary["latency_ms"]["batch"]["count"], summary["latency_ms"]["batch"]["max"]) == (2, 20.0)
     assert (summary["latency_ms"]["stages"]["a"]["host"]["count"]) == 2
     assert summary["data"]["x"]["count"] == 0

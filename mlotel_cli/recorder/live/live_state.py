@@ -12,10 +12,9 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from mlotel_cli.columns import COUNTED
 from mlotel_cli.recorder.sketch import RollingSketch, Sketch, mean
 from mlotel_cli.recorder.workload import Workload
-from mlotel_cli.records import BatchRecord
+from mlotel_cli.records import COUNTED, BatchRecord
 from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
 from mlotel_cli.store.run_json import Totals
 
