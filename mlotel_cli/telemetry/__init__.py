@@ -1,1 +1,1 @@
-"""In the workload: standard OpenTelemetry spans become stamps, and stamps go to the recorder. Knows no sink."""
+"""Runs in the workload: turns standard OpenTelemetry spans into stamps for the recorder. It does not know any sink."""

@@ -1,7 +1,7 @@
-"""The four calls that user code may make, and the provider that they and every OpenTelemetry tracer use.
+"""The four functions for user code, and the provider that they and every OpenTelemetry tracer use.
 
-`span`, `batch`, `record` and `score` go through the OpenTelemetry API, so that they also work in a program that has its
-own SDK provider.
+`span`, `batch`, `record` and `score` use the OpenTelemetry API, so that they also work in a program with its own SDK
+provider.
 """
 
 import logging
@@ -38,17 +38,17 @@ _NOT_APPLIED = (
 )
 PROVIDER = Provider(OFF)
 _own_tracer: trace.Tracer = PROVIDER.get_tracer(SCOPE)
-_tracer: trace.Tracer = trace.get_tracer(SCOPE)  # the program's own provider, until `install` says otherwise
+_tracer: trace.Tracer = trace.get_tracer(SCOPE)  # of the program's own provider, until `install` succeeds
 _off_spans: dict[str, OffSpan] = {}
 _faults = Faults()
 _before_batch: Callable[[], None] | None = None
 
 
 def install() -> bool:
-    """Make PROVIDER the process's TracerProvider, before user code is imported; again is harmless.
+    """Make PROVIDER the process's TracerProvider; call it before user code is imported. A second call does nothing.
 
     Returns:
-        False when the program has set a provider of its own: `span` and `batch` then use that one.
+        False when the program has already set its own provider: `span` and `batch` then use that one.
     """
     global _tracer
     current = trace.get_tracer_provider()
@@ -75,29 +75,29 @@ def _warn_of_environment() -> None:
 
 
 def use(backend: Backend) -> None:
-    """From now on spans become what `backend` makes of them."""
+    """Pass all spans to `backend` from now on."""
     if isinstance(backend, Recording):
         backend.processors = PROVIDER.processors
     PROVIDER.backend = backend
 
 
 def span(name: str, attributes: Mapping[str, Any] | None = None) -> Any:
-    """Open a span and make it current: a context manager and a decorator.
+    """Open a span and make it current; a context manager and a decorator.
 
-    Short for `opentelemetry.trace.get_tracer("mlotel").start_as_current_span(name, attributes=attributes)`.
+    It is short for `opentelemetry.trace.get_tracer("mlotel").start_as_current_span(name, attributes=attributes)`.
     """
     if PROVIDER.backend is OFF and attributes is None and _is_ours():
         found = _off_spans.get(name)
         if found is None or found.tracer is not _tracer:
             found = OffSpan(OFF, _tracer, name)
-            if len(_off_spans) < 1000:  # names are few; a generated one must not fill the memory
+            if len(_off_spans) < 1000:  # generated names must not fill the memory
                 _off_spans[name] = found
         return found
     return _tracer.start_as_current_span(name, attributes=attributes)
 
 
 def _is_ours() -> bool:
-    """Whether spans go to PROVIDER, or would: a program may decorate its functions before it starts a run."""
+    """Return whether spans go to PROVIDER, now or once a run starts: functions may be decorated before that."""
     return _tracer is _own_tracer or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
@@ -105,8 +105,8 @@ def batch(index: int, *, size: int = 1) -> Any:
     """Open the root span of one batch, for a program that owns its loop.
 
     Args:
-        index: number of the batch in the run; joins its spans, its row and its W&B step. Every index once.
-        size: number of items in it; throughput counts them.
+        index: number of the batch in the run, unique in it; joins the batch's spans, row and W&B step.
+        size: number of items in the batch; throughput counts them.
     """
     if _before_batch is not None:
         _before_batch()
@@ -114,16 +114,16 @@ def batch(index: int, *, size: int = 1) -> Any:
 
 
 def call_before_batches(callback: Callable[[], None] | None) -> None:
-    """Have `batch` call this first: a run holds its loop back while the recorder is behind. None ends that."""
+    """Make `batch` call this first, so that a run can pause its loop while the recorder is behind. None removes it."""
     global _before_batch
     _before_batch = callback
 
 
 def record(name: str, value: float, *, unit: str | None = None) -> None:
-    """Keep a domain value with the batch that is being processed, such as the number of detections.
+    """Add a domain value to the current batch, such as the number of detections.
 
-    It becomes `data/<name>` in W&B and `data.<name>` in Parquet; recorded several times in one batch, the row has
-    the mean. Goes with the current span; outside any batch it is left out, counted and said once.
+    It becomes `data/<name>` in W&B and `data.<name>` in Parquet; of several values in one batch, the row has the mean.
+    The current span decides which batch it is. Outside any batch the value is left out, logged once and counted.
 
     Args:
         name: name of the value.
@@ -150,10 +150,10 @@ def record(name: str, value: float, *, unit: str | None = None) -> None:
 
 
 def score(name: str, value: float) -> None:
-    """Keep the accuracy of the batch that is being processed, for a program that owns its loop.
+    """Add an accuracy to the current batch, for a program that owns its loop (`mlotel eval` uses its metrics instead).
 
-    It becomes `accuracy/<name>` in W&B, in the row of the batch's latencies; scored twice, the later value counts.
-    (`mlotel eval` scores by its metrics.)
+    It becomes `accuracy/<name>` in W&B, in the row of the batch's latencies. A second call with the same name replaces
+    the value.
 
     Args:
         name: name of the metric.
@@ -166,9 +166,9 @@ def score(name: str, value: float) -> None:
 
 
 def _number(call: str, name: object, value: object) -> float | None:
-    """`value` as a finite float; None, and a fault, when it or `name` is none that can be kept."""
+    """Return `value` as a finite float; report a fault and return None when `name` or `value` is not allowed."""
     if not isinstance(name, str) or not name:
-        _fault(f"{call}({name!r}, ...): the name is no text; it is left out")
+        _fault(f"{call}({name!r}, ...): the name must be text; it is left out")
         return None
     try:
         number = float(value) if isinstance(value, Real) else math.nan
@@ -177,18 +177,18 @@ def _number(call: str, name: object, value: object) -> float | None:
     if math.isfinite(number):
         return number
     what = "a tensor" if is_tensor(value) else repr(value)
-    _fault(f"{call}({name!r}, ...): {what} is no finite Python number; it is left out")
+    _fault(f"{call}({name!r}, ...): {what} is not a finite Python number; it is left out")
     return None
 
 
 def _takes_values(current: trace.Span, call: str, name: str) -> bool:
-    """Whether a value can go with the current span; outside a running batch there is no row for it."""
+    """Return whether the current span can hold a value: outside a batch there is no row for it."""
     if not current.is_recording():
-        if isinstance(PROVIDER.backend, Recording):  # ranges keep no values, and nothing neither
-            _fault(f"{call}({name!r}, ...) outside any running span belongs to no batch; it is left out")
+        if isinstance(PROVIDER.backend, Recording):  # the other backends' spans never record
+            _fault(f"{call}({name!r}, ...) outside any open span belongs to no batch; it is left out")
         return False
     if isinstance(current, Span) and current.batch is None:
-        _fault(f"{call}({name!r}, ...) in span {current.name!r}, which is in no batch; it is left out")
+        _fault(f"{call}({name!r}, ...) in span {current.name!r}, which is outside any batch; it is left out")
         return False
     return True
 
@@ -201,7 +201,7 @@ def _fault(message: str) -> None:
 
 
 def _stop_in_child() -> None:
-    """A forked child, such as a data loader's worker, has no recorder link: it records nothing."""
+    """Record nothing in a forked child, such as a data loader's worker: it has no link to the recorder."""
     PROVIDER.backend = OFF
 
 

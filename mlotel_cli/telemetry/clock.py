@@ -1,6 +1,6 @@
-"""One clock: `perf_counter_ns`, anchored once to the wall clock.
+"""The process's clock: `perf_counter_ns`, anchored once to the wall clock.
 
-Differences are then monotonic even when the wall clock is set, and still every time has a date.
+Differences stay monotonic when the wall clock is set, and every time can be converted to a date.
 """
 
 import time
@@ -12,22 +12,22 @@ class Clock:
 
     Attributes:
         now: reads the monotonic clock, ns.
-        epoch_offset_ns: what to add to a reading for nanoseconds since the epoch.
+        epoch_offset_ns: added to a reading, it gives nanoseconds since the epoch.
     """
 
     __slots__ = ("epoch_offset_ns", "now")
 
     def __init__(self, now: Callable[[], int] = time.perf_counter_ns, *, epoch_offset_ns: int | None = None) -> None:
-        """Anchor `now` to the wall clock, or to `epoch_offset_ns` when a test says so."""
+        """Anchor `now` to the wall clock; a test passes `epoch_offset_ns` instead."""
         self.now = now
         self.epoch_offset_ns = _measure_offset(now) if epoch_offset_ns is None else epoch_offset_ns
 
 
 def _measure_offset(now: Callable[[], int]) -> int:
-    """Wall clock minus `now`; the tightest of five readings, so that a descheduled one does not count."""
+    """Return wall clock minus `now`, from the tightest of five readings: the thread may be descheduled during one."""
     best = min(((now(), time.time_ns(), now()) for _ in range(5)), key=lambda reading: reading[2] - reading[0])
     return best[1] - (best[0] + best[2]) // 2
 
 
 CLOCK = Clock()
-"""The process's clock: one anchor, so that spans of several runs in one process stay comparable."""
+"""All runs of the process share it, so that their spans are comparable."""

@@ -1,7 +1,7 @@
-"""What a span carries besides its times: attributes, events, links, status and recorded values.
+"""The content of a span besides its times: attributes, events, links, status and recorded values.
 
-By the rules of the OpenTelemetry API. Values are copied when they are set; calls after the end are ignored with a
-warning.
+It follows the rules of the OpenTelemetry API. Values are copied when they are set; calls after the end log a warning
+and do nothing.
 """
 
 import threading
@@ -17,12 +17,13 @@ from mlotel_cli.telemetry.attributes import PLAIN, clean_all, text
 from mlotel_cli.telemetry.stamping import Stamping
 
 MAX_INT = 1 << 63
-# Two threads may set a span's first attribute at once; reentrant, as a collected generator may end a span anywhere.
+# Two threads may set a span's first attribute at once. Reentrant: the garbage collector may end a generator's span
+# while this thread holds the lock.
 _creating = threading.RLock()
 
 
-class Carrying(trace.Span):
-    """The half of a span that does not know time or parentage; `end` and `_end` come from `span.Span`."""
+class SpanContent(trace.Span):
+    """The base of `span.Span`, which adds times and parent and defines `end`."""
 
     __slots__ = (
         "_attributes",
@@ -38,7 +39,7 @@ class Carrying(trace.Span):
         "_status_on_exception",
     )
 
-    # Set by span.Span in one go: a method call here would cost more than all of it.
+    # span.Span sets these itself: a call of a method here would cost more than all the assignments.
     _attributes: Any
     _description: str
     _end: int | None
@@ -61,7 +62,7 @@ class Carrying(trace.Span):
         return clean_all(attributes, self._stamping.faults, call=call, span=self._name)
 
     def set_attributes(self, attributes: Mapping[str, AnyValue]) -> None:
-        """Set several attributes; values are copied. Tensors are refused (see `attributes.clean`)."""
+        """Set several attributes. Values are copied; tensors are refused (see `attributes.clean`)."""
         if self._is_open("set_attributes"):
             cleaned = self._clean(attributes, "set_attributes")
             with _creating:
@@ -70,7 +71,7 @@ class Carrying(trace.Span):
             self._attributes.update(cleaned)
 
     def set_attribute(self, key: str, value: AnyValue) -> None:
-        """Set one attribute; the value is copied. Tensors are refused (see `attributes.clean`)."""
+        """Set one attribute. The value is copied; a tensor is refused (see `attributes.clean`)."""
         if self._end is None and self._attributes is not None and type(value) in PLAIN and type(key) is str and key:
             self._attributes[key] = value
         else:
@@ -87,7 +88,7 @@ class Carrying(trace.Span):
             self._events.append((when + stamping.epoch_offset_ns, text(name), self._clean(attributes, "add_event")))
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
-        """Link to another span; one that is invalid and carries nothing is ignored, as in the SDK."""
+        """Link to another span. An invalid context without attributes or trace state is ignored, as in the SDK."""
         if (context.is_valid or attributes or context.trace_state) and self._is_open("add_link"):
             with _creating:
                 if self._links is None:
@@ -100,7 +101,7 @@ class Carrying(trace.Span):
             self._name = name
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        """Set the status by OpenTelemetry's rules: OK is final, UNSET changes nothing, only ERROR keeps a text."""
+        """Set the status by OpenTelemetry's rules: OK is final, UNSET does nothing, only ERROR keeps a description."""
         if not self._is_open("set_status") or self._status is StatusCode.OK:
             return
         if isinstance(status, Status):
@@ -128,7 +129,7 @@ class Carrying(trace.Span):
         self.add_event("exception", {**described, **(attributes or {})}, timestamp)
 
     def record(self, name: str, value: float, unit: str) -> None:
-        """Keep a domain value for the batch's row; see `mlotel_cli.record`."""
+        """Add a domain value to the batch's row; see `mlotel_cli.record`."""
         if self._is_open("record"):
             with _creating:
                 if self._recorded is None:
@@ -136,7 +137,7 @@ class Carrying(trace.Span):
             self._recorded.append((text(name), value, text(unit)))
 
     def _take_exception(self, error: BaseException, *, escaped: bool) -> None:
-        """Keep an Exception; others, such as GeneratorExit or KeyboardInterrupt, are no errors of the span's work."""
+        """Record an Exception. GeneratorExit, KeyboardInterrupt and the like are not errors of the span's work."""
         if not isinstance(error, Exception) or self._end is not None:
             return
         if self._record_exception:
@@ -145,19 +146,21 @@ class Carrying(trace.Span):
             self.set_status(StatusCode.ERROR, f"{type(error).__name__}: {_message(error)}")
 
     def _to_clock(self, time_ns: Any, name: str) -> int:
-        """A reading of the process clock for ns since the epoch; now, when that is no such number."""
+        """Convert ns since the epoch to the process clock; return the current time when `time_ns` is not a time."""
         stamping = self._stamping
         if isinstance(time_ns, float):
             time_ns = int(time_ns) if 0 <= time_ns < MAX_INT else None
         if hasattr(time_ns, "__index__") and 0 <= int(time_ns) < MAX_INT:
             return int(time_ns) - stamping.epoch_offset_ns
-        stamping.faults.add("time", f"{name} of span {self._name!r} is no number of ns since the epoch; now is taken")
+        stamping.faults.add(
+            "time", f"{name} of span {self._name!r} must be a number of ns since the epoch; the current time is used"
+        )
         return stamping.now()
 
-    # -- reading, as span processors do ---------------------------------------------------------------------------
+    # -- reading, for span processors -----------------------------------------------------------------------------
 
     def is_recording(self) -> bool:
-        """True until the span has ended."""
+        """Return True until the span has ended."""
         return self._end is None
 
     @property
@@ -172,12 +175,12 @@ class Carrying(trace.Span):
 
     @property
     def status(self) -> Status:
-        """Status code and its description."""
+        """Status code and description."""
         return Status(self._status, self._description or None)
 
     @property
     def events(self) -> Sequence[tuple[int, str, Mapping[str, Any]]]:
-        """(time in ns since the epoch, name, attributes) each."""
+        """The events so far: (time in ns since the epoch, name, attributes) each."""
         return tuple(self._events or ())
 
     @property
@@ -187,12 +190,12 @@ class Carrying(trace.Span):
 
     @property
     def stamping(self) -> Stamping:
-        """What it shares with the run's other spans."""
+        """The clock, ids and exits that the run's spans share."""
         return self._stamping
 
 
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # a broken __str__ must not hide the error itself
+    except Exception:  # a __str__ that raises must not hide the error itself
         return "<its text cannot be read>"

@@ -1,4 +1,4 @@
-"""Spans in the OpenTelemetry SDK's form and in the recorder's, both ways and without loss."""
+"""Converts spans to the OpenTelemetry SDK's form, and the SDK's spans to the recorder's form, without loss."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -16,7 +16,10 @@ _faults = Faults()
 
 
 def readable(span: Any) -> ReadableSpan:
-    """The SDK's view of an ended `span.Span`. The resource honours OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES."""
+    """Return an ended `span.Span` as a ReadableSpan of the SDK.
+
+    Its resource includes OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
+    """
     tracer = span.tracer
     return ReadableSpan(
         name=span.name,
@@ -74,12 +77,12 @@ def pack(span: ReadableSpan, *, batch: int | None, opened: int | None, thread: s
 
 
 def _plain(attributes: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
-    """The SDK keeps subclasses (an Enum's text, numpy's float64) that cannot travel."""
+    """Return plain copies: the SDK keeps subclasses (a str Enum, numpy's float64), which cannot be marshalled."""
     return clean_all(attributes, _faults, call="attributes", span=name)
 
 
 def _recorded(attributes: Mapping[str, Any]) -> list[tuple[str, float, str]] | None:
-    """The values that `mlotel_cli.record` left in the attributes of a foreign span."""
+    """Return the values that `mlotel_cli.record` put into the attributes of an SDK span."""
     recorded: list[tuple[str, float, str]] = []
     for name, given in attributes.items():
         if name.startswith(RECORDED):

@@ -1,6 +1,6 @@
-"""Where OpenTelemetry keeps the current context.
+"""Direct access to the ContextVar that holds OpenTelemetry's current context.
 
-The API reaches it through two functions; taking the ContextVar itself saves both at every span.
+It saves two function calls of the API at every span.
 """
 
 from contextvars import ContextVar, Token
@@ -11,21 +11,21 @@ from opentelemetry.context.context import Context
 
 
 class CurrentContext(Protocol):
-    """The part of a ContextVar that spans need."""
+    """The methods of a ContextVar that spans use."""
 
     def get(self) -> Context:
-        """The context of the running thread or task."""
+        """Return the context of the running thread or task."""
         ...
 
     def set(self, value: Context, /) -> Any:
-        """Make `value` the current context; returns a token for `reset`."""
+        """Make `value` the current context; return a token for `reset`."""
         ...
 
     def reset(self, token: Any, /) -> None:
-        """Go back to the context before the `set` that gave the token.
+        """Restore the context before the `set` that returned the token.
 
         Raises:
-            ValueError: when that was in another thread or task (a ContextVar says so; the API logs it instead).
+            ValueError: when that `set` ran in another thread or task. (The API logs an error instead.)
         """
         ...
 
@@ -34,20 +34,20 @@ class PublicContext:
     """The current context through the API's own functions, for a runtime context that is not a ContextVar."""
 
     def get(self) -> Context:
-        """The context of the running thread or task."""
+        """Return the context of the running thread or task."""
         return context_api.get_current()
 
     def set(self, value: Context, /) -> "Token[Context]":
-        """Make `value` the current context."""
+        """Make `value` the current context; return a token for `reset`."""
         return context_api.attach(value)
 
     def reset(self, token: "Token[Context]", /) -> None:
-        """Go back to the context before."""
+        """Restore the previous context."""
         context_api.detach(token)
 
 
 def find_current() -> CurrentContext:
-    """The ContextVar that OpenTelemetry uses, or the slower public way to it."""
+    """Return the ContextVar that OpenTelemetry uses, or a PublicContext where it uses none."""
     runtime: Any = context_api._RUNTIME_CONTEXT  # pyright: ignore[reportPrivateUsage]
     variable = getattr(runtime, "_current_context", None)
     return cast("CurrentContext", variable) if isinstance(variable, ContextVar) else PublicContext()

@@ -1,7 +1,7 @@
-"""A span around every call of a function: plain, coroutine, generator or asynchronous generator.
+"""Opens a span around every call of a function: plain, coroutine, generator or asynchronous generator.
 
-A generator's span lasts from its first step to its last, and is the current one only while the generator's own code
-runs, never while its consumer does.
+A generator's span lasts from its first step to its last. It is current only while the generator's own code runs, not
+while its consumer's code runs.
 """
 
 import functools
@@ -18,7 +18,7 @@ from mlotel_cli.telemetry.current import CURRENT
 def decorate(function: Callable[..., Any], tracer: trace.Tracer, arguments: tuple[Any, ...]) -> Callable[..., Any]:
     """Wrap `function` so that every call opens `tracer.start_as_current_span(*arguments)`.
 
-    Whether a call is recorded is decided at the call, so that functions may be decorated before a run begins.
+    The tracer looks up its backend at every call, so that functions may be decorated before a run begins.
     """
     if inspect.iscoroutinefunction(function):
         around = _around_coroutine
@@ -85,7 +85,7 @@ def _around_async_generator(
 
 
 def _step_inside(generator: Generator[Any, Any, Any], span: trace.Span) -> Generator[Any, Any, Any]:
-    """Forward send, throw and close to `generator`, with `span` current during each step only."""
+    """Forward send, throw and close to `generator`, with `span` current only during each step."""
     inside = _Inside(span)
     step = functools.partial(generator.send, None)
     while True:
@@ -105,7 +105,7 @@ def _step_inside(generator: Generator[Any, Any, Any], span: trace.Span) -> Gener
 
 
 class _Inside:
-    """The context that a generator's own code runs in, kept from step to step: it may hold spans open over a yield."""
+    """The context of a generator's own code, kept from step to step: spans may stay open over a yield."""
 
     def __init__(self, span: trace.Span) -> None:
         self._context = CURRENT.get() if span is trace.INVALID_SPAN else trace.set_span_in_context(span)

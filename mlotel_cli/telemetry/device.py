@@ -1,13 +1,16 @@
-"""When the device worked: two events per span on the current stream, resolved without synchronising.
+"""Measures device time: two events per span on the current stream, resolved without synchronising.
 
-The workload's threads record events and nothing else. The hand-over thread asks, without waiting, whether a span's last
-event has passed, and only then the span goes to the recorder. Events go back to a pool once they have passed. Times of
-the device are put on the host's clock through an anchor: an event on an idle stream of its own, taken anew every few
-seconds, because CUDA gives times between events as 32-bit milliseconds. Nothing is recorded while a CUDA graph is
-captured; the thread that asks for events is told apart from the capture, which its questions would break otherwise.
-One device is measured: a span that begins while another one is current has no device time, and is counted.
+The workload's threads only record events. The hand-over thread queries them without waiting, and sends a span to the
+recorder once its last event has passed. Events that have passed return to a pool.
 
-Between two events the device may also have waited for the host: the first one passes at once on an idle stream.
+An anchor converts device times to the host's clock: an event on an idle stream of its own, renewed every few seconds,
+because CUDA reports times between events as 32-bit milliseconds.
+
+Nothing is recorded while a CUDA graph is captured. The hand-over thread sets its own capture mode to relaxed, because
+its queries would otherwise invalidate a capture on another thread. Only one device is measured: a span that begins
+while another device is current gets no device time and is counted.
+
+Device time includes time in which the device waited for the host: on an idle stream the first event passes at once.
 """
 
 import ctypes
@@ -20,43 +23,43 @@ from typing import Any, Literal, Protocol
 ANCHOR_EVERY_NS = 5_000_000_000
 """Over 5 s, 32-bit milliseconds have steps of half a microsecond."""
 _RETRY_NS = 500_000_000
-"""Until an anchor that could not be had is asked for again: each such try keeps the interpreter busy."""
+"""Time until the next try after an anchor failed: each try keeps the interpreter busy."""
 _ANCHOR_TRIES = 5
 _SPINS = 20_000
 _RELAXED = 2
 """CU_STREAM_CAPTURE_MODE_RELAXED."""
 _HIGH_PRIORITY = -1
-"""Streams of this priority are no stage's: torch hands out its streams in turn, 32 of each priority."""
+"""Stages use streams of normal priority: torch hands out streams in turn from 32 of each priority."""
 
 Obstacle = Literal["captured", "elsewhere"]
-"""Why nothing can be measured here: events would become part of a CUDA graph, or be those of another device."""
+"""Why a span cannot be measured: a CUDA graph is being captured, or another device is current."""
 
 
-class EventBackend(Protocol):
-    """What is needed of a device. Events are its own objects."""
+class DeviceEvents(Protocol):
+    """The events of one device. None of the methods waits for the device."""
 
     def new_event(self) -> Any:
-        """An event with timing."""
+        """Return an event with timing."""
         ...
 
     def record(self, event: Any) -> None:
-        """Put it on the current stream of this thread; does not wait."""
+        """Record the event on this thread's current stream."""
         ...
 
     def record_aside(self, event: Any) -> None:
-        """Put it on a stream that has nothing else to do; does not wait."""
+        """Record the event on a stream without other work."""
         ...
 
     def has_passed(self, event: Any) -> bool:
-        """Whether the device has come to it; does not wait."""
+        """Return whether the device has reached the event."""
         ...
 
     def elapsed_ns(self, start: Any, end: Any) -> int:
-        """Time between two events that have passed."""
+        """Return the time between two events that have passed."""
         ...
 
     def obstacle(self) -> Obstacle | None:
-        """Why the current stream of this thread cannot be measured; None when it can."""
+        """Return why this thread's current stream cannot be measured; None when it can."""
         ...
 
 
@@ -64,54 +67,59 @@ class CudaEvents:
     """torch.cuda's events on one device: an event belongs to the device that it is first recorded on."""
 
     def __init__(self, device: str) -> None:
-        """`device` is the one to measure, such as cuda:1; without a number the current one."""
+        """Measure `device`, such as cuda:1; without a number the current one."""
         import torch
 
         self._cuda: Any = torch.cuda
         self._index: int | None = None
-        """Of the device, where there are several."""
+        """Index of the device; None when there is only one."""
         if torch.cuda.device_count() > 1:
             given: Any = torch.device(device)
             self._index = torch.cuda.current_device() if given.index is None else given.index
         self._aside: Any = torch.cuda.Stream(device=device, priority=_HIGH_PRIORITY)
-        self._asking = threading.local()
+        self._querying = threading.local()
 
     def new_event(self) -> Any:
-        """An event with timing."""
+        """Return a torch.cuda.Event with timing."""
         return self._cuda.Event(enable_timing=True)
 
     def record(self, event: Any) -> None:
-        """On the current stream."""
+        """Record the event on the current stream."""
         event.record()
 
     def record_aside(self, event: Any) -> None:
-        """On the stream of our own."""
+        """Record the event on a stream of this object."""
         event.record(self._aside)
 
     def has_passed(self, event: Any) -> bool:
-        """CudaEventQuery, which in CUDA's default capture mode would break a capture on any other thread."""
-        if not vars(self._asking):
-            if self._index is not None:  # else the first question would make a context on device 0
+        """Query the event (cudaEventQuery).
+
+        The calling thread first leaves CUDA's default capture mode, in which a query invalidates a capture on any other
+        thread.
+        """
+        if not vars(self._querying):
+            if self._index is not None:  # otherwise the first query would create a context on device 0
                 self._cuda.set_device(self._index)
-            self._asking.relaxed = relax_capture()
+            self._querying.relaxed = relax_capture()
         return event.query()
 
     def elapsed_ns(self, start: Any, end: Any) -> int:
-        """CudaEventElapsedTime."""
+        """Return the time between two events (cudaEventElapsedTime)."""
         return round(start.elapsed_time(end) * 1e6)
 
     def obstacle(self) -> Obstacle | None:
-        """Of the current device and stream."""
+        """Check the current device, and whether the current stream is being captured."""
         if self._index is not None and self._cuda.current_device() != self._index:
             return "elsewhere"
         return "captured" if self._cuda.is_current_stream_capturing() else None
 
 
 def relax_capture(library: str = "libcuda.so.1") -> bool:
-    """Let this thread ask for events while another one captures a CUDA graph (cuThreadExchangeStreamCaptureMode).
+    """Allow this thread to query events while another one captures a CUDA graph (cuThreadExchangeStreamCaptureMode).
 
     Returns:
-        False where the driver cannot be asked; then a capture in the global mode fails while spans are recorded.
+        False when the driver library is missing or refuses; then a capture in the global mode fails while spans are
+        recorded.
     """
     try:
         exchange = ctypes.CDLL(library).cuThreadExchangeStreamCaptureMode
@@ -121,18 +129,18 @@ def relax_capture(library: str = "libcuda.so.1") -> bool:
 
 
 class Mark:
-    """The two events of one span, until they are resolved.
+    """The two events of one span.
 
     Attributes:
-        device_ns: time between them; None until resolved, and where that never happened.
-        end_ns: when the device passed the second one, on the host's clock.
-        deadline_ns: when to give up, on the host's clock.
+        device_ns: time between them; None until they are resolved, and when they never are.
+        end_ns: when the device passed the second event, on the host's clock.
+        deadline_ns: when to stop waiting for the events, on the host's clock.
     """
 
     __slots__ = ("deadline_ns", "device_ns", "end", "end_ns", "start")
 
     def __init__(self, start: Any) -> None:
-        """With the first event recorded."""
+        """Take the first event, which is recorded."""
         self.start = start
         self.end: Any = None
         self.device_ns: int | None = None
@@ -141,19 +149,19 @@ class Mark:
 
 
 class DeviceTimer:
-    """Gives spans their device time. `begin` and `finish` are called by any thread, the rest by one.
+    """Measures the device time of spans. Any thread calls `begin` and `finish`; one thread calls the other methods.
 
     Attributes:
         created: events made so far.
         abandoned: spans whose events did not pass in time.
-        captured: spans without a device time because a CUDA graph was captured.
+        captured: spans without a device time because a CUDA graph was being captured.
         elsewhere: spans without a device time because another device was current.
     """
 
     def __init__(
-        self, events: EventBackend, *, now: Callable[[], int] = time.perf_counter_ns, patience_ns: int = 2_000_000_000
+        self, events: DeviceEvents, *, now: Callable[[], int] = time.perf_counter_ns, patience_ns: int = 2_000_000_000
     ) -> None:
-        """`now` is the clock of the spans; `patience_ns` is how long a span may wait for its events after it ended."""
+        """Use the spans' clock `now`; a span waits up to `patience_ns` after its end for its events."""
         self.created = 0
         self.abandoned = 0
         self.captured = 0
@@ -168,17 +176,17 @@ class DeviceTimer:
 
     @property
     def pooled(self) -> int:
-        """Events that wait to be used again."""
+        """Number of events in the pool."""
         return len(self._pool)
 
     def begin(self) -> Mark | None:
-        """At a span's start, on its thread; None where nothing can be measured."""
+        """Record the event of a span's start, on the calling thread's stream; None where nothing can be measured."""
         if self._is_hindered():
             return None
         return Mark(self._record())
 
     def finish(self, mark: Mark) -> None:
-        """At the span's end, on whatever thread."""
+        """Record the event of the span's end, on the calling thread's stream."""
         mark.deadline_ns = self._now() + self._patience_ns
         if self._is_hindered():
             self._pool.append(mark.start)
@@ -187,14 +195,17 @@ class DeviceTimer:
         mark.end = self._record()
 
     def resolve(self, mark: Mark) -> bool:
-        """Whether the span need not wait any longer; never waits itself, but for a new anchor every few seconds."""
+        """Return whether the span's device time is known or given up.
+
+        It does not wait for the events, but every few seconds it spins until a new anchor has passed.
+        """
         if mark.end is None:
             return True
         if not (self._events.has_passed(mark.end) and self._events.has_passed(mark.start)):
             if self._now() < mark.deadline_ns:
                 return False
             self.abandoned += 1
-            mark.start = mark.end = None  # still in a stream: not to be used again
+            mark.start = mark.end = None  # still in a stream, so they cannot return to the pool
             return True
         mark.device_ns = max(0, self._events.elapsed_ns(mark.start, mark.end))
         anchor, anchor_ns = self._nearest_anchor()
@@ -205,7 +216,11 @@ class DeviceTimer:
         return True
 
     def anchor(self) -> bool:
-        """Connect the device's clock to the host's, by the tightest of a few tries; False when the device is stuck."""
+        """Relate the device's clock to the host's by the tightest of a few tries.
+
+        Returns:
+            False when the device does not reach the anchor's event within `_SPINS` queries.
+        """
         best: tuple[int, Any, int] | None = None
         for _ in range(_ANCHOR_TRIES):
             event = self._take()

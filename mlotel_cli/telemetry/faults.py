@@ -1,4 +1,7 @@
-"""Telemetry's own mistakes: said once, counted always, raised only when asked to. Never breaks the workload."""
+"""Wrong use of the telemetry and its own errors: each kind is logged once and counted; strict mode raises.
+
+Without strict mode a fault never breaks the workload.
+"""
 
 import logging
 import threading
@@ -9,16 +12,16 @@ logger = logging.getLogger("mlotel.telemetry")
 
 
 class TelemetryError(MlotelError):
-    """A telemetry call was wrong and `telemetry.strict=true` asked to hear about it."""
+    """A telemetry call was wrong and `telemetry.strict=true`."""
 
 
 class Faults:
-    """Counts faults by kind; thread-safe, off the hot path."""
+    """Counts faults by kind. Thread-safe; too slow for the hot path."""
 
     def __init__(self, *, strict: bool = False) -> None:
         """With `strict`, every fault raises TelemetryError instead of being logged."""
         self.strict = strict
-        self._lock = threading.RLock()  # a generator that is collected meanwhile may report too
+        self._lock = threading.RLock()  # the garbage collector may end a generator, which reports too
         self._counts: dict[str, int] = {}
 
     def add(self, kind: str, message: str) -> None:
@@ -33,9 +36,9 @@ class Faults:
         if self.strict:
             raise TelemetryError(message)
         if not seen:
-            logger.warning("%s (said once; further ones are counted)", message)
+            logger.warning("%s (logged once; further ones are counted)", message)
 
     def counts(self) -> dict[str, int]:
-        """How often each kind happened."""
+        """Return how often each kind happened."""
         with self._lock:
             return dict(self._counts)

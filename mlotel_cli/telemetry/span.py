@@ -1,11 +1,11 @@
-"""A span that stamps and nothing more: two clock readings, one context switch, one append.
+"""A span that only stamps: two clock readings, one context switch, one append.
 
-Everything else (naming, joining, writing) happens in the recorder process. Spans may start and end on any thread. It
-does not know who asks for it; `tracer` does.
+Everything else (naming, joining, writing) happens in the recorder process. Spans may start and end on any thread. This
+module does not know the provider; `tracer` does.
 """
 
 # pyright: reportPrivateUsage=false
-# The two functions at the end are part of the classes, and OpenTelemetry has no public name for its context key.
+# The two functions at the end belong to the classes, and OpenTelemetry has no public name for its context key.
 
 import threading
 from collections.abc import Callable, Sequence
@@ -20,19 +20,19 @@ from opentelemetry.util.types import Attributes
 
 from mlotel_cli.records import BATCH_INDEX, KIND
 from mlotel_cli.telemetry.attributes import clean_all, text
-from mlotel_cli.telemetry.content import MAX_INT, Carrying
+from mlotel_cli.telemetry.content import MAX_INT, SpanContent
 from mlotel_cli.telemetry.current import CURRENT
 from mlotel_cli.telemetry.decorate import decorate
 from mlotel_cli.telemetry.stamping import LocalTrace, Stamping
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-# Context refuses item assignment; a fresh one is ours until it is attached.
+# Context forbids item assignment, but nothing else sees a new one before it is attached.
 _put: Callable[[Context, str, trace.Span], None] = cast("Any", dict).__setitem__
 _thread = threading.local()
 
 
-class Span(Carrying):
-    """A span that is being timed. Times inside are ns of the process clock; `start_time` and `end_time` are dates."""
+class Span(SpanContent):
+    """A span with its times: internally ns of the process clock; `start_time` and `end_time` are ns since the epoch."""
 
     __slots__ = (
         "_branch",
@@ -83,13 +83,13 @@ class Span(Carrying):
 
     @classmethod
     def start(cls, stamping: Stamping, tracer: Any, *arguments: Any) -> Self:
-        """A started span that is not the current one; the arguments are those of `Tracer.start_span`."""
+        """Start a span without making it current; the arguments are those of `Tracer.start_span`."""
         span = cls(stamping, tracer, *arguments)
         span._begin(CURRENT.get() if span._context is None else span._context)
         return span
 
     def _begin(self, context: Context) -> None:
-        """Find the parent in `context`, and stamp."""
+        """Find the parent in `context` and stamp the start."""
         stamping = self._stamping
         self._span_id = span_id = next(stamping.ids)
         parent: Any = context.get(_SPAN_KEY)
@@ -110,13 +110,13 @@ class Span(Carrying):
         given = self._start_time
         self._start: int = stamping.now() if given is None else self._to_clock(given, "start_time")
         device = stamping.device
-        # A batch that waits in a queue gives the device nothing to do.
+        # A span of waiting in a queue needs no device time.
         self._mark = None if device is None or KIND in (self._attributes or ()) else device.begin()
         if stamping.processors:
             stamping.notify_started(self, context)
 
     def _take_given(self, local: LocalTrace) -> LocalTrace:
-        """Copy what was passed at the start; a batch index opens a local trace of its own."""
+        """Copy the attributes and links passed at the start; a batch index begins a local trace of its own."""
         given, links, faults = self._attributes, self._links, self._stamping.faults
         self._attributes = self._links = None
         for link in links or ():
@@ -129,13 +129,16 @@ class Span(Carrying):
         if type(index) is int and 0 <= index < MAX_INT:
             return local.begin_batch(index, self._span_id)
         if BATCH_INDEX in given:
-            faults.add("batch", f"{BATCH_INDEX}={given[BATCH_INDEX]!r} is no whole number from 0; this is no batch")
+            faults.add(
+                "batch",
+                f"{BATCH_INDEX}={given[BATCH_INDEX]!r}: allowed: a whole number from 0; the span begins no batch",
+            )
         return local
 
     # -- ending ---------------------------------------------------------------------------------------------------
 
     def end(self, end_time: int | None = None) -> None:
-        """End the span now, or at `end_time` (ns since the epoch). Further calls are ignored with a warning."""
+        """End the span now, or at `end_time` (ns since the epoch). Further calls log a warning and do nothing."""
         stamping = self._stamping
         if self._end is not None:
             stamping.faults.add("ended", f"span {self._name!r} was ended twice; the second call is ignored")
@@ -143,7 +146,7 @@ class Span(Carrying):
         try:
             if self._mark is not None and stamping.device is not None:
                 stamping.device.finish(self._mark)
-        except Exception as error:  # the device reports a stage's error here
+        except Exception as error:  # CUDA raises the error of an earlier kernel here
             self._take_exception(error, escaped=True)
             raise
         finally:
@@ -155,7 +158,7 @@ class Span(Carrying):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
-        """End the span; an Exception is recorded and sets the status, as asked for at the start."""
+        """End the span; an Exception is recorded and sets the status where the start's arguments ask for it."""
         try:
             if exc_val is not None:
                 self._take_exception(exc_val, escaped=True)
@@ -166,7 +169,7 @@ class Span(Carrying):
     # -- identity -------------------------------------------------------------------------------------------------
 
     def get_span_context(self) -> SpanContext:
-        """Identity of the span, always sampled."""
+        """Return the identity of the span, always sampled."""
         return SpanContext(self._trace.trace_id, self._span_id, False, _SAMPLED, self._trace.state)
 
     context = property(get_span_context)
@@ -191,25 +194,25 @@ class Span(Carrying):
 
     @property
     def end_time(self) -> int | None:
-        """End, ns since the epoch; None while it runs."""
+        """End, ns since the epoch; None before the end."""
         return None if self._end is None else self._end + self._stamping.epoch_offset_ns
 
     @property
     def tracer(self) -> Any:
-        """The tracer that opened it."""
+        """The tracer that opened the span."""
         return self._tracer
 
     @property
     def batch(self) -> int | None:
-        """Index of the batch it belongs to."""
+        """Index of the batch that the span belongs to; None outside any."""
         return self._trace.batch
 
     def count_opened(self) -> int:
-        """Spans opened so far in this trace or batch, this one included. Off the hot path."""
+        """Count the spans opened so far in this trace or batch, this one included. Too slow for the hot path."""
         return self._trace.count_opened()
 
     def is_resolved(self) -> bool:
-        """Whether it may be packed: its device time is known, or not to be had. On the hand-over thread."""
+        """Return whether the span may be packed: its device time is known or unavailable. On the hand-over thread."""
         device = self._stamping.device
         return self._mark is None or device is None or device.resolve(self._mark)
 
@@ -246,12 +249,12 @@ class Span(Carrying):
 
 
 class CurrentSpan(Span):
-    """A span that starts, and becomes the current one, when its `with` block is entered; also a decorator."""
+    """A span that starts and becomes current when its `with` block is entered; also a decorator."""
 
     __slots__ = ("_previous", "_token")
 
     def __enter__(self) -> Self:
-        """Start the span and make it the current one.
+        """Start the span and make it current.
 
         Raises:
             RuntimeError: when it was entered before: every `with` block needs a span of its own.
@@ -272,7 +275,7 @@ class CurrentSpan(Span):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
-        """End the span and make the one before it current again."""
+        """End the span and make the previous one current again."""
         try:
             if exc_val is not None:
                 self._take_exception(exc_val, escaped=False)
@@ -282,7 +285,7 @@ class CurrentSpan(Span):
             self._leave()
 
     def _leave(self) -> None:
-        """Go back to the context before, whatever the order, thread or task that a generator is left in."""
+        """Restore the previous context. A generator may end its spans in any order, on any thread and in any task."""
         current: Any = CURRENT.get().get(_SPAN_KEY)
         previous = self._previous
         if current is not self:
@@ -290,10 +293,10 @@ class CurrentSpan(Span):
             self._previous = _running(previous)
             if type(current) is CurrentSpan:
                 self._token = None
-                return  # opened after this one and still open: its own end skips this one
+                return  # the current span was opened after this one; its own end will skip this one
         try:
             CURRENT.reset(self._token)
-        except ValueError:  # entered in another thread or task, where it may stay current
+        except ValueError:  # the span was entered in another thread or task, where it may stay current
             self._branch = None
             if current is not self:
                 return
@@ -311,7 +314,7 @@ class CurrentSpan(Span):
 
 
 def _running(context: Context) -> Context:
-    """`context`, or the nearest one before it whose span has not been left out of order."""
+    """Return `context`, or the nearest previous one whose span was not ended out of order."""
     span: Any = context.get(_SPAN_KEY)
     while type(span) is CurrentSpan and span._branch is None:
         context = span._previous
@@ -320,7 +323,7 @@ def _running(context: Context) -> Context:
 
 
 def _adopt(parent: Any, stamping: Stamping, span_id: int) -> tuple[int, LocalTrace]:
-    """Parent id and local trace under a parent that is no running CurrentSpan; a new trace without one."""
+    """Return parent id and local trace for a parent other than an open CurrentSpan; None begins a new trace."""
     if type(parent) is CurrentSpan:
         parent = _running(parent._previous).get(_SPAN_KEY)
     if isinstance(parent, Span):

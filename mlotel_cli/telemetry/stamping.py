@@ -1,6 +1,6 @@
-"""What the spans of one run share: the clock, the ids, and where an ended span goes.
+"""The clock, the ids and the exits that the spans of one run share.
 
-It does not know what a span carries; `span` does.
+It does not know the content of a span; `content` does.
 """
 
 import itertools
@@ -18,21 +18,21 @@ from mlotel_cli.telemetry.faults import Faults
 
 
 class LocalTrace:
-    """What the spans of one trace, or of one batch in it, share in this process.
+    """The state that the spans of one trace, or of one batch in it, share in this process.
 
     Attributes:
         trace_id: the trace's id.
         batch: index of the batch; None outside any.
-        root_id: the span that began it here.
-        caller: the root's parent, where that is someone else's span (a remote caller's, say); None otherwise.
-        state: the W3C trace state that the caller passed on; None without one.
+        root_id: id of the span that began it here.
+        caller: the root's parent, when another SDK or process made it (a remote caller, say); None otherwise.
+        state: the caller's W3C trace state; None without one.
         opened: counts the spans; next() is atomic, `+= 1` is not.
     """
 
     __slots__ = ("batch", "caller", "opened", "root_id", "state", "trace_id")
 
     def __init__(self, trace_id: int, *, root_id: int, caller: SpanContext | None = None) -> None:
-        """Start counting, outside any batch."""
+        """Start with no span and outside any batch."""
         self.trace_id = trace_id
         self.batch: int | None = None
         self.root_id = root_id
@@ -41,33 +41,33 @@ class LocalTrace:
         self.opened = itertools.count()
 
     def begin_batch(self, index: int, root_id: int) -> "LocalTrace":
-        """The part of this trace that batch `index` makes up."""
+        """Return the part of this trace that belongs to batch `index`."""
         batch = LocalTrace(self.trace_id, root_id=root_id, caller=self.caller if root_id == self.root_id else None)
         batch.batch, batch.state = index, self.state
         return batch
 
     def count_opened(self) -> int:
-        """Spans opened so far, on any thread. Off the hot path."""
-        return int(repr(self.opened)[len("count(") : -1])  # the one way to read a count without taking from it
+        """Count the spans opened so far, on any thread. Too slow for the hot path."""
+        return int(repr(self.opened)[len("count(") : -1])  # only repr() reads an itertools.count without advancing it
 
 
 class Processor(Protocol):
-    """The part of the SDK's SpanProcessor that is called here."""
+    """The methods of the SDK's SpanProcessor that are called here."""
 
     def on_start(self, span: Any, parent_context: Context | None = None) -> None:
-        """A span has started."""
+        """Take a span that has started."""
         ...
 
     def on_end(self, span: Any) -> None:
-        """A span has ended; `span` is a ReadableSpan."""
+        """Take a span that has ended, as a ReadableSpan."""
         ...
 
     def shutdown(self) -> None:
-        """No more spans come."""
+        """Close; no more spans follow."""
         ...
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Export what waits."""
+        """Export the waiting spans; return False when that failed."""
         ...
 
 
@@ -76,10 +76,10 @@ class Stamping:
 
     Attributes:
         now: monotonic clock, ns.
-        epoch_offset_ns: what to add to it for ns since the epoch.
+        epoch_offset_ns: added to a reading of `now`, it gives ns since the epoch.
         emit: takes an ended span; called on the thread that ends it.
-        device: measures the device, without waiting for it; None on a CPU.
-        faults: where wrong use is counted.
+        device: measures device time without waiting for the device; None on a CPU.
+        faults: counts wrong use.
         resource_attributes: identity of the run, for exported spans.
         processors: SDK span processors that the program added.
     """
@@ -106,11 +106,11 @@ class Stamping:
         device: DeviceTimer | None = None,
         resource_attributes: Mapping[str, Any] | None = None,
     ) -> None:
-        """`first_id` makes ids predictable: span ids count up from it, and so do trace ids."""
+        """Draw random ids; `first_id` makes them predictable: span ids and trace ids count up from it."""
         self.emit = emit
         self.now = clock.now
         self.epoch_offset_ns = clock.epoch_offset_ns
-        # Random start and counting up: as unique as random per span within 2^63, at a third of its cost.
+        # Ids that count up from a random start collide no more often than random ones, at a third of their cost.
         self.ids = itertools.count(random.SystemRandom().getrandbits(62) + 1 if first_id is None else first_id)
         self.new_trace_id: Callable[[], int] = (
             _random_trace_id if first_id is None else itertools.count(first_id).__next__
@@ -121,7 +121,7 @@ class Stamping:
         self.processors: tuple[Processor, ...] = ()
 
     def notify_started(self, span: Span, context: Context) -> None:
-        """Show the started span to the added SDK processors."""
+        """Pass the started span to the added SDK processors."""
         for processor in self.processors:
             try:
                 processor.on_start(span, context)
@@ -129,7 +129,7 @@ class Stamping:
                 self.faults.add("processor", f"{type(processor).__name__}.on_start raised {error!r}")
 
     def notify_ended(self, span: Any) -> None:
-        """Hand the ended span to the added SDK processors, as the ReadableSpan that they expect."""
+        """Pass the ended span to the added SDK processors, as a ReadableSpan."""
         from mlotel_cli.telemetry.convert import readable
 
         view = readable(span)

@@ -1,7 +1,7 @@
-"""The OpenTelemetry API's provider and tracer, dispatching to whatever backend the process has at that moment.
+"""The OpenTelemetry API's provider and tracer. They pass every span to the process's current backend.
 
-Tracers ask their provider for the backend at every span, so that two runs in one process and a tracer obtained before
-the first run both work.
+Tracers read the backend from their provider at every span. A tracer that user code obtained before the first run
+therefore works, and so does a second run in the same process.
 """
 
 import atexit
@@ -21,19 +21,19 @@ __all__ = ["Backend", "Provider", "Recording", "Span", "Tracer"]
 
 
 class Backend(Protocol):
-    """What a span becomes.
+    """Turns spans into nothing, stamps or a profiler's ranges.
 
     Both members are called with the backend, the tracer, and then the arguments of the tracer's method.
     """
 
     @property
     def start_span(self) -> Callable[..., trace.Span]:
-        """Start a span that is not the current one."""
+        """Start a span without making it current."""
         ...
 
     @property
     def current_span(self) -> Callable[..., Any]:
-        """A context manager and decorator that opens a span and makes it current."""
+        """Open a span and make it current; a context manager and decorator."""
         ...
 
 
@@ -46,7 +46,7 @@ class Recording(Stamping):
 
 
 class Tracer(trace.Tracer):
-    """Opens spans in whatever backend its provider has at that moment."""
+    """Opens spans in its provider's current backend."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Tracer(trace.Tracer):
         schema_url: str | None = None,
         attributes: Attributes = None,
     ) -> None:
-        """`scope` is the name of the instrumenting module."""
+        """Take the name of the instrumenting module as `scope`."""
         self.provider = provider
         self.scope = scope
         self.version = version
@@ -92,7 +92,7 @@ class Tracer(trace.Tracer):
         set_status_on_exception: bool = True,
         end_on_exit: bool = True,
     ) -> Any:
-        """A context manager, or decorator, that opens a span and makes it current."""
+        """Return a context manager, also a decorator, that opens a span and makes it current."""
         backend = self.provider.backend
         return backend.current_span(
             backend,
@@ -110,7 +110,7 @@ class Tracer(trace.Tracer):
 
 
 class Provider(trace.TracerProvider):
-    """The process's TracerProvider. `backend` may change between runs; tracers follow."""
+    """The process's TracerProvider. `backend` may change between runs; tracers then use the new one."""
 
     def __init__(self, backend: Backend) -> None:
         """Start with `backend`."""
@@ -125,13 +125,13 @@ class Provider(trace.TracerProvider):
         schema_url: str | None = None,
         attributes: Attributes = None,
     ) -> Tracer:
-        """A tracer whose scope is `instrumenting_module_name`."""
+        """Return a tracer whose scope is `instrumenting_module_name`."""
         return Tracer(self, instrumenting_module_name or "", instrumenting_library_version, schema_url, attributes)
 
     def add_span_processor(self, span_processor: Processor) -> None:
-        """Also feed an SDK span processor; spans then cost what that processor costs on top.
+        """Pass every span to an SDK span processor too, which adds that processor's cost to every span.
 
-        It is shut down when the process ends, as the SDK's own provider does.
+        The processor is shut down when the process ends, as the SDK's own provider does it.
         """
         if not self.processors:
             atexit.register(self.shutdown)
@@ -140,18 +140,18 @@ class Provider(trace.TracerProvider):
             self.backend.processors = self.processors
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Flush every added processor; True when all of them could."""
-        return all([self._ask(processor, "force_flush", timeout_millis) is not False for processor in self.processors])
+        """Flush every added processor; return True when all of them succeeded."""
+        return all([self._call(processor, "force_flush", timeout_millis) is not False for processor in self.processors])
 
     def shutdown(self) -> None:
         """Shut every added processor down."""
         atexit.unregister(self.shutdown)
         for processor in self.processors:
-            self._ask(processor, "shutdown")
+            self._call(processor, "shutdown")
 
-    def _ask(self, processor: Processor, method: str, *arguments: Any) -> Any:
+    def _call(self, processor: Processor, method: str, *arguments: Any) -> Any:
         try:
             return getattr(processor, method)(*arguments)
-        except Exception as error:  # the others must still be asked
+        except Exception as error:  # the other processors must still be called
             self._faults.add("processor", f"{type(processor).__name__}.{method} raised {error!r}")
             return False

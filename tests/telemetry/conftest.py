@@ -1,4 +1,4 @@
-"""The telemetry of every test here: nothing that one test leaves on reaches the next."""
+"""Resets the telemetry after every test, so that no test affects the next."""
 
 from tests.support.telemetry import nothing_leaks, telemetry, use
 

@@ -1,4 +1,4 @@
-"""span, batch, record and score: in a run of mlotel, in a program with an SDK of its own, and outside both."""
+"""span, batch, record and score work in a run of mlotel, in a program with its own SDK, and outside both."""
 
 import logging
 import os
@@ -67,13 +67,13 @@ def test_finite_numbers_are_kept(use: Telemetry, value: Any, kept: float) -> Non
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (float("nan"), "nan is no finite Python number"),
-        (float("inf"), "inf is no finite Python number"),
-        (10**400, "is no finite Python number"),
-        ("3", "'3' is no finite Python number"),
-        (None, "None is no finite Python number"),
-        (np.zeros(2), "is no finite Python number"),
-        (torch.tensor(1.0), "a tensor is no finite Python number"),
+        (float("nan"), "nan is not a finite Python number"),
+        (float("inf"), "inf is not a finite Python number"),
+        (10**400, "is not a finite Python number"),
+        ("3", "'3' is not a finite Python number"),
+        (None, "None is not a finite Python number"),
+        (np.zeros(2), "is not a finite Python number"),
+        (torch.tensor(1.0), "a tensor is not a finite Python number"),
     ],
 )
 @pytest.mark.parametrize("call", [api.record, api.score])
@@ -99,7 +99,7 @@ def test_a_name_must_be_text(use: Telemetry, name: Any) -> None:
 
 def test_strict_raises(use: Telemetry) -> None:
     use.recording.faults = Faults(strict=True)
-    with api.batch(0), pytest.raises(TelemetryError, match="nan is no finite"):
+    with api.batch(0), pytest.raises(TelemetryError, match="nan is not a finite"):
         api.record("n", float("nan"))
 
 
@@ -107,7 +107,7 @@ def test_outside_any_span(use: Telemetry, caplog: pytest.LogCaptureFixture) -> N
     api.record("n", 1.0)
     api.score("recall", 1.0)
     assert use.faults.counts() == {"record": 2}
-    assert "record('n', ...) outside any running span belongs to no batch; it is left out" in caplog.text
+    assert "record('n', ...) outside any open span belongs to no batch; it is left out" in caplog.text
 
 
 def test_in_a_span_that_is_in_no_batch(use: Telemetry, caplog: pytest.LogCaptureFixture) -> None:
@@ -116,7 +116,7 @@ def test_in_a_span_that_is_in_no_batch(use: Telemetry, caplog: pytest.LogCapture
         api.score("recall", 1.0)
     assert (recorded(span), span.attributes) == (None, {})
     assert use.faults.counts() == {"record": 2}
-    assert "record('n', ...) in span 'warm-up', which is in no batch; it is left out" in caplog.text
+    assert "record('n', ...) in span 'warm-up', which is outside any batch; it is left out" in caplog.text
 
 
 def test_after_the_end_of_the_current_span(use: Telemetry) -> None:

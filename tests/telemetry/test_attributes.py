@@ -1,4 +1,4 @@
-"""What may be an attribute value, and what becomes of it."""
+"""Attribute values are checked and copied."""
 
 import enum
 import fractions
@@ -60,14 +60,18 @@ def test_values_become_plain_objects_that_travel(given: Any, kept: Any) -> None:
 def test_a_tensor_is_refused_without_being_read(tensor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("item", "__float__", "__int__", "tolist", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("the tensor was read"))
-    with pytest.raises(TypeError, match=r"a tensor is no attribute value: .* wait for the device.*tensor\.shape\[0\]"):
+    with pytest.raises(
+        TypeError, match=r"a tensor cannot be an attribute value: .* wait for the device.*tensor\.shape\[0\]"
+    ):
         clean(tensor)
 
 
 @pytest.mark.parametrize("value", [np.zeros(2), object(), {1, 2}, 1j, torch.float32])
 def test_other_types_are_refused_by_name(value: Any) -> None:
     kind = type(value)
-    with pytest.raises(TypeError, match=f"{kind.__module__}.{kind.__qualname__} is no attribute value; allowed are"):
+    with pytest.raises(
+        TypeError, match=f"{kind.__module__}.{kind.__qualname__} cannot be an attribute value; allowed are"
+    ):
         clean(value)
 
 
@@ -87,11 +91,11 @@ def test_what_cannot_be_kept_is_left_out_counted_and_said_once(caplog: pytest.Lo
     assert clean_all(given, faults, call="set_attributes", span="stage") == {"good": 1, "red": 4}  # type: ignore[arg-type]
     assert faults.counts() == {"attribute": 4}
     (record,) = caplog.records
-    assert record.message.startswith("set_attributes of span 'stage': attribute 'tensor': a tensor is no")
+    assert record.message.startswith("set_attributes of span 'stage': attribute 'tensor': a tensor cannot be")
 
 
 def test_strict_raises() -> None:
-    with pytest.raises(TelemetryError, match=r"attribute .x.: builtins\.object is no attribute value"):
+    with pytest.raises(TelemetryError, match=r"attribute .x.: builtins\.object cannot be an attribute value"):
         clean_all({"x": object()}, Faults(strict=True), call="start", span="stage")
 
 

@@ -1,4 +1,4 @@
-"""One monotonic clock, anchored once to the date."""
+"""The clock is monotonic and anchored once to the date."""
 
 import time
 

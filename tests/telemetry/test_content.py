@@ -1,4 +1,4 @@
-"""Attributes, events, links, status and exceptions of one span, by the rules of the OpenTelemetry API."""
+"""Attributes, events, links, status and exceptions of a span follow the rules of the OpenTelemetry API."""
 
 import threading
 from typing import Any
@@ -67,7 +67,7 @@ def test_a_tensor_is_refused_counted_and_the_rest_kept(
     )
     assert kept == {"good": 1}
     assert telemetry.faults.counts() == {"attribute": 1}
-    assert f"{how} of span 'stage': attribute 'tensor': a tensor is no attribute value" in caplog.text.replace(
+    assert f"{how} of span 'stage': attribute 'tensor': a tensor cannot be an attribute value" in caplog.text.replace(
         "set_attributes" if how == "set_attribute" else "", how if how == "set_attribute" else ""
     )
 

@@ -1,4 +1,4 @@
-"""Field by field what the OpenTelemetry SDK itself makes of the same calls, and foreign spans on their way to rows."""
+"""Converted spans equal those of the OpenTelemetry SDK field by field; the SDK's spans become rows without loss."""
 
 import enum
 import itertools
@@ -140,7 +140,7 @@ def perform(planned: Planned, tracer: trace.Tracer) -> None:
 
 
 def as_fields(span: ReadableSpan) -> dict[str, Any]:
-    """Everything a ReadableSpan says, comparable: a stack trace by its last line, which frame opened it differs."""
+    """Return all fields of a ReadableSpan; of a stack trace only the last line, because its frames differ."""
 
     def plain(given: Any) -> dict[str, Any]:
         named = dict(given or {})
@@ -168,7 +168,7 @@ def as_fields(span: ReadableSpan) -> dict[str, Any]:
 
 @contextmanager
 def sdk_clock() -> Iterator[None]:
-    """The SDK reads 10, 20, 30, ... as well."""
+    """Make the SDK read the times 10, 20, 30, ... too."""
     real, sdk_trace.time_ns = sdk_trace.time_ns, itertools.count(10, 10).__next__  # type: ignore[assignment]
     try:
         yield
@@ -177,7 +177,7 @@ def sdk_clock() -> Iterator[None]:
 
 
 def run(program: list[Planned]) -> tuple[list[ReadableSpan], list[ReadableSpan]]:
-    """The program's spans as the SDK's provider and as mlotel's give them to an SDK exporter."""
+    """Run the program; return the spans that an SDK exporter gets from the SDK's provider, and from mlotel's."""
     scope = ("lib", "1.2", "https://schema", {"scope": "x"})
     theirs, ours = InMemorySpanExporter(), InMemorySpanExporter()
     sdk = TracerProvider(id_generator=CountingIds(), shutdown_on_exit=False)

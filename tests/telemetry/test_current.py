@@ -1,4 +1,4 @@
-"""The current context, through the ContextVar or through the API."""
+"""The current context is read and set through the ContextVar or through the API."""
 
 from contextvars import ContextVar
 from typing import Any

@@ -1,4 +1,4 @@
-"""Spans around functions of every kind, decorated before or during a run."""
+"""Functions of every kind get a span around each call, whether decorated before or during a run."""
 
 import asyncio
 import contextlib
@@ -219,7 +219,7 @@ def test_an_asynchronous_generator_that_raises(telemetry: Telemetry) -> None:
 
 
 def kinds(decorator: Callable[[], Any]) -> list[Callable[[], Any]]:
-    """One function of each kind, decorated, made callable from plain code."""
+    """Return one decorated function of each kind, callable from plain code."""
 
     @decorator()
     def plain() -> None:

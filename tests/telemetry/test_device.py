@@ -1,4 +1,4 @@
-"""The logic of device times on a simulated device: streams that work through what they are given, on our own clock."""
+"""Device times are tested on a simulated device: its streams execute their work on a simulated clock."""
 
 import ctypes
 import marshal
@@ -24,14 +24,14 @@ from mlotel_cli.telemetry.tracer import Provider, Recording
 
 @dataclass
 class Event:
-    """When the device comes to it, on the host's clock; None before it is recorded."""
+    """An event that passes at `passes_ns` on the host's clock; None before it is recorded."""
 
     passes_ns: int | None = None
 
 
 @dataclass
 class SimulatedDevice:
-    """Two streams, one clock; `work` keeps the current stream busy. Asking for the time takes `tick_ns`."""
+    """Two streams and one clock; `work` keeps the current stream busy. Reading the clock takes `tick_ns`."""
 
     time_ns: int = 0
     busy_until_ns: int = 0
@@ -215,7 +215,7 @@ def test_an_anchor_serves_for_five_seconds(device: SimulatedDevice, timer: Devic
 
 
 def test_an_anchor_that_cannot_be_had_is_not_asked_for_at_every_span(device: SimulatedDevice, timer: DeviceTimer):
-    """Each try turns thousands of times on the interpreter lock; spans have their device time all the same."""
+    """A try holds the interpreter lock for thousands of queries; spans get their device time without an anchor too."""
     tries: list[int] = []
     device.record_aside = lambda event: tries.append(device.time_ns)  # type: ignore[method-assign]
     device.has_passed = lambda event: event.passes_ns is not None  # type: ignore[method-assign]
@@ -231,7 +231,7 @@ def test_an_anchor_that_cannot_be_had_is_not_asked_for_at_every_span(device: Sim
 def torch_with(
     monkeypatch: pytest.MonkeyPatch, *, devices: int, current: int = 0, capturing: bool = False
 ) -> list[int]:
-    """Make torch.cuda look like a machine with so many devices; returns the devices that threads are set to."""
+    """Make torch.cuda report that number of devices; return the devices that threads are set to."""
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: f"a stream of {device}, priority {priority}")
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: ("event", enable_timing))
@@ -262,7 +262,7 @@ def test_the_calls_to_torch(monkeypatch: pytest.MonkeyPatch):
 def test_of_several_devices_one_is_measured(
     monkeypatch: pytest.MonkeyPatch, device: str, current: int, obstacle: Obstacle | None
 ):
-    """An event belongs to the device that it was first recorded on: on another one, recording it again is an error."""
+    """An event belongs to the device that it was first recorded on; recording it on another device is an error."""
     chosen = torch_with(monkeypatch, devices=2, current=current)
     events = CudaEvents(device)
     assert events.obstacle() == obstacle
@@ -321,7 +321,7 @@ def test_the_host_may_be_the_later_one(device: SimulatedDevice, timer: DeviceTim
 
 
 class Slow:
-    """A device timer whose marks are resolved when the test says so."""
+    """A device timer whose marks the test resolves."""
 
     def __init__(self) -> None:
         self.released = False

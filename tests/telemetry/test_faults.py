@@ -1,4 +1,4 @@
-"""Faults are said once, counted always, and raised only when asked to."""
+"""Faults are logged once per kind and counted; strict mode raises them."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Values of `record()` beside ranges."""
+"""Values of `record()` are held while spans are ranges."""
 
 from mlotel_cli.telemetry.kept import KeptValues
 

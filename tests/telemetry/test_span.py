@@ -1,4 +1,4 @@
-"""Times, parentage and the current span: nesting, exceptions, generators, asynchronous code, threads."""
+"""Spans have the right times, parents and current span: nesting, exceptions, generators, asynchronous code, threads."""
 
 import asyncio
 import gc
@@ -19,7 +19,7 @@ from tests.support.telemetry import EPOCH_NS, Telemetry, current_name
 
 
 def on_a_thread(work: Callable[[], Any], name: str = "worker") -> Any:
-    """What `work` returns on a thread of its own, which has no current span."""
+    """Run `work` on a new thread, which has no current span; return its result."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(work()), name=name)
     thread.start()
@@ -433,7 +433,7 @@ def test_an_async_generator_that_another_task_closes(telemetry: Telemetry) -> No
 
 
 def test_an_async_generator_that_is_left_early_gets_no_more_children(telemetry: Telemetry) -> None:
-    """Its end runs in a task of its own, so the consumer's context still holds it."""
+    """The generator ends in another task, so its span is still in the consumer's context."""
 
     async def nested() -> AsyncIterator[int]:
         with telemetry.span("outer source"), telemetry.span("source"):

@@ -1,4 +1,4 @@
-"""Ids, and counting the spans of a trace on many threads."""
+"""Ids are unique, and the spans of a trace are counted on many threads."""
 
 import itertools
 import threading

@@ -1,4 +1,4 @@
-"""Spans of other people's instrumentation land in the batch's trace."""
+"""Spans of third-party instrumentation belong to the batch's trace."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ from tests.telemetry.test_tracer import run_program
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str]]]:
-    """Address of a loopback server, and the traceparent header of each request that it got."""
+    """Yield the address of a loopback server and the traceparent headers of its requests."""
     parents: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

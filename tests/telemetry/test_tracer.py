@@ -1,4 +1,4 @@
-"""The provider: tracers that follow the backend, SDK processors beside it, and the order in which a program begins."""
+"""Tracers follow the provider's backend, SDK processors get its spans, and a program may start in any order."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from tests.support.telemetry import EPOCH_NS, Telemetry
 
 
 def run_program(program: str, **environment: str) -> str:
-    """Standard output of a program of its own: a process has one TracerProvider for life."""
+    """Run a program in a new process, as a process can set its TracerProvider only once; return its output."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
         env={**os.environ, **environment},
@@ -74,7 +74,7 @@ def test_all_arguments_of_the_api_by_position_and_by_name(telemetry: Telemetry) 
 
 
 class Watching(SpanProcessor):
-    """Keeps what it is shown."""
+    """Keeps the spans that it receives."""
 
     def __init__(self) -> None:
         self.started: list[Any] = []

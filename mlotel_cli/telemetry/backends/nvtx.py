@@ -1,11 +1,15 @@
-"""The `nvtx` backend: a span becomes an NVTX range, seen by nsys and by every other NVTX tool.
+"""The `nvtx` backend: a span becomes an NVTX range for nsys and every other NVTX tool.
 
-Domain `mlotel`, category by kind of span, colour by name. A range that is entered and left on one thread is pushed and
-popped; one from `start_span`, which may end anywhere, is started and ended. So is one of an asyncio task: tasks take
-turns on one thread, and a pop would end whichever range was pushed last. The index of a batch is the payload of its
-root range, of ranges opened for it on other threads and of those of tasks; everything else is joined by nesting
-(`analysis.timeline`), which takes tasks that run at the same time on one thread for parts of each other.
-Ranges carry no attributes, events or status: the spans handed out accept them and do nothing.
+The domain is `mlotel`, the category is the kind of the span, the colour depends on the name. A range that is entered
+and left on one thread is pushed and popped. A range from `start_span`, which may end on another thread, is started and
+ended; so is a range in an asyncio task, because tasks take turns on one thread and a pop would end the range that was
+pushed last.
+
+The batch index is the payload of a batch's root range, of its ranges on other threads, and of ranges in tasks. All
+other ranges are joined to their batch by nesting (`profile.timeline`), which mistakes concurrent tasks on one thread
+for parts of each other.
+
+Ranges have no attributes, events or status: the setters of the returned spans do nothing.
 """
 
 import asyncio
@@ -19,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import nvtx
-from nvtx.nvtx import (  # the public start_range would keep every payload for ever
+from nvtx.nvtx import (  # the public start_range would never free a payload
     libnvtx_start_range,  # pyright: ignore[reportUnknownVariableType]
 )
 from opentelemetry import trace
@@ -36,15 +40,15 @@ from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.kept import KeptValues
 
 _nvtx: Any = nvtx  # it has no types
-# The public one raises where there is none, which costs more than the range.
+# The public function raises when there is no loop, which costs more than the range.
 _running_loop: Callable[[], Any] = asyncio._get_running_loop  # pyright: ignore[reportPrivateUsage]
 DOMAIN = "mlotel"
 CAPTURE = "mlotel capture"
-"""Name of the range between whose ends nsys records, for `--nvtx-capture=mlotel capture@mlotel`."""
+"""Name of the range during which nsys records, for `--nvtx-capture=mlotel capture@mlotel`."""
 BATCH = "batch"
 """Category of a batch's root range; other categories are the span's kind, or the value of its `mlotel.kind`."""
 OTHER = "(other spans)"
-"""Name of ranges whose own name is beyond the limit: NVTX never forgets a name."""
+"""Name of ranges whose own name exceeds the limit of names: NVTX never frees a name."""
 _CATEGORIES = {kind: kind.name.lower() for kind in SpanKind}
 _INTERNAL = SpanKind.INTERNAL
 _COLOURS = (
@@ -54,12 +58,12 @@ _COLOURS = (
 
 
 def colour_of(name: str) -> int:
-    """The colour of every range of that name, in every run: ARGB."""
+    """Return the colour (ARGB) of every range of that name, the same in every run."""
     return _COLOURS[zlib.crc32(name.encode()) % len(_COLOURS)]
 
 
 class Range(nvtx.annotate, NonRecordingSpan):
-    """A range of one name, pushed by entering and popped by leaving; keeps no state, so one object serves all threads.
+    """A range of one name, pushed on entry and popped on exit. It has no state: all threads share one object.
 
     Entering returns the object itself: a span whose setters do nothing.
     """
@@ -70,27 +74,27 @@ class Range(nvtx.annotate, NonRecordingSpan):
             self, message=name, color=colour_of(name), domain=DOMAIN, category=category, payload=payload
         )
         NonRecordingSpan.__init__(self, INVALID_SPAN_CONTEXT)
-        # Newer versions of nvtx have no attributes while no tool listens.
+        # Newer versions of nvtx lack these attributes while no tool is attached.
         self.event: Any = getattr(self, "attributes", None)
         self.nvtx_domain: Any = getattr(self, "domain", None)
 
 
 class NamedRange(Range):
-    """A range as a tracer hands it out; also a decorator."""
+    """A range that a tracer returns; also a decorator."""
 
     def __init__(self, name: str, *, category: str, tracer: trace.Tracer) -> None:
-        """Remember the tracer that asked first, for the decorator."""
+        """Keep `tracer`, the first that opened a span of this name, for the decorator."""
         super().__init__(name, category=category)
         self._tracer = tracer
         self._name = name
 
     def __call__(self, func: Any) -> Any:
-        """Decorate: the tracer is asked again at every call, when another run may have begun."""
+        """Decorate `func`; every call asks the tracer for a new span, as another run may have begun."""
         return decorate(func, self._tracer, (self._name,))
 
 
 class BatchRange(NonRecordingSpan):
-    """The root range of one batch, or a range of it on another thread; current while it is entered."""
+    """The root range of a batch, or one of its ranges on another thread; current while it is entered."""
 
     def __init__(self, backend: "Nvtx", name: str, *, category: str, batch: int, arguments: tuple[Any, ...]) -> None:
         """Prepare; `arguments` are the tracer and those of `start_as_current_span`, for the decorator."""
@@ -108,7 +112,7 @@ class BatchRange(NonRecordingSpan):
         given: Context | None = self._arguments[2]
         self._token = CURRENT.set(trace.set_span_in_context(self, given))
         event = self._range.event
-        with self._lock:  # the event is shared by all threads; NVTX copies it when the range is pushed
+        with self._lock:  # all threads share the event; NVTX copies it when the range is pushed
             if event is not None:
                 event.payload = self.batch
             self._range.__enter__()
@@ -117,21 +121,21 @@ class BatchRange(NonRecordingSpan):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
-        """Pop it."""
+        """Pop the range."""
         self._range.__exit__(None, None, None)
         CURRENT.reset(self._token)
 
     def __call__(self, func: Any) -> Any:
-        """Decorate."""
+        """Decorate `func`."""
         tracer, *arguments = self._arguments
         return decorate(func, tracer, tuple(arguments[:8]))
 
 
 class StartedRange(NonRecordingSpan):
-    """A range that ends wherever `end` is called."""
+    """A range that has begun; any thread may call `end`."""
 
     def __init__(self, range_: Range, *, batch: int | None, lock: threading.Lock) -> None:
-        """Start it, with the index of its batch where that is known."""
+        """Start the range; `batch` is the index of its batch where that is known."""
         super().__init__(INVALID_SPAN_CONTEXT)
         self.batch = batch
         self.thread = threading.get_ident()
@@ -144,19 +148,19 @@ class StartedRange(NonRecordingSpan):
             self._id = libnvtx_start_range(range_.event, range_.nvtx_domain.handle)
 
     def end(self, end_time: int | None = None) -> None:
-        """End it; again is harmless."""
+        """End the range; a second call does nothing."""
         started, self._id = self._id, None
         if started is not None:
             _nvtx.end_range(started)
 
 
 class TaskRange(NonRecordingSpan):
-    """A range in a running asyncio loop; current while it is entered, so that what is in it knows the batch."""
+    """A range in a running asyncio loop; current while it is entered, so that its children know their batch."""
 
     def __init__(
         self, backend: "Nvtx", name: str, *, category: str, batch: int | None, arguments: tuple[Any, ...]
     ) -> None:
-        """Prepare; `arguments` as those of a BatchRange."""
+        """Prepare; `arguments` as for a BatchRange."""
         super().__init__(INVALID_SPAN_CONTEXT)
         self.batch = batch
         self.thread = 0
@@ -176,14 +180,14 @@ class TaskRange(NonRecordingSpan):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
-        """End it."""
+        """End the range."""
         if self._started is not None:
             self._started.end()
-        with contextlib.suppress(ValueError):  # an asynchronous generator that another task closes
+        with contextlib.suppress(ValueError):  # another task may close an asynchronous generator
             CURRENT.reset(self._token)
 
     def __call__(self, func: Any) -> Any:
-        """Decorate."""
+        """Decorate `func`."""
         tracer, *arguments = self._arguments
         return decorate(func, tracer, tuple(arguments[:8]))
 
@@ -192,20 +196,20 @@ class Nvtx:
     """The backend. One per process is enough; runs may share it.
 
     Attributes:
-        faults: where names beyond the limit are counted.
+        faults: counts names beyond the limit.
         lock: held while a payload is set and its range begins.
-        values: what `record()` was given.
+        values: the values of `record()`.
     """
 
     def __init__(self, *, faults: Faults | None = None, max_names: int = 1_000) -> None:
-        """Keep at most `max_names` names apart.
+        """Register at most `max_names` names; ranges of further names are named `OTHER`.
 
         Raises:
             UsageError: when NVTX is switched off.
         """
         if not nvtx.enabled():
             raise UsageError(
-                f"NVTX_DISABLE={os.environ.get('NVTX_DISABLE')}: NVTX is switched off by it, so there would be no "
+                f"NVTX_DISABLE={os.environ.get('NVTX_DISABLE')}: this variable switches NVTX off, so there would be no "
                 "ranges; unset it"
             )
         self.faults = faults or Faults()
@@ -231,9 +235,9 @@ class Nvtx:
         set_status_on_exception: bool = True,
         end_on_exit: bool = True,
     ) -> AbstractContextManager[trace.Span]:
-        """A range that is entered and left on one thread; arguments as in `start_as_current_span`."""
+        """Return a range that is entered and left on one thread; arguments as in `start_as_current_span`."""
         parent: Any = (CURRENT.get() if context is None else context).get(_SPAN_KEY)
-        # A range that may end on another thread encloses nothing there: what it is the parent of carries the batch.
+        # A started range encloses nothing on a thread, so its children carry the batch themselves.
         elsewhere = type(parent) in _BATCHED and (
             parent.thread != threading.get_ident() or (type(parent) is StartedRange and parent.batch is not None)
         )
@@ -267,9 +271,9 @@ class Nvtx:
         start_time: int | None = None,
         *_others: Any,
     ) -> trace.Span:
-        """A range that may end on another thread; arguments as in `start_span`.
+        """Start a range that may end on another thread; arguments as in `start_span`.
 
-        Waiting that began before it could be told (`queue source`) is left out: a range begins now or not at all.
+        A wait with an earlier start time (`queue source`) is left out: NVTX can only start a range now.
         """
         if start_time is not None and attributes and KIND in attributes:
             return trace.INVALID_SPAN
@@ -281,16 +285,16 @@ class Nvtx:
         return backend.start(name, category, batch)
 
     def payload_range(self, name: str, category: str) -> Range:
-        """The one range of that name whose payload is set before it begins."""
+        """Return the range of that name and category whose payload the caller sets before it begins."""
         name = self._bounded(name)
         found = self._with_payload.get((name, category))
         if found is None:
-            # A payload of its own makes NVTX's cache give attributes that the range without one does not share.
+            # NVTX caches attributes by content: with a payload they differ from those of the range without one.
             found = self._with_payload[name, category] = Range(name, category=category, payload=0)
         return found
 
     def start(self, name: str, category: str, batch: int | None) -> StartedRange:
-        """A range that has begun."""
+        """Start a range."""
         if batch is None:
             name = self._bounded(name)
             return StartedRange(Range(name, category=category), batch=None, lock=self.lock)
@@ -310,7 +314,7 @@ class Nvtx:
         return found
 
     def _bounded(self, name: str) -> str:
-        """`name`, or the common one when there are too many."""
+        """Return `name`, or `OTHER` when there are too many names."""
         if name in self._names:
             return name
         if len(self._names) >= self._max_names:
@@ -321,16 +325,16 @@ class Nvtx:
 
 
 class capture:  # noqa: N801 - used as a function
-    """The range that nsys records between: `with capture(): ...`. Its name is registered, as nsys wants it."""
+    """The range during which nsys records: `with capture(): ...`. Its name is registered, as nsys requires."""
 
     def __enter__(self) -> None:
-        """Begin."""
+        """Begin the range."""
         self._id: Any = _nvtx.start_range(CAPTURE, domain=DOMAIN)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
-        """End, on whatever thread."""
+        """End the range, on any thread."""
         _nvtx.end_range(self._id)
 
 

@@ -1,4 +1,4 @@
-"""The `off` backend: a span becomes nothing. For control runs and warm-up."""
+"""The `off` backend, for control runs and warm-up: spans do nothing."""
 
 import threading
 from types import TracebackType
@@ -11,27 +11,27 @@ from mlotel_cli.telemetry.decorate import decorate
 
 
 class OffSpan:
-    """Enters and leaves; as a decorator it asks the tracer again at every call, when a run may have begun."""
+    """A context manager that does nothing. As a decorator it asks the tracer at every call: a run may have begun."""
 
     __slots__ = ("_arguments", "tracer")
 
     def __init__(self, _backend: Any, tracer: trace.Tracer, *arguments: Any) -> None:
-        """Remember the arguments of `start_as_current_span` for the decorator."""
+        """Keep the arguments of `start_as_current_span` for the decorator."""
         self.tracer = tracer
         self._arguments = arguments
 
     def __enter__(self) -> trace.Span:
-        """Nothing to start."""
+        """Start nothing."""
         return INVALID_SPAN
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
-        """Nothing to end."""
+        """End nothing."""
 
     def __call__(self, function: Any) -> Any:
         """Decorate `function`."""
-        return decorate(function, self.tracer, self._arguments[:8])  # without end_on_exit: nobody else could end it
+        return decorate(function, self.tracer, self._arguments[:8])  # without end_on_exit: the span ends with the call
 
 
 def _start_nothing(*_arguments: Any) -> trace.Span:
@@ -50,22 +50,22 @@ OFF = Off()
 
 
 class OffHere:
-    """Off on the thread that makes it; on every other one spans stay what `backend` makes of them."""
+    """Records nothing on the thread that creates it, and passes the spans of all other threads to a backend."""
 
     def __init__(self, backend: Any) -> None:
-        """Stand in for `backend`."""
+        """Pass the spans of other threads to `backend`."""
         self._backend = backend
         self._thread = threading.get_ident()
 
     @staticmethod
     def start_span(here: "OffHere", tracer: trace.Tracer, *arguments: Any) -> trace.Span:
-        """As the backend of this thread; arguments as in `start_span`."""
+        """Start a span in the backend of the calling thread; arguments as in `start_span`."""
         backend = here.backend
         return backend.start_span(backend, tracer, *arguments)
 
     @staticmethod
     def current_span(here: "OffHere", tracer: trace.Tracer, *arguments: Any) -> Any:
-        """As the backend of this thread; arguments as in `start_as_current_span`."""
+        """Open a span in the backend of the calling thread; arguments as in `start_as_current_span`."""
         backend = here.backend
         return backend.current_span(backend, tracer, *arguments)
 

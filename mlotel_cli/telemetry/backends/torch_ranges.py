@@ -1,7 +1,7 @@
 """The backend for torch.profiler: a span becomes an annotation in its trace.
 
-An annotation has a name and nothing else, so category and batch are part of it. It begins and ends on one thread: spans
-from `start_span`, which may end anywhere, are left out and counted.
+An annotation has only a name, so category and batch are part of the name. It begins and ends on one thread. Spans from
+`start_span`, which may end on another thread, are left out and counted.
 """
 
 import threading
@@ -24,14 +24,14 @@ from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.kept import KeptValues
 
 PREFIX = "mlotel"
-"""Annotations are named mlotel|<category>|<batch or nothing>|<name>."""
+"""Annotations are named mlotel|<category>|<batch, or empty>|<name>."""
 
 
 class TorchRange(NonRecordingSpan):
-    """One annotation; current while it is entered when it is the root of a batch. Also a decorator."""
+    """One annotation, also a decorator. A batch's root is the current span while it is entered."""
 
     def __init__(self, tracer: trace.Tracer, name: str, category: str, batch: int | None, *arguments: Any) -> None:
-        """Prepare; `arguments` are the others of `start_as_current_span`, for the decorator."""
+        """Prepare; `arguments` are the other arguments of `start_as_current_span`, for the decorator."""
         super().__init__(INVALID_SPAN_CONTEXT)
         self.batch = batch
         self.thread = 0
@@ -40,7 +40,7 @@ class TorchRange(NonRecordingSpan):
         self._token: Any = None
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Begin the annotation."""
         from torch.profiler import record_function
 
         self.thread = threading.get_ident()
@@ -54,26 +54,26 @@ class TorchRange(NonRecordingSpan):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
-        """End."""
+        """End the annotation."""
         self._record.__exit__(None, None, None)
         if self._token is not None:
             CURRENT.reset(self._token)
 
     def __call__(self, function: Any) -> Any:
-        """Decorate."""
+        """Decorate `function`."""
         return decorate(function, self._tracer, (self._name, *self._arguments[:7]))
 
 
 class TorchRanges:
-    """The backend.
+    """The backend. It records only while a `TraceFile` is entered.
 
     Attributes:
-        faults: where spans that an annotation cannot show are counted.
-        values: what `record()` was given.
+        faults: counts spans that an annotation cannot show.
+        values: the values of `record()`.
     """
 
     def __init__(self, *, faults: Faults | None = None) -> None:
-        """Nothing is recorded outside `TraceFile`."""
+        """Count in `faults`, or in new Faults."""
         self.faults = faults or Faults()
         self.values = KeptValues()
 
@@ -91,7 +91,7 @@ class TorchRanges:
         set_status_on_exception: bool = True,
         end_on_exit: bool = True,
     ) -> AbstractContextManager[trace.Span]:
-        """An annotation; arguments as in `start_as_current_span`."""
+        """Return an annotation; arguments as in `start_as_current_span`."""
         batch, category = _identify(kind, attributes)
         if batch is None:
             parent: Any = (CURRENT.get() if context is None else context).get(_SPAN_KEY)
@@ -102,20 +102,20 @@ class TorchRanges:
 
     @staticmethod
     def start_span(backend: "TorchRanges", _tracer: trace.Tracer, name: str, *_others: Any) -> trace.Span:
-        """Nothing: where it ends is not known."""
+        """Count the span as a fault and return an invalid one: an annotation cannot end on another thread."""
         backend.faults.add("started", f"span {name!r} from start_span is not in torch.profiler's trace")
         return INVALID_SPAN
 
 
 class TraceFile:
-    """Profiles the process while it is entered, and writes the Chrome trace when it is left."""
+    """Profiles the process while it is entered, and writes the Chrome trace on exit."""
 
     def __init__(self, path: Path) -> None:
         """Write to `path`."""
         self._path = path
 
     def __enter__(self) -> None:
-        """Begin; imports torch."""
+        """Begin to profile; imports torch."""
         import torch
         from torch.profiler import ProfilerActivity, profile
 
@@ -128,7 +128,7 @@ class TraceFile:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
-        """End; writes the file."""
+        """End, and write the file."""
         self._profile.__exit__(exc_type, exc_val, exc_tb)
         self._profile.export_chrome_trace(str(self._path))
 

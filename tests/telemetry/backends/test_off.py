@@ -1,4 +1,4 @@
-"""Off: nothing is recorded, nothing is current, nothing breaks."""
+"""The off backend records nothing and changes no current span."""
 
 import threading
 

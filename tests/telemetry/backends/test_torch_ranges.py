@@ -1,4 +1,4 @@
-"""Spans as annotations of torch.profiler: names, batches across threads, the current span."""
+"""Spans become annotations of torch.profiler: names, batches across threads, the current span."""
 
 import threading
 from typing import Any
@@ -13,7 +13,7 @@ from mlotel_cli.telemetry.tracer import Provider
 
 
 class Annotation:
-    """Stands for torch.profiler.record_function; notes its label when it is entered and left."""
+    """A fake of torch.profiler.record_function that notes its label on entry and exit."""
 
     seen: list[tuple[str, str]] = []  # noqa: RUF012 - emptied by the fixture
 
