@@ -190,7 +190,7 @@ class Scorer:
     def intervals(self) -> dict[str, list[float]]:
         """95 % intervals, [low, high], of the metrics that have `ci95()`; absent where it fails or returns None.
 
-        Others get theirs from their batches' scores, if their value is the mean of those (`analysis.summary`).
+        Others get theirs from their batches' scores, if their value is the mean of those (`analysis.summarise`).
         """
         found: dict[str, list[float]] = {}
         for name, metric in self._metrics.items():

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlotel_cli.analysis.summary import summarise
+from mlotel_cli.analysis.summarise import summarise
 from mlotel_cli.columns import (
     BatchColumns,
     StageColumn,

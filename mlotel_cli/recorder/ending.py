@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.bottleneck import find_in_run
-from mlotel_cli.analysis.summary import summarise
+from mlotel_cli.analysis.summarise import summarise
 from mlotel_cli.store.reading import newest_rows, read_table
 from mlotel_cli.store.run_json import Totals
 
@@ -21,7 +21,7 @@ _OF_THE_WHOLE = ("wall_s", "scoring_s", "caller_s")
 def summarise_run(
     run_dir: Path, closing: Mapping[str, Any], *, executor: Mapping[str, Any], mean_scores: bool
 ) -> dict[str, Any]:
-    """Summary of every row; see `analysis.summary.summarise`."""
+    """Summary of every row; see `analysis.summarise`."""
     rows = read_table(run_dir / "batches.parquet")
     return _summarise(rows, run_dir, closing, executor=executor, mean_scores=mean_scores)
 

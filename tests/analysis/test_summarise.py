@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from mlotel_cli.analysis.summary import summarise
+from mlotel_cli.analysis.summarise import summarise
 from mlotel_cli.records import BatchRecord, StageTime
 from mlotel_cli.store.tables import ParquetSink
 
