@@ -161,3 +161,8 @@ class BatchRecord:
     samples: list[Sample] = field(default_factory=list[Sample])
     error: str = ""
     spans_missing: int = 0
+
+
+def valid_text(text: str) -> str:
+    """Return `text` with escapes for what UTF-8 cannot hold, such as the bytes of a file name in another encoding."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

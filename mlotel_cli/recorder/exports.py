@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from mlotel_cli.recorder.machine import process_families
 from mlotel_cli.recorder.measurements import Family, Measurements
-from mlotel_cli.recorder.otlp.senders import Export, create_otlp
+from mlotel_cli.recorder.otlp.otlp_sink import OtlpSink, create_otlp
 from mlotel_cli.recorder.spanmetrics import SpanMetrics
 from mlotel_cli.records import BatchRecord, SpanRecord
 
@@ -120,13 +120,13 @@ class OtlpExports(NoExports):
         return {"otlp": self._otlp.describe()}
 
 
-def wants_spans(otlp: Export) -> bool:
+def wants_spans(otlp: OtlpSink) -> bool:
     """Whether spans go anywhere, and not only metrics."""
     described = otlp.describe()
     return described is not None and described["endpoint"] is not None
 
 
-def start_otlp(opening: Mapping[str, Any], *, measurements: Measurements, say: Callable[[str], None]) -> Export:
+def start_otlp(opening: Mapping[str, Any], *, measurements: Measurements, say: Callable[[str], None]) -> OtlpSink:
     """What the settings and the environment ask for; counts begin with this recorder, not with the run."""
     live: Mapping[str, Any] = opening.get("live") or {}
     return create_otlp(

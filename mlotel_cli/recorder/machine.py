@@ -1,4 +1,4 @@
-"""What the two processes and the GPUs are doing, by OpenTelemetry's names: process.* and hw.*."""
+"""CPU time and memory of the two processes and readings of the GPUs, by OpenTelemetry's names: process.* and hw.*."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ _PROCESS = "mlotel.process"
 
 
 def process_families(workload: Mapping[str, float]) -> Sequence[Family]:
-    """CPU time and memory of the recorder, this process, and of the workload as it told them."""
+    """Return CPU time and memory: the recorder's, measured here, and the workload's, as it last reported them."""
     times = os.times()
     cpu_s = {"workload": workload.get("cpu_s"), "recorder": times.user + times.system}
     rss_bytes = {"workload": workload.get("rss_bytes"), "recorder": read_rss_bytes()}
@@ -39,7 +39,7 @@ def _points(values: Mapping[str, float | None]) -> list[Point]:
 
 @dataclass(slots=True, frozen=True)
 class GpuReading:
-    """One GPU now; None for what its driver does not tell."""
+    """One reading of a GPU; None for a value that the driver does not give."""
 
     id: str
     name: str
@@ -51,7 +51,7 @@ class GpuReading:
 
 
 def gpu_families(gpus: Sequence[GpuReading]) -> Sequence[Family]:
-    """Gauges by GPU; nothing without one."""
+    """Return one family of gauges for each kind of reading; none without a GPU."""
 
     def family(
         name: str, unit: str, description: str, values: Sequence[float | None], *, typed: bool = False
@@ -67,8 +67,8 @@ def gpu_families(gpus: Sequence[GpuReading]) -> Sequence[Family]:
         return []
     return [
         family("hw.gpu.utilization", "1", "Share of time in which a kernel ran.", [gpu.utilization for gpu in gpus]),
-        family("hw.gpu.memory.usage", "By", "GPU memory in use, by anyone.", [gpu.memory_bytes for gpu in gpus]),
-        family("hw.gpu.memory.limit", "By", "GPU memory in all.", [gpu.memory_limit_bytes for gpu in gpus]),
+        family("hw.gpu.memory.usage", "By", "GPU memory in use by all processes.", [gpu.memory_bytes for gpu in gpus]),
+        family("hw.gpu.memory.limit", "By", "Total GPU memory.", [gpu.memory_limit_bytes for gpu in gpus]),
         family("hw.power", "W", "Power draw.", [gpu.power_w for gpu in gpus], typed=True),
         family("hw.temperature", "Cel", "Temperature.", [gpu.temperature_c for gpu in gpus], typed=True),
     ]
@@ -78,7 +78,7 @@ class Nvml:
     """NVIDIA's management library through `nvidia-ml-py`, or a fake with the same functions."""
 
     def __init__(self, library: Any) -> None:
-        """Initialise it, and find the GPUs.
+        """Initialise the library and find the GPUs.
 
         Raises:
             Exception: whatever the library raises where there is no driver.
@@ -89,11 +89,11 @@ class Nvml:
         self._devices = [library.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
 
     def read(self) -> tuple[GpuReading, ...]:
-        """Ask every GPU; what it cannot tell is None. May take milliseconds."""
+        """Read every GPU; a value that it cannot give is None. This may take milliseconds."""
         return tuple(self._read(device) for device in self._devices)
 
     def close(self) -> None:
-        """Let go of the library."""
+        """Shut the library down."""
         self._library.nvmlShutdown()
 
     def _read(self, device: Any) -> GpuReading:
@@ -123,22 +123,22 @@ def _text(value: Any) -> str:
 
 
 def open_nvml() -> Nvml | None:
-    """NVML; None, quietly, without the package, a driver or a GPU."""
+    """Return NVML, or None without a message where the package, the driver or the GPU is missing."""
     try:
         return Nvml(importlib.import_module("pynvml"))
-    except Exception:  # a broken driver raises what it likes, and is no reason to end
+    except Exception:  # a broken driver may raise any kind, and must not end the recorder
         return None
 
 
 class GpuWatch:
-    """Asks the GPUs every few seconds on a thread of its own: a driver can take its time, the recorder cannot.
+    """Reads the GPUs every few seconds on its own thread, because a slow driver must not delay the recorder.
 
     Attributes:
-        readings: the latest.
+        readings: the latest, one per GPU.
     """
 
     def __init__(self, *, opener: Callable[[], Nvml | None] = open_nvml, period_s: float = 2.0) -> None:
-        """Start; the thread ends at once where there is no GPU."""
+        """Start the thread, which ends at once where there is no GPU."""
         self.readings: tuple[GpuReading, ...] = ()
         self._opener = opener
         self._period_s = period_s
@@ -147,7 +147,7 @@ class GpuWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop asking; does not wait long for a driver that hangs."""
+        """Stop the thread; a driver that hangs is waited for 2 s at most."""
         self._ending.set()
         self._thread.join(2)
 
@@ -160,7 +160,7 @@ class GpuWatch:
                 self.readings = nvml.read()
                 if self._ending.wait(self._period_s):
                     break
-        except Exception:  # the driver is gone: better no figure than an old one
+        except Exception:  # the driver is gone, and an old reading would mislead
             self.readings = ()
         finally:
             nvml.close()

@@ -1,4 +1,4 @@
-"""Aggregated measurements, as Prometheus and OTLP both read them: named by OpenTelemetry, without either's types."""
+"""Aggregated measurements for Prometheus and OTLP: OpenTelemetry's names, and the types of neither exporter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class Point:
 class HistogramPoint:
     """One time series' distribution since the start.
 
-    `counts` has one entry per bound and one more for what is above the last; they are not cumulated.
+    `counts` has one entry per bound and one more for values above the last; they are not cumulated.
     """
 
     counts: Sequence[int]
@@ -56,8 +56,8 @@ class Family:
 
 
 class Measurements(Protocol):
-    """What an exporter asks; safe from any thread."""
+    """What an exporter reads, from any thread."""
 
     def families(self) -> Sequence[Family]:
-        """Everything measured so far."""
+        """Return everything measured so far."""
         ...

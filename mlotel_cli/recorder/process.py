@@ -23,7 +23,7 @@ from mlotel_cli.recorder.assemble import Assembler, Settled, unpack
 from mlotel_cli.recorder.ending import summarise_monitor, summarise_run
 from mlotel_cli.recorder.exports import Exports, OtlpExports
 from mlotel_cli.recorder.monitor_exports import MonitorExports
-from mlotel_cli.recorder.otlp.senders import CLOSE_S, notes
+from mlotel_cli.recorder.otlp.otlp_sink import CLOSE_S, notes
 from mlotel_cli.recorder.pipe import Answers, read_frames
 from mlotel_cli.recorder.wandb.wandb_run import earlier_run_id
 from mlotel_cli.recorder.wandb.wandb_sink import TrackerSettings, create_tracker

@@ -1,7 +1,7 @@
-"""Which traces of a monitor are sent: decided once a batch's row is known, so the slow and the failed are never missed.
+"""Decides which traces of a monitor are sent, once a batch's row is known: no slow or failed batch is missed.
 
-No thread and no files; called from the recorder's loop. Memory is bounded: by spans, by batches, and by decisions
-remembered for spans that come late.
+It has no thread and no files; the recorder's loop calls it. Spans and batches that wait are bounded in number, and so
+are the decisions it remembers for spans that come late.
 """
 
 import time
@@ -19,7 +19,7 @@ SLOT_S = 10.0
 NUM_SLOTS = 30
 """The rolling p99 is that of the last five minutes."""
 ENOUGH = 400
-"""Batches before a p99 is one."""
+"""Batches that a p99 needs."""
 _THRESHOLD_EVERY_S = 1.0
 _FAILED = ("failed", "skipped", "incomplete")
 _LOW_64 = (1 << 64) - 1
@@ -36,15 +36,15 @@ class _Pending:
 class TailSampler:
     """Keeps the spans of a batch until its row says whether they are worth sending.
 
-    A batch is kept when it failed (or was skipped, or never completed), when it was slow, or as one of the background's
-    share. Slow is above `slow_ms`; without that, more than 2 % above the p99 of the last five minutes, once 400
-    batches were measured. The share is taken by trace id, by the rule of OpenTelemetry's TraceIdRatioBased sampler, so
-    that other services which sample by ratio keep the same traces.
+    It keeps a batch that failed (or was skipped, or never completed), a slow batch, and a random share of the others:
+    the background. A batch is slow above `slow_ms`; without that setting, when it took more than 2 % longer than the
+    p99 of the last five minutes, once 400 batches were measured. The share is taken by trace id, by the rule of
+    OpenTelemetry's TraceIdRatioBased sampler, so that other services which sample by ratio keep the same traces.
 
     Attributes:
-        kept: batches by the reason for which they were kept, the first of the three.
-        dropped: batches that were not.
-        overflowed: spans that found no room here; their batches are sent without them.
+        kept: number of kept batches by reason; the first reason of the three counts.
+        dropped: number of batches that were not kept.
+        overflowed: number of spans that found no room here; their batches are sent without them.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class TailSampler:
 
     @property
     def threshold_ms(self) -> float | None:
-        """Latency above which a batch is slow now; None while there is not enough data to say."""
+        """Latency above which a batch is slow now; None while too few batches were measured."""
         return self._rolling_ms if self._slow_ms is None else self._slow_ms
 
     def add(self, span: SpanRecord) -> None:
-        """Take an ended span. One that has no batch is kept by the background's share, or when it failed."""
+        """Take an ended span. One without a batch is kept when it failed or belongs to the background."""
         index = span.batch
         if index is None:
             if span.status == "ERROR" or self._is_of_background(span.trace_id):
@@ -98,7 +98,7 @@ class TailSampler:
             self._evict()
 
     def decide(self, record: BatchRecord) -> list[SpanRecord]:
-        """The batch's spans when it is kept, else nothing. Call it once, with the batch's row."""
+        """Return the batch's spans when it is kept, else an empty list. Call it once, with the batch's row."""
         pending = self._pending.pop(record.batch, None)
         spans = [] if pending is None else pending.spans
         self._num_spans -= len(spans)
@@ -113,12 +113,12 @@ class TailSampler:
         return spans
 
     def ready(self) -> list[SpanRecord]:
-        """Spans to be sent without another row: late ones of kept batches, and those of no batch. Each once."""
+        """Return, once, spans that wait for no row: late ones of kept batches, and kept ones without a batch."""
         ready, self._ready = self._ready, []
         return ready
 
     def describe(self) -> dict[str, int]:
-        """Counts of batches kept, by reason, and dropped; of spans that found no room."""
+        """Return the numbers of batches kept, by reason, and dropped, and of spans that found no room."""
         kept = {f"kept_{reason}": self.kept[reason] for reason in ("failed", "slow", "background")}
         return {**kept, "dropped": self.dropped, "spans_overflowed": self.overflowed}
 
@@ -132,12 +132,12 @@ class TailSampler:
         return "background" if pending is not None and self._is_of_background(pending.trace_id) else None
 
     def _roll(self) -> None:
-        """Slots end by the clock; the threshold is looked at once a second, not once a batch."""
+        """End the slots that are over by the clock, and read the threshold again once a second."""
         now = self._clock()
         while now - self._rotated_at >= SLOT_S:
             self._latencies.rotate()
             self._rotated_at += SLOT_S
-            if now - self._rotated_at > SLOT_S * NUM_SLOTS:  # the process slept: nothing in the window is recent
+            if now - self._rotated_at > SLOT_S * NUM_SLOTS:  # the process slept: no latency is recent
                 self._latencies = RollingSketch(NUM_SLOTS)
                 self._rotated_at = now
         if now - self._looked_at >= _THRESHOLD_EVERY_S or (self._rolling_ms is None and self._slow_ms is None):
@@ -155,7 +155,7 @@ class TailSampler:
             self._decided.popitem(last=False)
 
     def _evict(self) -> None:
-        """Let go of the spans of the oldest batch; those that come later, and its row, find none."""
+        """Drop the waiting spans of the oldest batch, which has no row yet."""
         _, pending = self._pending.popitem(last=False)
         self._num_spans -= len(pending.spans)
         self.overflowed += len(pending.spans)

@@ -1,7 +1,8 @@
 """Quantiles over the last minute in bounded memory: logarithmic buckets in slots of a second.
 
-A quantile is within 1 % of a value that was measured: buckets grow by 2 %, and the middle of one is answered. Memory is
-bounded by the number of buckets (2,094 of either sign, of which a latency fills some tens) and slots.
+A quantile is within 1 % of a measured value: each bucket is 2 % wider than the one below it, and a quantile is the
+middle of a bucket. Memory is bounded by the number of buckets (2,094 of either sign; latencies fill some tens) and of
+slots.
 """
 
 import math
@@ -10,14 +11,14 @@ from dataclasses import dataclass, field
 
 GROWTH = 1.02
 SMALLEST, LARGEST = 1e-6, 1e12
-"""Beyond these a value is counted as zero, or as the largest; in milliseconds, a nanosecond and 30 years."""
+"""A smaller value counts as zero, a larger one as the largest. As milliseconds they are a nanosecond and 30 years."""
 _PER_LOG = 1 / math.log(GROWTH)
 _FIRST = 1 - math.floor(math.log(SMALLEST) * _PER_LOG)
 
 
 @dataclass(slots=True)
 class Sketch:
-    """Values of one stretch of time."""
+    """The values of one stretch of time, counted in logarithmic buckets."""
 
     buckets: dict[int, int] = field(default_factory=dict[int, int])
     count: int = 0
@@ -34,7 +35,7 @@ class Sketch:
             self.largest = value
 
     def merge(self, other: "Sketch", *, sign: int = 1) -> None:
-        """Add what `other` counted; with -1 take it away again, which leaves `largest` as it is."""
+        """Add what `other` counted. A `sign` of -1 takes it away again and leaves `largest` unchanged."""
         for bucket, count in other.buckets.items():
             left = self.buckets.get(bucket, 0) + sign * count
             if left:
@@ -47,7 +48,10 @@ class Sketch:
             self.largest = other.largest
 
     def quantiles(self, *shares: float) -> list[float | None]:
-        """Values below which these shares lie; rising shares. None for each when nothing was counted."""
+        """Return the values below which these shares lie, or None for each when nothing was counted.
+
+        `shares` must rise.
+        """
         if not self.count:
             return [None] * len(shares)
         found: list[float | None] = []
@@ -63,12 +67,12 @@ class Sketch:
 
 
 class RollingSketch:
-    """The last `num_slots` slots of one series, and the one that is being filled."""
+    """The last `num_slots` slots of one series, and the current one."""
 
     __slots__ = ("_closed", "_slots", "add", "current")
 
     def __init__(self, num_slots: int = 60) -> None:
-        """Empty; `add` counts a value in the current slot."""
+        """Begin empty. `add` counts a value in the current slot."""
         self._slots: deque[Sketch] = deque(maxlen=num_slots)
         self._closed = Sketch()
         self._open()
@@ -78,7 +82,7 @@ class RollingSketch:
         self.add = self.current.add
 
     def rotate(self) -> Sketch:
-        """End the current slot and begin another; returns the one that ended."""
+        """End the current slot and begin another. Returns the one that ended."""
         if len(self._slots) == self._slots.maxlen:
             self._closed.merge(self._slots[0], sign=-1)
         ended = self.current
@@ -86,12 +90,12 @@ class RollingSketch:
         self._closed.merge(ended)
         self._closed.largest = max(slot.largest for slot in self._slots)
         if not self._closed.count:
-            self._closed.total = 0.0  # what rounding left
+            self._closed.total = 0.0  # rounding may leave a rest
         self._open()
         return ended
 
     def sketch(self) -> Sketch:
-        """Everything in the window; not to be changed, and true until the next `rotate`."""
+        """Return all slots as one sketch, valid until the next `rotate`; the caller must not change it."""
         if not self.current.count:
             return self._closed
         both = Sketch(dict(self._closed.buckets), self._closed.count, self._closed.total, self._closed.largest)
@@ -100,12 +104,12 @@ class RollingSketch:
 
 
 def mean(sketch: Sketch) -> float | None:
-    """Exact, but for rounding."""
+    """Return the mean, exact but for rounding; None when nothing was counted."""
     return sketch.total / sketch.count if sketch.count else None
 
 
 def _bucket(value: float) -> int:
-    """Its number, which rises with the value; 0 is for what is next to nothing, negative ones mirror the others."""
+    """Return the number of the bucket of a value, which rises with it: 0 near zero, negative for negative values."""
     size = abs(value)
     if size < SMALLEST:
         return 0
@@ -114,5 +118,5 @@ def _bucket(value: float) -> int:
 
 
 def middle(bucket: int) -> float:
-    """The value that a bucket stands for."""
+    """Return the value that a bucket stands for."""
     return 0.0 if not bucket else math.copysign(math.exp((abs(bucket) - _FIRST + 0.5) / _PER_LOG), bucket)

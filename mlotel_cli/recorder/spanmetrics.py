@@ -1,16 +1,30 @@
-"""Spans and batches as metrics: counted once, read by Prometheus and OTLP.
+"""Spans and batches as metrics, counted once for Prometheus and OTLP.
 
 Names follow OpenTelemetry Collector's spanmetrics connector, so that dashboards made for it work. Every span counts,
-kept trace or not. Memory is bounded by the number of names, not by time.
+also one whose trace is not kept. Memory is bounded by the number of names and does not grow with time.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from mlotel_cli.recorder.distribution import DURATION_BOUNDS_S, VALUE_BOUNDS, Distribution
 from mlotel_cli.recorder.measurements import Family, HistogramPoint, Point
-from mlotel_cli.records import BatchRecord, SpanRecord
+from mlotel_cli.records import BatchRecord, SpanRecord, valid_text
+
+
+def one_two_five(*, low: int, high: int) -> tuple[float, ...]:
+    """Return 1, 2 and 5 times each power of ten from `low` to `high - 1`, then 10 to the power of `high`."""
+    return (*(float(f"{digit}e{power}") for power in range(low, high) for digit in (1, 2, 5)), float(f"1e{high}"))
+
+
+DURATION_BOUNDS_S = (*(bound for bound in one_two_five(low=-4, high=2) if bound < 60), 60.0)
+"""Seconds: 1-2-5 from 100 us to 60 s."""
+VALUE_BOUNDS = (0.0, *one_two_five(low=-3, high=5))
+"""For values of any unit: one bucket up to zero, then 1-2-5 from 0.001 to 100,000.
+
+No bound is below zero, because Prometheus has neither sum nor count of a histogram with one.
+"""
 
 OTHER = "other"
 """The name under which spans beyond `max_names` are counted together."""
@@ -20,26 +34,51 @@ _SpanKey = tuple[str, str, str]
 Key = TypeVar("Key")
 
 
+class Distribution:
+    """A histogram of one series with fixed bounds, from the start of the run.
+
+    One thread adds, any thread may read. `counts` has one entry per bound and one more for values above the last.
+    """
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """Begin at zero. `bounds` are inclusive and must rise."""
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total: float = 0
+
+    def add(self, value: float) -> None:
+        """Count one value, in the unit of the bounds."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def point(self, attributes: Mapping[str, str], *, scale: float = 1.0) -> HistogramPoint:
+        """Return a copy of what was counted so far, the total times `scale`."""
+        total = self.total
+        return HistogramPoint(self.counts.copy(), total * scale, attributes)
+
+
 class SpanMetrics:
-    """Counts on the recorder's main thread; `families` may be called from any.
+    """Counts spans and batches on the recorder's main thread; any thread may call `families`.
 
     Attributes:
-        overflowed: spans whose name was beyond `max_names`; they are counted as `other`.
-        not_finite: recorded values that were NaN or infinite; they are in no distribution.
+        overflowed: number of spans whose name was beyond `max_names`; they count as `other`.
+        not_finite: number of recorded values that were NaN or infinite; no distribution has them.
     """
 
     def __init__(self, identity: Mapping[str, object], *, max_names: int = 200, statuses: Sequence[str] = ()) -> None:
-        """Nothing counted yet.
+        """Begin at zero.
 
         Args:
-            identity: names the service; every series carries that, and nothing that changes from run to run.
-            max_names: span names kept apart.
-            statuses: of batches, whose series are there from the start: Prometheus cannot tell a first failure from a
-                series that is new.
+            identity: what identifies the run. Series carry the service name only, which no new run changes.
+            max_names: number of span names that have series of their own.
+            statuses: batch statuses that have a series from the start: without one, Prometheus would not see a first
+                failure as an increase.
         """
         self._service = {"service.name": str(identity.get("service.name") or "unknown_service")}
         self._max_names = max_names
-        self._by_key: dict[_SpanKey, Distribution] = {}  # as spans name them; several may share one of `_spans`
+        self._by_key: dict[_SpanKey, Distribution] = {}  # several may share a series of `_spans`
         self._names: set[str] = set()
         self._spans: dict[_SpanKey, Distribution] = {}
         self._device: dict[str, Distribution] = {}
@@ -53,12 +92,12 @@ class SpanMetrics:
         self.not_finite = 0
 
     def add_span(self, span: SpanRecord) -> None:
-        """Count one ended span, whether it belongs to a batch or not."""
+        """Count one ended span, in a batch or outside."""
         series = self._by_key.get((span.name, span.kind, span.status)) or self._find(span)
         series.add(span.end_ns - span.start_ns)
 
     def add_batch(self, record: BatchRecord) -> None:
-        """Count a finished row; its stage names are bounded already, by the assembler."""
+        """Count a finished row. The assembler has bounded the number of its stage names."""
         self._statuses[record.status] = self._statuses.get(record.status, 0) + 1
         self._items += record.size
         if record.latency_ms is not None:
@@ -77,7 +116,7 @@ class SpanMetrics:
             self._units.update(record.units)
 
     def families(self) -> Sequence[Family]:
-        """Everything counted so far."""
+        """Return everything counted so far."""
         durations = [
             series.point(self._service | _span_attributes(key), scale=1e-9) for key, series in list(self._spans.items())
         ]
@@ -120,7 +159,7 @@ class SpanMetrics:
         ]
 
     def _find(self, span: SpanRecord) -> Distribution:
-        """The series of a combination that is new, or that is beyond the bound."""
+        """Return the series of a combination that `_by_key` does not have: a new one, or the one of `other`."""
         name = span.name
         if name not in self._names:
             if len(self._names) >= self._max_names:
@@ -139,8 +178,8 @@ class SpanMetrics:
 
 
 def clean(name: str) -> str:
-    """A name as an attribute value: valid text of a bounded length."""
-    return name.encode("utf-8", "backslashreplace").decode()[:_NAME_LIMIT]
+    """Return a name as an attribute value: valid text of a bounded length."""
+    return valid_text(name)[:_NAME_LIMIT]
 
 
 def _series(series: dict[Key, Distribution], key: Key, bounds: Sequence[float]) -> Distribution:

@@ -25,7 +25,7 @@ from mlotel_cli.columns import (
     type_of,
 )
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.records import BatchRecord, SpanRecord
+from mlotel_cli.records import BatchRecord, SpanRecord, valid_text
 from mlotel_cli.store.reading import current_parts, last_part, scan_parts
 from mlotel_cli.store.rolling import Retention, Rolling
 
@@ -322,7 +322,7 @@ def _frame(columns: Mapping[str, list[Any]], types: Mapping[str, str]) -> Any:
 
 def _fit(value: Any, kind: str) -> Any:
     if kind == "String" and isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()  # a file name, say, that is no valid text
+        return valid_text(value)
     if kind == "Int64" and isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
         return value
     return float(value) if kind == "Float64" and isinstance(value, int | float) else None

@@ -6,7 +6,7 @@ import pytest
 
 from mlotel_cli.recorder import exports
 from mlotel_cli.recorder.exports import NoExports, OtlpExports, start_otlp
-from mlotel_cli.recorder.otlp.senders import NullOtlp
+from mlotel_cli.recorder.otlp.otlp_sink import NullOtlp
 from mlotel_cli.records import BatchRecord, SpanRecord, StageTime
 
 OPENING = {"identity": {"service.name": "lpr"}, "max_names": 10, "otlp": {}, "started_ns": 5}

@@ -13,7 +13,7 @@ from mlotel_cli.recorder import exports
 from mlotel_cli.recorder.live.http_server import Reply
 from mlotel_cli.recorder.machine import GpuReading, GpuWatch
 from mlotel_cli.recorder.monitor_exports import MonitorExports, Remembered
-from mlotel_cli.recorder.otlp.senders import NullOtlp
+from mlotel_cli.recorder.otlp.otlp_sink import NullOtlp
 from mlotel_cli.records import BatchRecord, SpanRecord, StageTime
 from mlotel_cli.store.run_json import Before, Totals
 from tests.recorder.test_exports import FakeOtlp

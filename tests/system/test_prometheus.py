@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from mlotel_cli import read_run
-from mlotel_cli.recorder.distribution import DURATION_BOUNDS_S
+from mlotel_cli.recorder.spanmetrics import DURATION_BOUNDS_S
 from tests.support.monitoring import ROOT, Monitor, wait_until
 from tests.support.prometheus import Prometheus, scraping
 

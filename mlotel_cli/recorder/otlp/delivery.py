@@ -1,6 +1,6 @@
-"""Delivers one payload after another to one target: retries, waits, and says when the target is gone or back.
+"""Delivers one payload after another to one target: it retries, waits, and reports when the target is gone or back.
 
-It does not know what a payload holds. Runs on the sender's own thread; `stop` may be called from any other.
+It does not know what a payload holds. It runs on the sender's own thread; any thread may call `stop`.
 """
 
 import random
@@ -15,13 +15,13 @@ from mlotel_cli.recorder.otlp.http_client import Answer
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 LONGEST_ASKED_S = 3600.0
-"""The longest Retry-After that is kept to."""
+"""The longest Retry-After that is respected."""
 _CLOSING_ATTEMPTS = 2
-"""Attempts at a server that cannot be reached, once the run is over."""
+"""Number of attempts at an unreachable server once the run is over."""
 
 
 class Post(Protocol):
-    """What sends one request; `otlp_http.Client`."""
+    """Sends one request; `http_client.Client` does."""
 
     def post(self, payload: bytes, *, timeout_s: float) -> Answer:
         """Send and wait for the answer."""
@@ -29,11 +29,11 @@ class Post(Protocol):
 
 
 class Delivery:
-    """Retries by OTLP's rules: what the server asks for by Retry-After, else exponential back-off with jitter.
+    """Retries by OTLP's rules: after the server's Retry-After, else with exponential back-off and jitter.
 
     Attributes:
-        retried: requests that were sent again.
-        detail: what is wrong with the target now; empty while it takes what it gets.
+        retried: number of requests that were sent again.
+        detail: what is wrong with the target now; empty while it takes every request.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Delivery:
         """Deliver to `target` by `post`.
 
         Args:
-            target: where to.
+            target: the server and the time limit of one request.
             post: sends one request.
             say: takes one line for the user.
-            give_up_s: a payload that could not be delivered for so long is lost; the Collector's own limit is 300.
-            clock: seconds, monotonic.
-            jitter: between 0 and 1.
-            wait: waits so many seconds or until `stop`, and says whether it was that.
-            sleep: waits so many seconds.
+            give_up_s: a payload that could not be delivered for this long is lost; the Collector's own limit is 300.
+            clock: returns monotonic seconds.
+            jitter: returns a number between 0 and 1.
+            wait: waits the given seconds or until `stop`; returns True after `stop`.
+            sleep: waits the given seconds.
         """
         self._target = target
         self._post = post
@@ -76,17 +76,17 @@ class Delivery:
         self.detail = ""
 
     def stop(self, *, deadline: float) -> None:
-        """From now on nothing is waited for beyond `deadline`, a reading of the clock."""
+        """Wait for nothing beyond `deadline`, a reading of the clock."""
         self._deadline = deadline
         self._stopping.set()
 
     @property
     def is_over(self) -> bool:
-        """True when there is no time left."""
+        """True when the deadline has passed."""
         return self._clock() >= self._deadline
 
     def deliver(self, payload: bytes) -> Answer:
-        """Send `payload` until there is a final answer, or none is to be had; then the verdict is not `taken`."""
+        """Send `payload` until an answer is final or the time is up; the verdict is then `later` or `unreachable`."""
         if not self._wait_as_asked():
             return Answer("later", detail=self.detail)
         started, attempts, pauses = self._clock(), 0, 0
@@ -111,7 +111,7 @@ class Delivery:
             self.retried += 1
 
     def _wait_as_asked(self) -> bool:
-        """Wait as the server asked to be left alone before; False when that is more than a payload waits."""
+        """Wait until the server's last Retry-After is over. Returns False when that is longer than a payload waits."""
         left_s = self._not_before - self._clock()
         return left_s <= 0 or (self._wait(min(left_s, self._give_up_s), is_asked=True) and left_s <= self._give_up_s)
 
@@ -119,7 +119,7 @@ class Delivery:
         return max(0.1, self._deadline - self._clock())
 
     def _wait(self, pause_s: float, *, is_asked: bool) -> bool:
-        """Wait; a pause of our own choosing ends early when the run does. False when there is no time for it."""
+        """Wait; unless the server asked for the pause, the end of the run cuts it short. False when time is up."""
         until = self._clock() + pause_s
         if not self._stopping.is_set() and self._wait_for_stop(pause_s) and not is_asked:
             until = self._clock()
@@ -132,12 +132,12 @@ class Delivery:
         return True
 
     def _note(self, answer: Answer) -> None:
-        """Say it once when the target takes nothing, and once when it does again."""
+        """Report once that the target takes nothing, and once that it does again."""
         self.detail = answer.detail
         name = f"OTLP {self._target.signal} to {self._target.url}"
         if answer.verdict == "taken" and not answer.rejected:
             if self._complained:
-                self._say(f"{name}: taken again")
+                self._say(f"{name}: delivered again")
             self._complained = False
         elif not self._complained:
             self._complained = True
@@ -148,5 +148,5 @@ def _problem(answer: Answer) -> str:
     if answer.verdict == "taken":
         return f"the server rejected {answer.rejected} of a request ({answer.detail or 'without a reason'})"
     if answer.verdict == "refused":
-        return f"refused ({answer.detail}); what is refused is counted as lost"
-    return f"not delivered ({answer.detail}); it is tried again, and what finds no room meanwhile is dropped"
+        return f"refused ({answer.detail}); what it refuses counts as lost"
+    return f"not delivered ({answer.detail}); the recorder tries again and drops what finds no room"

@@ -1,7 +1,7 @@
-"""Spans and metrics as OTLP's protobuf messages. Pure.
+"""Encodes spans and metrics as OTLP's protobuf messages. Pure.
 
-Attributes that a span gets here, unless it has them: `batch.index` of the batch it belongs to, `mlotel.device_ns` of
-the time between its two device events, `thread.name`.
+Every span gets these attributes, unless it has them: `batch.index` of its batch, `mlotel.device_ns` (the time between
+its two device events) and `thread.name`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,21 +26,21 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
 from mlotel_cli.recorder.measurements import Family
-from mlotel_cli.records import BATCH_INDEX, SpanRecord
+from mlotel_cli.records import BATCH_INDEX, SpanRecord, valid_text
 
 DEVICE_NS = "mlotel.device_ns"
-"""Attribute: time between the two device events of a span, in nanoseconds."""
+"""Attribute: the time between the two device events of a span, in nanoseconds."""
 THREAD = "thread.name"
 """Attribute, OpenTelemetry's: the thread that opened the span."""
 SCOPE = "mlotel_cli"
-"""Scope of the metrics, and the name of this SDK."""
+"""Scope of the metrics and name of this SDK."""
 _SAMPLED = 1
 _INT64 = 1 << 63
 _UINT64 = 1 << 64
 
 
 def encode_resource(attributes: Mapping[str, Any]) -> Resource:
-    """The resource of a run: what is given, and who measured. What is None is left out."""
+    """Return the resource of a run: `attributes` but for those that are None, and the name of this SDK."""
     sdk = {
         "telemetry.sdk.name": SCOPE,
         "telemetry.sdk.language": "python",
@@ -51,12 +51,12 @@ def encode_resource(attributes: Mapping[str, Any]) -> Resource:
 
 
 def encode_spans(spans: Iterable[SpanRecord], *, resource: Resource) -> bytes:
-    """One export request; spans keep their order within a scope."""
+    """Return one export request; spans keep their order within a scope."""
     scopes: dict[str, ScopeSpans] = {}
     for record in spans:
         scope = scopes.get(record.scope)
         if scope is None:
-            scope = scopes[record.scope] = ScopeSpans(scope=InstrumentationScope(name=_text(record.scope)))
+            scope = scopes[record.scope] = ScopeSpans(scope=InstrumentationScope(name=valid_text(record.scope)))
         scope.spans.append(_span(record))
     request = ExportTraceServiceRequest(
         resource_spans=[ResourceSpans(resource=resource, scope_spans=list(scopes.values()))]
@@ -65,7 +65,7 @@ def encode_spans(spans: Iterable[SpanRecord], *, resource: Resource) -> bytes:
 
 
 def encodable(spans: Iterable[SpanRecord]) -> list[SpanRecord]:
-    """Those of `spans` that OTLP can express; ids of a foreign SDK may not be."""
+    """Return those of `spans` that OTLP can express; ids of a foreign SDK may be too long."""
     kept: list[SpanRecord] = []
     for span in spans:
         try:
@@ -77,7 +77,7 @@ def encodable(spans: Iterable[SpanRecord]) -> list[SpanRecord]:
 
 
 def encode_metrics(families: Sequence[Family], *, resource: Resource, started_ns: int, now_ns: int) -> bytes:
-    """One export request: everything cumulative, from the start of the run."""
+    """Return one export request. All values are cumulative, from the start of the run."""
     metrics = [_metric(family, started_ns=started_ns, now_ns=now_ns) for family in families]
     scope = ScopeMetrics(scope=InstrumentationScope(name=SCOPE, version=_version()), metrics=metrics)
     request = ExportMetricsServiceRequest(resource_metrics=[ResourceMetrics(resource=resource, scope_metrics=[scope])])
@@ -85,7 +85,7 @@ def encode_metrics(families: Sequence[Family], *, resource: Resource, started_ns
 
 
 def count_points(families: Sequence[Family]) -> int:
-    """Data points in `families`, as OTLP counts them."""
+    """Return the number of data points in `families`, as OTLP counts them."""
     return sum(len(family.points) + len(family.histograms) for family in families)
 
 
@@ -102,13 +102,13 @@ def _span(record: SpanRecord) -> Span:
         span_id=record.span_id.to_bytes(8, "big"),
         parent_span_id=record.parent_id.to_bytes(8, "big") if record.parent_id else b"",
         flags=_SAMPLED,
-        name=_text(record.name),
+        name=valid_text(record.name),
         kind=cast("Any", f"SPAN_KIND_{record.kind}"),
         start_time_unix_nano=_time(record.start_ns),
         end_time_unix_nano=_time(record.end_ns),
         attributes=_attributes(attributes),
         events=[
-            Span.Event(time_unix_nano=_time(time_ns), name=_text(name), attributes=_attributes(given))
+            Span.Event(time_unix_nano=_time(time_ns), name=valid_text(name), attributes=_attributes(given))
             for time_ns, name, given in record.events
         ],
         links=[
@@ -117,7 +117,7 @@ def _span(record: SpanRecord) -> Span:
             )
             for trace_id, span_id, given in record.links
         ],
-        status=Status(code=cast("Any", f"STATUS_CODE_{record.status}"), message=_text(record.status_message)),
+        status=Status(code=cast("Any", f"STATUS_CODE_{record.status}"), message=valid_text(record.status_message)),
     )
 
 
@@ -157,15 +157,15 @@ def _metric(family: Family, *, started_ns: int, now_ns: int) -> Metric:
 
 
 def _attributes(attributes: Mapping[str, Any]) -> list[KeyValue]:
-    return [KeyValue(key=_text(key), value=_value(value)) for key, value in attributes.items()]
+    return [KeyValue(key=valid_text(key), value=_value(value)) for key, value in attributes.items()]
 
 
 def _value(value: Any) -> AnyValue:
     if isinstance(value, str):
-        return AnyValue(string_value=_text(value))
+        return AnyValue(string_value=valid_text(value))
     if isinstance(value, bool):
         return AnyValue(bool_value=value)
-    if isinstance(value, int):  # a number beyond 64 bits has no type in OTLP
+    if isinstance(value, int):  # OTLP has no type for a number beyond 64 bits
         return AnyValue(int_value=value) if -_INT64 <= value < _INT64 else AnyValue(string_value=str(value))
     if isinstance(value, float):
         return AnyValue(double_value=value)
@@ -178,12 +178,7 @@ def _value(value: Any) -> AnyValue:
         return AnyValue(kvlist_value=KeyValueList(values=_attributes({str(key): each for key, each in given.items()})))
     if isinstance(value, Sequence):
         return AnyValue(array_value=ArrayValue(values=[_value(each) for each in cast("Sequence[Any]", value)]))
-    return AnyValue(string_value=_text(str(value)))
-
-
-def _text(text: str) -> str:
-    """Text that protobuf takes: a file name, say, may be no valid text."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+    return AnyValue(string_value=valid_text(str(value)))
 
 
 def _time(time_ns: int) -> int:
@@ -193,5 +188,5 @@ def _time(time_ns: int) -> int:
 def _version() -> str:
     try:
         return version("mlotel")
-    except PackageNotFoundError:  # a checkout that was never installed
+    except PackageNotFoundError:  # a checkout that was not installed
         return "0"

@@ -1,4 +1,4 @@
-"""One OTLP request over HTTP, and what its answer means. It neither retries nor counts."""
+"""Sends one OTLP request over HTTP and reads what its answer means. It neither retries nor counts."""
 
 import contextlib
 import gzip
@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from mlotel_cli.config.otlp_settings import Target
 
 RETRYABLE = (429, 502, 503, 504)
-"""By the OTLP specification; every other answer but 200 is final."""
+"""By the OTLP specification; all other errors are final."""
 _ANSWER_BYTES = 1 << 16
 _COMPRESSORS = {"gzip": gzip.compress, "deflate": zlib.compress}
 
@@ -31,11 +31,11 @@ class Answer:
     """What became of a request.
 
     Attributes:
-        verdict: taken (but for `rejected`); refused for good; later: the server asks to try again; unreachable: there
-            was no whole answer in time.
-        rejected: spans or data points that the server took the request without.
-        retry_after_s: how long the server wants to be left alone; None where it does not say.
-        detail: why, in a few words; empty when all was taken.
+        verdict: taken: the server took all but `rejected`; refused: it will never take it; later: it asks to send it
+            again; unreachable: no complete answer came in time.
+        rejected: number of spans or data points of a taken request that the server rejected.
+        retry_after_s: the pause that the server asks for; None where it asks for none.
+        detail: the reason, in a few words; empty when all was taken.
     """
 
     verdict: Verdict
@@ -45,20 +45,20 @@ class Answer:
 
 
 class Client:
-    """Posts to one target over one kept connection. Used from one thread."""
+    """Posts to one target over one kept connection, from one thread."""
 
     def __init__(self, target: Target) -> None:
-        """Prepare; nothing is opened before the first request. Proxies are those of the environment."""
+        """Prepare; the first request opens the connection. Proxies are those of the environment."""
         self._target = target
         self._session = requests.Session()
         self._session.headers.update({"User-Agent": "mlotel", **target.headers})
         self._session.headers["Content-Type"] = "application/x-protobuf"
-        self._session.auth = _as_it_is  # or an entry in ~/.netrc would replace a header that was asked for
+        self._session.auth = _unchanged  # else an entry in ~/.netrc would replace a configured header
         if target.compression != "none":
             self._session.headers["Content-Encoding"] = target.compression
 
     def post(self, payload: bytes, *, timeout_s: float) -> Answer:
-        """Send one request. Takes about `timeout_s` at most, whatever the server does."""
+        """Send one request. It takes about `timeout_s` at most, also with a server that sends slowly."""
         compress = _COMPRESSORS.get(self._target.compression)
         deadline = time.monotonic() + timeout_s
         try:
@@ -68,7 +68,7 @@ class Client:
                 timeout=timeout_s,
                 verify=self._target.certificate or True,
                 cert=self._target.client_certificate,
-                allow_redirects=False,  # a redirected POST becomes a GET, and a success that delivered nothing
+                allow_redirects=False,  # a redirected POST becomes a GET, which succeeds and delivers nothing
                 stream=True,
             )
             with response:
@@ -85,12 +85,12 @@ class Client:
         self._session.close()
 
 
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
 def _body(response: requests.Response, *, deadline: float) -> bytes:
-    """The answer's beginning. A server that sends a byte now and then must not hold the thread."""
+    """Return the beginning of the answer, within `deadline`: a slow server must not hold the thread."""
     body = b""
     for chunk in response.iter_content(4096):
         body += chunk
@@ -110,14 +110,14 @@ def _read(response: requests.Response, *, body: bytes, signal: str) -> Answer:
         phrase = f" {HTTPStatus(status).phrase}"
     except ValueError:
         phrase = ""
-    detail = f"HTTP {status}{phrase}{_said(body, response.headers)}"
+    detail = f"HTTP {status}{phrase}{_error_text(body, response.headers)}"
     if status in RETRYABLE:
         return Answer("later", retry_after_s=_retry_after_s(response.headers.get("Retry-After")), detail=detail)
     return Answer("refused", detail=detail)
 
 
 def _partial_success(body: bytes, *, content_type: str, signal: str) -> tuple[int, str]:
-    """How many were rejected, and why. An answer that cannot be read rejects nothing."""
+    """Return how many were rejected, and why. An answer that cannot be read rejects nothing."""
     if content_type.startswith("application/json"):
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             partial: dict[str, Any] = json.loads(body).get("partialSuccess") or {}
@@ -130,12 +130,12 @@ def _partial_success(body: bytes, *, content_type: str, signal: str) -> tuple[in
             return max(0, traces.rejected_spans), traces.error_message
         metrics = ExportMetricsServiceResponse.FromString(body).partial_success
         return max(0, metrics.rejected_data_points), metrics.error_message
-    except Exception:  # protobuf's DecodeError, which has no stable home
+    except Exception:  # protobuf's DecodeError, which has no stable import path
         return 0, ""
 
 
 def _retry_after_s(text: str | None) -> float | None:
-    """Seconds, or an HTTP date; None for what is neither."""
+    """Read seconds or an HTTP date; None for any other text."""
     if not text:
         return None
     with contextlib.suppress(ValueError):
@@ -146,8 +146,8 @@ def _retry_after_s(text: str | None) -> float | None:
     return None
 
 
-def _said(body: bytes, headers: Mapping[str, str]) -> str:
-    """The first line of an error's text, where it is text."""
+def _error_text(body: bytes, headers: Mapping[str, str]) -> str:
+    """Return the first line of an error's body, when the body is text."""
     if not headers.get("Content-Type", "").startswith(("text/plain", "application/json")):
         return ""
     line = body.decode("utf-8", "replace").strip().partition("\n")[0][:200]
@@ -155,7 +155,7 @@ def _said(body: bytes, headers: Mapping[str, str]) -> str:
 
 
 def _why(error: Exception) -> str:
-    """The reason, without the layers that requests and urllib3 wrap around it."""
+    """Return the reason, without the layers that requests and urllib3 wrap around it."""
     text = str(error)
     if found := re.search(r"\[Errno -?\d+\] ([^)\]\"'\n]+)", text) or re.search(r"\[SSL: \w+\] ([^(\n]+) \(_ssl", text):
         return found[1]

@@ -1,7 +1,7 @@
-"""Spans as OTLP JSON: the request that a run sends itself, as text; for files, and collectors that take JSON.
+"""Encodes spans as OTLP JSON, for files and for collectors that take JSON.
 
-OTLP JSON is protobuf's own mapping (64-bit integers are text) but for two things: ids are hexadecimal instead of
-base64, and enumerations are numbers. A collector takes it at POST /v1/traces with content type application/json.
+OTLP JSON is protobuf's own JSON mapping (64-bit integers are text) with two differences: ids are hexadecimal instead
+of base64, and enumerations are numbers. A collector takes it at POST /v1/traces with content type application/json.
 """
 
 import base64
@@ -18,9 +18,9 @@ _IDS = ("traceId", "spanId", "parentSpanId")
 
 
 def export_request(spans: Iterable[SpanRecord], *, resource: Mapping[str, Any]) -> dict[str, Any]:
-    """An ExportTraceServiceRequest, for `json.dump`; `resource` holds the resource's attributes.
+    """Return an ExportTraceServiceRequest for `json.dump`; `resource` holds the resource's attributes.
 
-    Spans that OTLP cannot express, such as those with ids of a foreign SDK that do not fit, are left out.
+    It leaves out spans that OTLP cannot express, such as those with ids of a foreign SDK that are too long.
     """
     encoded = encode_spans(encodable(spans), resource=encode_resource(resource))
     request = ExportTraceServiceRequest.FromString(encoded)

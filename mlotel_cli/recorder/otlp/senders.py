@@ -1,10 +1,4 @@
-"""OTLP over HTTP: spans and metrics of a run, each from a thread of its own, with exact accounting.
-
-`add` never blocks: spans wait in a bounded queue that drops whole batches, the oldest first. Every span handed to
-`add` is sent, lost or queued, never two of these; after `close`, sent or lost. A request that was not answered in time
-is sent again with the same spans, and counted once; a server may therefore see a span twice, never half a request.
-Prometheus and OTLP read the same `Measurements`; metrics are cumulative, so a lost export loses no count.
-"""
+"""The threads that send: one for the spans of a run, one for its metrics. Each delivers to one target and counts."""
 
 import logging
 import threading
@@ -12,10 +6,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from mlotel_cli.config.otlp_settings import Target, find_target, resource_of_environment, unsupported
-from mlotel_cli.errors import UsageError
+from mlotel_cli.config.otlp_settings import Target
 from mlotel_cli.recorder.measurements import Measurements
 from mlotel_cli.recorder.otlp.span_queue import SpanQueue
 from mlotel_cli.records import SpanRecord
@@ -26,137 +19,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mlotel.recorder")
 
 MAX_SPANS = 512
-"""Spans in one request."""
+"""The largest number of spans in one request."""
 SEND_EVERY_S = 1.0
 """How long spans wait for a request to fill."""
 BEHIND_S = 0.3
-"""Spans that arrive so long after their end say that the main loop is behind; hand-overs are 50 ms apart."""
+"""The main loop is behind when spans arrive longer than this after their end; hand-overs are 50 ms apart."""
 CLOCK_SET_S = 30.0
-"""No main loop is that far behind: the wall clock was set."""
+"""A longer delay means that the wall clock was set; the main loop is never that far behind."""
 SHARE = 0.2
-"""Of a core, for sending while it is; down to a tenth of that, the further it is behind."""
-QUEUE_SIZE = 20_000
-METRICS_EVERY_S = 15.0
-CLOSE_S = 5.0
-"""What the end of a run waits for a collector, at most."""
+"""The share of a core that sending may use while the main loop is behind; the further behind, the less, to a tenth."""
 _GRACE_S = 0.5
 
 Say = Callable[[str], None]
 
 
-class Export(Protocol):
-    """What the recorder needs of OTLP; `OtlpExport` or `NullOtlp`."""
-
-    def add(self, spans: Sequence[SpanRecord]) -> None:
-        """Take ended spans. Never blocks."""
-        ...
-
-    def describe(self) -> dict[str, Any] | None:
-        """Where it goes and what became of it; None when it goes nowhere."""
-        ...
-
-    def close(self, timeout_s: float) -> None:
-        """Send what waits, within `timeout_s`."""
-        ...
-
-
-class NullOtlp:
-    """Sends nothing."""
-
-    def add(self, spans: Sequence[SpanRecord]) -> None:
-        """Do nothing."""
-
-    def describe(self) -> None:
-        """None: there is nothing to describe."""
-
-    def close(self, timeout_s: float) -> None:
-        """Do nothing."""
-
-
-def create_otlp(
-    settings: Mapping[str, Any],
-    *,
-    environ: Mapping[str, str],
-    resource: Mapping[str, Any],
-    measurements: Measurements,
-    say: Say,
-    started_ns: int | None = None,
-) -> "OtlpExport | NullOtlp":
-    """Start what `settings` (the fields of `OtlpConfig`) and the standard variables ask for.
-
-    Settings that cannot work are said, and nothing is sent.
-
-    Args:
-        settings: `telemetry.otlp`; `from_environment: False` leaves the environment to somebody else.
-        environ: the environment.
-        resource: what identifies the run; it wins over OTEL_RESOURCE_ATTRIBUTES.
-        measurements: what is exported as metrics; asked on the thread that sends them.
-        say: takes one line for the user, on any thread.
-        started_ns: start of the run, ns since the epoch, from which metrics count; None is now.
-    """
-    environ = environ if settings.get("from_environment", True) else {}
-    try:
-        traces = find_target("traces", settings, environ=environ)
-        metrics = find_target("metrics", settings, environ=environ)
-    except UsageError as error:  # the commands check before they start; a loop of the user's own does not
-        say(f"OTLP: {error}. Nothing is sent.")
-        return NullOtlp()
-    if traces is None and metrics is None:
-        return NullOtlp()
-    if (problem := unsupported(environ)) is not None:
-        say(f"OTLP: {problem}")
-    attributes = {**resource_of_environment(environ), **{k: v for k, v in resource.items() if v is not None}}
-    span_sender = metric_sender = None
-    if traces is not None:
-        size = int(settings.get("queue_size") or QUEUE_SIZE)
-        span_sender = SpanSender(traces, resource=attributes, queue_size=size, say=say)
-    if metrics is not None:
-        metric_sender = MetricSender(
-            metrics,
-            resource=attributes,
-            measurements=measurements,
-            interval_s=float(settings.get("metrics_interval_s") or METRICS_EVERY_S),
-            started_ns=time.time_ns() if started_ns is None else started_ns,
-            say=say,
-        )
-    return OtlpExport(span_sender, metric_sender)
-
-
-class OtlpExport:
-    """Both signals of a run, as far as they are wanted."""
-
-    def __init__(self, spans: "SpanSender | None", metrics: "MetricSender | None") -> None:
-        """Start their threads."""
-        self._spans = spans
-        self._metrics = metrics
-        for sender in (spans, metrics):
-            if sender is not None:
-                sender.start()
-
-    def add(self, spans: Sequence[SpanRecord]) -> None:
-        """Take ended spans. Never blocks."""
-        if self._spans is not None:
-            self._spans.add(spans)
-
-    def describe(self) -> dict[str, Any]:
-        """`endpoint`, `sent`, `lost`, `queued`, `retried` of spans, `detail` of what is wrong; `metrics` likewise."""
-        nothing = {"endpoint": None, **asdict(Counts())}
-        spans = nothing if self._spans is None else self._spans.describe()
-        return {**spans, "metrics": None if self._metrics is None else self._metrics.describe()}
-
-    def close(self, timeout_s: float) -> None:
-        """Send what waits and a last export of the metrics, within about `timeout_s`; the rest is lost, and counted."""
-        deadline = time.monotonic() + timeout_s
-        senders = [sender for sender in (self._spans, self._metrics) if sender is not None]
-        for sender in senders:
-            sender.stop(deadline=deadline)
-        for sender in senders:
-            sender.join(deadline=deadline)
-
-
 @dataclass(slots=True)
-class Counts:
-    """What became of what was handed over. Metrics count data points."""
+class SinkCounts:
+    """What became of the spans, or the data points of metrics, that a sink was given."""
 
     sent: int = 0
     lost: int = 0
@@ -166,13 +45,13 @@ class Counts:
 
 
 class Sender(ABC):
-    """A thread that delivers to one target. Subclasses say what, and count it under the lock."""
+    """A thread that delivers to one target. Subclasses produce the payloads and count under the lock."""
 
     def __init__(self, target: Target, *, say: Say, give_up_s: float = 300.0) -> None:
-        """Prepare; `start` starts the thread. What cannot be delivered for `give_up_s` is lost."""
+        """Prepare; `start` starts the thread. A payload that cannot be delivered for `give_up_s` is lost."""
         self.target = target
         self._give_up_s = give_up_s
-        self.counts = Counts()
+        self.counts = SinkCounts()
         self._say = say
         self._changed = threading.Condition()
         self._stopping = False
@@ -183,7 +62,7 @@ class Sender(ABC):
         self._thread = threading.Thread(target=self._work, name=f"mlotel-otlp-{target.signal}", daemon=True)
 
     def start(self) -> None:
-        """Start the thread, which imports what it needs."""
+        """Start the thread, which imports the OTLP libraries."""
         self._thread.start()
 
     def stop(self, *, deadline: float) -> None:
@@ -196,7 +75,7 @@ class Sender(ABC):
             self._changed.notify_all()
 
     def join(self, *, deadline: float) -> None:
-        """Wait for the end; what then still waits or is under way is lost, even if it arrives after all."""
+        """Wait for the end; all that is then still queued or being sent counts as lost, even if it arrives later."""
         self._thread.join(max(0.0, deadline - time.monotonic()) + _GRACE_S)
         with self._changed:
             self._abandoned = True
@@ -204,7 +83,7 @@ class Sender(ABC):
             self._in_flight = 0
 
     def describe(self) -> dict[str, Any]:
-        """The sender's part of run.json."""
+        """Return the sender's part of run.json."""
         with self._changed:
             if self._delivery is not None:
                 self.counts.retried, self.counts.detail = self._delivery.retried, self._delivery.detail
@@ -229,7 +108,7 @@ class Sender(ABC):
 
     @abstractmethod
     def _run(self, delivery: "Delivery") -> None:
-        """Send until stopped; on the thread."""
+        """Send until stopped; runs on the thread."""
 
     def _waiting(self) -> int:
         return 0
@@ -238,7 +117,7 @@ class Sender(ABC):
         return 0
 
     def _send(self, delivery: "Delivery", payload: bytes, *, count: int) -> bool:
-        """Deliver `count` things that are counted as under way. False when they did not arrive."""
+        """Deliver `count` spans or points, which are in flight. Returns False without a final answer of the server."""
         answer = delivery.deliver(payload)
         lost = min(answer.rejected, count) if answer.verdict == "taken" else count
         self._settle(sent=count - lost, lost=lost)
@@ -253,7 +132,7 @@ class Sender(ABC):
 
 
 class SpanSender(Sender):
-    """Spans, in requests of up to 512."""
+    """Sends spans, in requests of up to 512."""
 
     def __init__(self, target: Target, *, resource: Mapping[str, Any], queue_size: int, say: Say) -> None:
         """Hold at most `queue_size` spans."""
@@ -290,13 +169,13 @@ class SpanSender(Sender):
                 began = time.thread_time()
                 arrived = self._send_spans(delivery, spans, resource=resource)
                 if self._stopping and (delivery.is_over or not arrived):
-                    return  # `join` counts what is left
+                    return  # `join` counts the rest
                 self._rest(time.thread_time() - began)
             elif stopping:
                 return
 
     def _rest(self, worked_s: float) -> None:
-        """While the main loop is behind, leave the interpreter to it: what falls behind then is this sink."""
+        """Pause while the main loop is behind, so that it gets the interpreter and this sink falls behind instead."""
         with self._changed:
             if BEHIND_S < self._lag_s < CLOCK_SET_S:
                 share = SHARE * max(BEHIND_S / self._lag_s, 0.1)
@@ -307,7 +186,7 @@ class SpanSender(Sender):
 
         try:
             payload = encode_spans(spans, resource=resource)
-        except Exception as error:  # what cannot be expressed must not stop what can
+        except Exception as error:  # one span that cannot be expressed must not stop the others
             kept = encodable(spans)
             lost = len(spans) - len(kept)
             logger.warning("OTLP: %d spans cannot be expressed and are lost: %r", lost, error)
@@ -323,7 +202,7 @@ class SpanSender(Sender):
 
 
 class MetricSender(Sender):
-    """Everything measured, every `interval_s` and at the end."""
+    """Sends all measurements every `interval_s` and at the end."""
 
     def __init__(
         self,
@@ -335,7 +214,7 @@ class MetricSender(Sender):
         started_ns: int,
         say: Say,
     ) -> None:
-        """Ask `measurements` every `interval_s`; what is not delivered by the next time is superseded."""
+        """Read `measurements` every `interval_s`; a new export replaces one that is not delivered by then."""
         super().__init__(target, say=say, give_up_s=interval_s)
         self._resource = resource
         self._measurements = measurements
@@ -353,7 +232,7 @@ class MetricSender(Sender):
                 stopping = self._stopping
             try:
                 count, payload = self._measure(resource)
-            except Exception as error:  # the next time may do better
+            except Exception as error:  # the next export may succeed
                 logger.warning("OTLP: metrics were not exported: %r", error)
                 continue
             if count:
@@ -362,24 +241,9 @@ class MetricSender(Sender):
                 self._send(delivery, payload, count=count)
 
     def _measure(self, resource: Any) -> tuple[int, bytes]:
-        """Data points, and the request that holds them."""
+        """Return the number of data points and the request that holds them."""
         from mlotel_cli.recorder.otlp.encode import count_points, encode_metrics
 
         families = self._measurements.families()
         times = {"started_ns": self._started_ns, "now_ns": time.time_ns()}
         return count_points(families), encode_metrics(families, resource=resource, **times)
-
-
-def notes(described: Mapping[str, Any] | None) -> list[str]:
-    """What a reader of the run should know: one sentence for each signal that lost something."""
-    if described is None:
-        return []
-    metrics: Mapping[str, Any] | None = described["metrics"]
-    lines = [f"{_loss('traces', 'spans', described)}; every span is in spans.parquet"] if described["lost"] else []
-    return [*lines, _loss("metrics", "data points", metrics)] if metrics and metrics["lost"] else lines
-
-
-def _loss(signal: str, what: str, part: Mapping[str, Any]) -> str:
-    why = f" ({part['detail']})" if part["detail"] else ""
-    lost, handed = part["lost"], part["sent"] + part["lost"]
-    return f"OTLP {signal}: {lost} of {handed} {what} did not reach {part['endpoint']}{why}"

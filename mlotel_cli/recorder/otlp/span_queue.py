@@ -1,4 +1,4 @@
-"""Spans that wait to be sent: bounded, and dropped a whole batch at a time, the oldest first."""
+"""A bounded queue of spans to be sent, which drops a whole batch at a time, the oldest first."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -6,20 +6,20 @@ from collections.abc import Iterable
 from mlotel_cli.records import SpanRecord
 
 _REMEMBERED = 10_000
-"""Batches whose spans were dropped, kept in mind so that those that come later do not arrive alone."""
+"""Number of dropped batches that are remembered, so that their later spans are dropped too."""
 
 Group = tuple[int, int | None]
-"""Trace id and batch index: one trace may go around all batches of a program."""
+"""Trace id and batch index: one trace may hold all batches of a program."""
 
 
 class SpanQueue:
-    """First in, first out, by batch (outside any: by trace). Not safe from several threads.
+    """First in, first out, by batch; spans outside a batch are grouped by trace. Not safe from several threads.
 
-    When it is full, all waiting spans of the oldest batch make room, and spans of it that come later are dropped too.
-    What fills the queue alone, such as one trace around a whole program, loses its newest spans only.
+    A full queue drops all waiting spans of the oldest batch, and later spans of that batch too. A batch or trace that
+    fills the queue alone, such as one trace around a whole program, loses only its newest spans.
 
     Attributes:
-        dropped: spans that found no room.
+        dropped: number of spans that found no room.
     """
 
     def __init__(self, size: int) -> None:
@@ -31,7 +31,7 @@ class SpanQueue:
         self.dropped = 0
 
     def __len__(self) -> int:
-        """Spans that wait."""
+        """Return the number of spans that wait."""
         return self._num_waiting
 
     def add(self, spans: Iterable[SpanRecord]) -> None:
@@ -53,7 +53,7 @@ class SpanQueue:
             self._num_waiting += 1
 
     def take(self, limit: int) -> list[SpanRecord]:
-        """Hand out up to `limit` spans, oldest batches first, whole ones where they fit."""
+        """Remove and return up to `limit` spans: the oldest batches first, and only whole batches where they fit."""
         taken: list[SpanRecord] = []
         while self._groups:
             group, waiting = next(iter(self._groups.items()))
@@ -68,13 +68,13 @@ class SpanQueue:
         return taken
 
     def clear(self) -> int:
-        """Forget what waits; returns how many spans that were. They are not counted as dropped."""
+        """Empty the queue. Returns the number of spans removed, which do not count as dropped."""
         count, self._num_waiting = self._num_waiting, 0
         self._groups.clear()
         return count
 
     def _make_room(self, coming: Group) -> bool:
-        """Drop the oldest batch; False when the span that is coming belongs to it, and is to be dropped as well."""
+        """Drop the oldest batch. Returns False when the new span belongs to it, so that the caller drops it too."""
         oldest = next(iter(self._groups))
         if oldest == coming and len(self._groups) == 1:
             return False

@@ -1,108 +1,21 @@
-"""OTLP as the recorder uses it, against a loopback receiver: what is sent, what is lost, and that it adds up."""
+"""Spans and metrics sent to a loopback receiver: what is sent, what is lost, and that it adds up."""
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 
-from mlotel_cli.recorder.measurements import Family, Point
-from mlotel_cli.recorder.otlp import senders as otlp
-from mlotel_cli.recorder.otlp.senders import Export, NullOtlp, create_otlp, notes
+from mlotel_cli.recorder.measurements import Family
+from mlotel_cli.recorder.otlp import senders
+from mlotel_cli.recorder.otlp.otlp_sink import notes
 from mlotel_cli.records import SpanRecord
+from tests.recorder.otlp.test_otlp_sink import Counted, counts, spans, start, until
 from tests.support.otlp_receiver import Reply, attributes, receiving, rejecting, rejecting_points
 
 
-def spans(count: int, *, first: int = 0) -> list[SpanRecord]:
-    return [SpanRecord(n + 1, n + 1, 0, n, "s", "INTERNAL", "t", "", 0, 1) for n in range(first, first + count)]
-
-
-class NoMeasurements:
-    """Measures nothing."""
-
-    def families(self) -> Sequence[Family]:
-        return ()
-
-
-class Counted:
-    """One counter that rises with every look."""
-
-    def __init__(self) -> None:
-        self.looks = 0
-
-    def families(self) -> Sequence[Family]:
-        self.looks += 1
-        return [Family("calls", "counter", "1", "Calls.", points=[Point(self.looks)])]
-
-
-def start(
-    url: str | None, *, measurements=None, said: list[str] | None = None, environ=None, **settings: Any
-) -> Export:
-    return create_otlp(
-        {"endpoint": url, "headers": {}, "timeout_s": 5.0, "queue_size": 10_000, "metrics_interval_s": 3600} | settings,
-        environ=environ or {},
-        resource={"service.name": "s", "git.commit": None},
-        measurements=measurements or NoMeasurements(),
-        say=(said if said is not None else []).append,
-        started_ns=5,
-    )
-
-
-def until(true: Callable[[], object], *, within_s: float = 10) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
-
-
-def counts(described: Mapping[str, Any]) -> tuple[int, int, int]:
-    return described["sent"], described["lost"], described["queued"]
-
-
-def test_nobody_asked():
-    export = start(None)
-    assert isinstance(export, NullOtlp)
-    export.add(spans(1))
-    export.close(1)
-    assert export.describe() is None
-    assert notes(export.describe()) == []
-
-
-def test_the_environment_may_be_somebody_else_s():
-    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
-    assert isinstance(start(None, environ=environ, from_environment=False), NullOtlp)
-    export = start(None, environ=environ)
-    export.close(1)
-    assert export.describe()["endpoint"] == "http://127.0.0.1:1/v1/traces"
-
-
-def test_settings_that_cannot_work_are_said_and_end_nothing():
-    said: list[str] = []
-    assert isinstance(start(None, said=said, environ={"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4318"}), NullOtlp)
-    (line,) = said
-    assert line.startswith("OTLP: OTEL_EXPORTER_OTLP_ENDPOINT=c:4318: allowed: ")
-
-
-def test_everything_is_sent_with_what_identifies_the_run():
-    environ = {"OTEL_RESOURCE_ATTRIBUTES": "service.name=other,deployment=lab"}
-    with receiving() as receiver:
-        export = start(receiver.url, environ=environ)
-        export.add(spans(1200))
-        export.add([])
-        export.close(5)
-    assert {each.span.span_id for each in receiver.spans} == {(n + 1).to_bytes(8) for n in range(1200)}
-    assert len(receiver.spans) == 1200
-    resource = receiver.spans[0].resource
-    assert (resource["service.name"], resource["deployment"]) == ("s", "lab")
-    described = export.describe()
-    assert counts(described) == (1200, 0, 0)
-    assert (described["endpoint"], described["retried"]) == (f"{receiver.url}/v1/traces", 0)
-    assert notes(described) == []
-
-
 def test_spans_leave_before_the_end(monkeypatch):
-    monkeypatch.setattr(otlp, "SEND_EVERY_S", 0.01)
+    monkeypatch.setattr(senders, "SEND_EVERY_S", 0.01)
     with receiving() as receiver:
         export = start(receiver.url)
         export.add(spans(3))
@@ -122,7 +35,7 @@ def test_a_server_that_is_busy_once_gets_everything_once():
     assert counts(export.describe()) == (10, 0, 0)
     assert export.describe()["retried"] == 1
     assert export.describe()["metrics"] is None
-    assert [line.partition(": ")[2][:13] for line in said] == ["not delivered", "taken again"]
+    assert [line.partition(": ")[2].partition(" (")[0] for line in said] == ["not delivered", "delivered again"]
 
 
 def test_rejected_spans_are_lost_and_the_others_sent():
@@ -147,14 +60,14 @@ def test_a_server_cannot_reject_more_than_it_got():
 def test_refused_requests_are_lost_and_do_not_stop_the_next():
     with receiving(lambda number, path: Reply(status=400) if number == 0 else None) as receiver:
         export = start(receiver.url, environ={"OTEL_METRICS_EXPORTER": "none"})
-        export.add(spans(otlp.MAX_SPANS))
-        until(lambda: export.describe()["lost"] == otlp.MAX_SPANS)
-        export.add(spans(5, first=otlp.MAX_SPANS))
+        export.add(spans(senders.MAX_SPANS))
+        until(lambda: export.describe()["lost"] == senders.MAX_SPANS)
+        export.add(spans(5, first=senders.MAX_SPANS))
         export.close(5)
-    assert counts(export.describe()) == (5, otlp.MAX_SPANS, 0)
+    assert counts(export.describe()) == (5, senders.MAX_SPANS, 0)
 
 
-def test_nobody_listens_and_the_end_is_near():
+def test_no_server_listens_and_the_end_is_near():
     with receiving() as receiver:
         url = receiver.url
     said: list[str] = []
@@ -165,8 +78,8 @@ def test_nobody_listens_and_the_end_is_near():
     assert time.monotonic() - begun < 3
     assert counts(export.describe()) == (0, 2000, 0)
     assert [line for line in said if "traces" in line] == [
-        f"OTLP traces to {url}/v1/traces: not delivered (Connection refused); it is tried again, "
-        "and what finds no room meanwhile is dropped"
+        f"OTLP traces to {url}/v1/traces: not delivered (Connection refused); the recorder tries again "
+        "and drops what finds no room"
     ]
 
 
@@ -192,14 +105,14 @@ def test_what_arrives_after_the_end_was_counted_stays_lost():
 
     with receiving(slow) as receiver:
         export = start(receiver.url, timeout_s=30, environ={"OTEL_METRICS_EXPORTER": "none"})
-        export.add(spans(otlp.MAX_SPANS))
+        export.add(spans(senders.MAX_SPANS))
         until(lambda: receiver.requests)
         export.close(0.05)
-        assert counts(export.describe()) == (0, otlp.MAX_SPANS, 0)
+        assert counts(export.describe()) == (0, senders.MAX_SPANS, 0)
         answer.set()
         until(lambda: receiver.spans)
         until(lambda: not any(thread.name == "mlotel-otlp-traces" for thread in threading.enumerate()))
-    assert counts(export.describe()) == (0, otlp.MAX_SPANS, 0)
+    assert counts(export.describe()) == (0, senders.MAX_SPANS, 0)
 
 
 def test_adding_never_waits_and_the_queue_is_bounded():
@@ -211,7 +124,7 @@ def test_adding_never_waits_and_the_queue_is_bounded():
         assert time.monotonic() - begun < 1
         sent, lost, queued = counts(export.describe())
         assert sent == 0
-        assert queued <= 1000 + otlp.MAX_SPANS
+        assert queued <= 1000 + senders.MAX_SPANS
         assert lost + queued == 5000
         export.close(0.05)
     assert counts(export.describe()) == (0, 5000, 0)
@@ -220,7 +133,7 @@ def test_adding_never_waits_and_the_queue_is_bounded():
 @pytest.mark.parametrize(("age_s", "is_behind"), [(1.0, True), (0.0, False), (3600.0, False), (-3600.0, False)])
 def test_while_the_recorder_is_behind_it_has_the_interpreter_for_itself(monkeypatch, age_s, is_behind):
     """With a share of next to nothing one request is sent, and the next at the end of the run."""
-    monkeypatch.setattr(otlp, "SHARE", 1e-6)
+    monkeypatch.setattr(senders, "SHARE", 1e-6)
     ended_ns = time.time_ns() - round(age_s * 1e9)
     given = [SpanRecord(n + 1, n + 1, 0, n, "s", "INTERNAL", "t", "", 0, ended_ns) for n in range(2000)]
     with receiving() as receiver:
@@ -229,16 +142,16 @@ def test_while_the_recorder_is_behind_it_has_the_interpreter_for_itself(monkeypa
         if is_behind:
             until(lambda: export.describe()["sent"])
             time.sleep(0.05)  # time in which nothing may happen
-            assert export.describe()["sent"] == otlp.MAX_SPANS
+            assert export.describe()["sent"] == senders.MAX_SPANS
         else:
-            until(lambda: export.describe()["sent"] >= 3 * otlp.MAX_SPANS)
+            until(lambda: export.describe()["sent"] >= 3 * senders.MAX_SPANS)
         export.close(5)
     assert counts(export.describe()) == (2000, 0, 0)
 
 
 @pytest.mark.parametrize(("lag_s", "rest_s"), [(0.2, None), (0.31, 0.00417), (0.6, 0.009), (3.0, 0.049), (20.0, 0.049)])
 def test_the_further_the_recorder_is_behind_the_longer_are_the_rests(lag_s, rest_s):
-    sender = otlp.SpanSender(otlp.Target("traces", "http://c"), resource={}, queue_size=10, say=print)
+    sender = senders.SpanSender(senders.Target("traces", "http://c"), resource={}, queue_size=10, say=print)
     waited: list[float] = []
     sender._changed.wait_for = lambda condition, seconds: waited.append(seconds)
     sender._lag_s = lag_s
@@ -308,32 +221,3 @@ def test_measurements_that_raise_cost_that_export_only():
         export = start(receiver.url, measurements=Broken(), metrics_interval_s=0.02)
         until(lambda: receiver.metrics)
         export.close(5)
-
-
-def test_metrics_only():
-    with receiving() as receiver:
-        export = start(receiver.url, measurements=Counted(), environ={"OTEL_TRACES_EXPORTER": "none"})
-        export.add(spans(3))
-        export.close(5)
-    assert (receiver.spans, len(receiver.metrics)) == ([], 1)
-    assert export.describe()["endpoint"] is None
-    assert counts(export.describe()) == (0, 0, 0)
-
-
-def test_a_protocol_that_does_not_apply_is_said():
-    said: list[str] = []
-    with receiving() as receiver:
-        start(receiver.url, said=said, environ={"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}).close(5)
-    (line,) = said
-    assert line.startswith("OTLP: OTEL_EXPORTER_OTLP_PROTOCOL=grpc does not apply: OTLP is sent as http/protobuf")
-
-
-@pytest.mark.parametrize("is_used", [True, False])
-def test_no_thread_is_left(is_used):
-    before = set(threading.enumerate())
-    with receiving() as receiver:
-        export = start(receiver.url, measurements=Counted())
-        if is_used:
-            export.add(spans(1))
-        export.close(5)
-    assert set(threading.enumerate()) <= before
