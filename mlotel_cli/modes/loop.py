@@ -3,15 +3,21 @@
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlotel_cli.errors import UsageError
 from mlotel_cli.hardware import environment
-from mlotel_cli.link.handoff import Opening
-from mlotel_cli.modes.results import print_results, sayer, stderr
-from mlotel_cli.modes.run import Session, identify, new_run_id
-from mlotel_cli.modes.sdk import new_directory, tracker_settings
+from mlotel_cli.modes.opening import (
+    check_directory,
+    create_opening,
+    make_directory,
+    recorder_imports,
+    tracker_settings,
+)
+from mlotel_cli.modes.results import sayer, stderr
+from mlotel_cli.modes.run import Session, reporting
 from mlotel_cli.telemetry import api
 
 
@@ -55,44 +61,30 @@ def start_run(
         RecorderError: when the recorder cannot be started, or died.
     """
     tracker = tracker_settings(project=project, entity=entity, group=group, mode=mode)
-    if directory and Path(directory, "run.json").exists():
-        raise UsageError(f"directory={directory}: it holds a run already; give another one")
+    check_directory(directory)
     if not api.install():
         raise UsageError(
             "start_run: this program has an OpenTelemetry provider of its own; "
             "add one line instead: provider.add_span_processor(mlotel_cli.MlotelSpanProcessor())"
         )
+    folder, machine = make_directory(directory), environment()
+    opening = create_opening(mode="loop", name=name, config=dict(config or {}), tracker=tracker, machine=machine)
+    session = Session(folder, say=sayer(stderr()), imports=recorder_imports(mode))
+    with reporting(session):
+        session.open(replace(opening, settle_roots=True), backend="otel", strict=False, flush_ms=50)
+        session.tell({"environment": machine})
+        session.record()
+        with _batches_of(session):
+            yield folder
+
+
+@contextmanager
+def _batches_of(session: Session) -> Generator[None]:
+    """Hold the program's batches back while the recorder is far behind, and note how long the block takes."""
+    started = time.perf_counter()
+    api.call_before_batches(session.link.wait_for_room)
     try:
-        folder = Path(directory) if directory else new_directory()
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"directory={directory or 'outputs/loop'}: cannot be written: {error}") from error
-    say = sayer(stderr())
-    imports = ("polars",) if mode == "disabled" else ("polars", "wandb")
-    session = Session(folder, say=say, imports=imports)
-    machine, run_id, given = environment(), new_run_id(), dict(config or {})
-    opening = Opening(
-        mode="loop",
-        name=name,
-        run_id=run_id,
-        started_ns=time.time_ns(),
-        config=given,
-        identity=identify(given, run_id=run_id, name=name, git=machine["git"]),
-        tracker=tracker,
-        settle_roots=True,
-    )
-    try:
-        with session:
-            session.open(opening, backend="otel", strict=False, flush_ms=50)
-            session.tell({"environment": machine})
-            session.record()
-            started = time.perf_counter()
-            api.call_before_batches(session.link.wait_for_room)
-            try:
-                yield folder
-            finally:
-                api.call_before_batches(None)
-                session.closing.wall_s = time.perf_counter() - started
+        yield
     finally:
-        if session.info is not None:
-            print_results(session.info, folder)
+        api.call_before_batches(None)
+        session.closing.wall_s = time.perf_counter() - started

@@ -9,22 +9,21 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.config import check as config
 from mlotel_cli.config.schema import Job
 from mlotel_cli.errors import Interrupted, UsageError
-from mlotel_cli.execute import Inference
 from mlotel_cli.link.persistent import PersistentLink
-from mlotel_cli.metrics import Scorer
-from mlotel_cli.modes.evaluate import Parts, apply_option, autocast_of, executor_of, open_run, seed_everything
+from mlotel_cli.modes.batch_steps import seed_everything
+from mlotel_cli.modes.build import apply_option, build_pipeline
 from mlotel_cli.modes.monitor_loop import Ending, Feed, Loop
 from mlotel_cli.modes.monitor_status import Board, Ticker
 from mlotel_cli.modes.monitor_view import View, create_view
-from mlotel_cli.modes.results import print_results, stderr
-from mlotel_cli.modes.run import Session
-from mlotel_cli.pipeline import stages_of
+from mlotel_cli.modes.opening import open_run, recorder_imports
+from mlotel_cli.modes.results import stderr
+from mlotel_cli.modes.run import Session, reporting
 from mlotel_cli.sources import Batches, Intake, Policy
 
 if TYPE_CHECKING:
@@ -48,32 +47,26 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
     """
     board, ending = Board(name=cfg.run.name), Ending()
     view = create_view(stderr(), board)
-    imports = ("polars",) if cfg.tracker.mode == "disabled" else ("polars", "wandb")
-    listener = config.listen(str(cfg.monitor.http.host), int(cfg.monitor.http.port))
-    link = PersistentLink(job.output_dir, imports=imports, say=view.say, on_live=board.hear, listener=listener)
-    intake: Intake | None = None
 
     def on_signal(signum: int) -> None:
         if not ending.is_awaited:
             raise Interrupted(signum)
         ending.ask(signal.Signals(signum).name)
 
-    session = Session(job.output_dir, say=view.say, link=link, on_signal=on_signal)
-    try:
-        with session:
+    with ExitStack() as stack:
+        listener = stack.enter_context(config.listen(str(cfg.monitor.http.host), int(cfg.monitor.http.port)))
+        imports = recorder_imports(cfg.tracker.mode)
+        link = PersistentLink(job.output_dir, imports=imports, say=view.say, on_live=board.hear, listener=listener)
+        session = Session(job.output_dir, say=view.say, link=link, on_signal=on_signal)
+        with reporting(session):
             seed_everything(cfg.seed)
             intake = create_intake(cfg)
+            stack.callback(intake.close)
             live = live_settings(cfg, listener)
             loop = _prepare(cfg, job, session=session, intake=intake, ending=ending, live=live)
             supervise(loop, link, view, ending=ending, board=board, grace_s=float(cfg.monitor.grace_s))
             session.tell({"ended": ending.reason, "source": intake.report(), "notes": list(_notes(intake))})
             view.say(f"ended: {ending.reason}; finishing files and sinks")
-    finally:
-        listener.close()
-        if intake is not None:
-            intake.close()
-        if session.info is not None:
-            print_results(session.info, job.output_dir)
     return session.info or {}
 
 
@@ -103,16 +96,13 @@ def _prepare(
     cfg: "DictConfig", job: Job, *, session: Session, intake: Intake, ending: Ending, live: dict[str, Any]
 ) -> Loop:
     """Build the pipeline and open the run. An option takes its example inputs from the source's first batch."""
-    pipeline = config.instantiate(cfg.pipeline, "pipeline")
-    stages = stages_of(pipeline)
-    executor = executor_of(cfg, stages)
+    built = build_pipeline(cfg)
     feed = Feed(intake)
-    first = Batches(_First(feed), key="source")
-    with Inference(cfg.device, autocast=autocast_of(cfg))():
-        changes = apply_option(cfg, Parts(stages, first, Scorer({}), pipeline, executor))
+    with built.inference():
+        changes = apply_option(cfg, built, Batches(_First(feed), key="source"))
     open_run(session, cfg, job, mode="monitor", backend=str(cfg.telemetry.backend), live=live)
-    session.tell({"optimize": [asdict(change) for change in changes]})
-    return Loop(cfg, session, feed, executor, ending)
+    session.tell({"optimize": changes})
+    return Loop(cfg, session, feed, built, ending)
 
 
 class _First:

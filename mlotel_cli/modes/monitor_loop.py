@@ -1,16 +1,15 @@
 """The loop of `mlotel monitor`: warm-up, every batch through the executor, and how it ended. On a thread of its own."""
 
 import itertools
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlotel_cli.errors import StageError
-from mlotel_cli.execute import Executor, Finished, Inference, Numbered
-from mlotel_cli.hardware import usable_cores
-from mlotel_cli.modes.evaluate import autocast_of, check_finished, result_waiter, seed_everything
+from mlotel_cli.execute import Finished, Numbered
+from mlotel_cli.modes.batch_steps import check_finished, result_waiter, seed_everything, timed, warm_up
+from mlotel_cli.modes.build import Built
 from mlotel_cli.modes.run import Settling
 from mlotel_cli.records import Batch
 from mlotel_cli.sources import Intake
@@ -81,11 +80,13 @@ class Loop:
         last_failure: why the newest of them did.
     """
 
-    def __init__(self, cfg: "DictConfig", session: Settling, feed: Feed, executor: Executor, ending: Ending) -> None:
+    def __init__(self, cfg: "DictConfig", session: Settling, feed: Feed, built: Built, ending: Ending) -> None:
         """Prepare; `run` does the work."""
         self._cfg = cfg
         self._session = session
-        self._executor = executor
+        self._built = built
+        self._executor = built.executor
+        self._wait_for_result = result_waiter(cfg.device)
         self._ending = ending
         self._fails = str(cfg.monitor.on_error) == "fail"
         self.feed = feed
@@ -103,29 +104,27 @@ class Loop:
 
         Raises nothing: see `error`.
         """
-        session = self._session
-        start, cpu_start = time.perf_counter(), time.process_time()
         try:
-            with Inference(self._cfg.device, autocast=autocast_of(self._cfg))():
+            with self._built.inference():
                 self._warm_up()
                 seed_everything(self._cfg.seed)
-                session.record()
+                self._session.record()
                 self.phase = "running"
-                start, cpu_start = time.perf_counter(), time.process_time()
-                wait_for_result = result_waiter(self._cfg.device)
-                with closing(self._executor.run(self._numbered(), wait_for_room=session.link.wait_for_room)) as running:
-                    for finished in running:
-                        wait_for_result()
-                        self.settle(finished)
+                with timed(self._session.closing):
+                    self._run_batches()
             self._ending.ask(SOURCE_ENDED)
         except BaseException as error:  # a stage may raise SystemExit; the main thread raises it again
             self.error = error
             self._ending.ask("an error")
         finally:
             self.phase = "ended"
-            session.closing.wall_s = time.perf_counter() - start
-            session.closing.cpu_s, session.closing.cores = time.process_time() - cpu_start, usable_cores()
-            session.closing.scoring_s = session.closing.caller_s = 0.0
+            self._session.closing.scoring_s = self._session.closing.caller_s = 0.0
+
+    def _run_batches(self) -> None:
+        with closing(self._executor.run(self._numbered(), wait_for_room=self._session.link.wait_for_room)) as running:
+            for finished in running:
+                self._wait_for_result()
+                self.settle(finished)
 
     def settle(self, finished: Finished) -> None:
         """Say how a batch ended. Whoever judges live values, or keeps batches worth keeping, sees each one here.
@@ -159,22 +158,17 @@ class Loop:
 
     def _warm_up(self) -> None:
         """Run the first batches, with spans off. Live ones are over then; a data set's come again in the run."""
-        times_s: list[float] = []
-        for batch in self.feed.look(self._cfg.eval.warmup_batches):
-            self.phase = "warming up"
-            began = time.perf_counter()
-            with closing(self._executor.run(iter([Numbered(batch.index, 0, batch)]))) as running:
-                failed = next(running).error is not None
-            times_s.append(time.perf_counter() - began)
-            if failed:
-                break  # the run itself will meet it, and say so
+        warmed = warm_up(self._executor, self._first(), self._wait_for_result, one_by_one=True)
+        if warmed.error is not None:
+            raise warmed.error
         if self.feed.intake.is_live:
             self.feed.forget("warmup")
-        self._session.closing.warmup = {
-            "batches": len(times_s),
-            "first_batch_ms": times_s[0] * 1e3 if times_s else None,
-            "total_s": sum(times_s),
-        }
+        self._session.closing.warmup = warmed.figures
+
+    def _first(self) -> Iterator[Batch]:
+        for batch in self.feed.look(self._cfg.eval.warmup_batches):
+            self.phase = "warming up"
+            yield batch
 
     def _numbered(self) -> Iterator[Numbered]:
         limit = self._cfg.monitor.max_batches

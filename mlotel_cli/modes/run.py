@@ -3,13 +3,12 @@
 One ExitStack of the mode's owns the closing: whatever happens, the recorder learns how the run ended.
 """
 
-import hashlib
 import json
 import os
 import signal
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -18,9 +17,9 @@ from typing import Any, NoReturn, Protocol, Self
 from opentelemetry import trace
 
 from mlotel_cli.config.credentials import hide
-from mlotel_cli.config.otlp_settings import resource_of_environment
 from mlotel_cli.errors import Interrupted
 from mlotel_cli.link.handoff import Opening, RecorderLink
+from mlotel_cli.modes.results import print_results
 from mlotel_cli.records import Sample, Status
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OFF
@@ -321,6 +320,17 @@ class Session:
         self._on_signal(signum)
 
 
+@contextmanager
+def reporting(session: Session) -> Generator[None]:
+    """Enter `session`, and print the closing table when it has ended, however it did."""
+    try:
+        with session:
+            yield
+    finally:
+        if session.info is not None:
+            print_results(session.info, session.run_dir)
+
+
 def _floats(scores: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: None if score is None else float(score) for name, score in scores.items()}
 
@@ -367,21 +377,3 @@ def measure_span_cost(recording: Recording) -> float:
 
 def _discard(_span: Span) -> None:
     pass
-
-
-def identify(config: Mapping[str, Any], *, run_id: str, name: str, git: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What connects a run's row, trace and alert: the attributes that W&B's config and OTel's resource share."""
-    text = json.dumps(config, sort_keys=True, default=str)
-    service = os.environ.get("OTEL_SERVICE_NAME") or resource_of_environment(os.environ).get("service.name")
-    return {
-        "service.name": service or name,
-        "service.instance.id": str(uuid.uuid4()),
-        "mlotel.run.id": run_id,
-        "git.commit": git["commit"] if git else None,
-        "config.hash": hashlib.sha256(text.encode()).hexdigest()[:16],
-    }
-
-
-def new_run_id() -> str:
-    """A `mlotel.run.id`."""
-    return uuid.uuid4().hex[:16]

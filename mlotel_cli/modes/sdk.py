@@ -13,7 +13,6 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanContext
 
-from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.errors import MlotelError
 from mlotel_cli.link.handoff import Opening, RecorderLink
+from mlotel_cli.modes.opening import make_directory, recorder_imports, tracker_settings
 from mlotel_cli.records import BATCH_INDEX
 from mlotel_cli.telemetry.convert import pack
 
@@ -34,7 +34,6 @@ _TRACES_REMEMBERED = 10_000
 _HELD_SPANS = 10_000
 """Spans of one running trace that wait for its number; a root that never ends must not fill the memory."""
 _CLOSE_TIMEOUT_S = 100.0
-_TRACKER_MODES = ("auto", "online", "offline", "disabled")
 
 
 class LoopRun:
@@ -47,11 +46,8 @@ class LoopRun:
             UsageError: when `directory` holds a run already.
             RecorderError: when the recorder cannot be started.
         """
-        self.directory = new_directory() if directory is None else directory
-        if (self.directory / "run.json").exists():
-            raise UsageError(f"directory={self.directory}: it holds a run already; give another one")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        imports = ("polars",) if tracker.get("mode") == "disabled" else ("polars", "wandb")
+        self.directory = make_directory(directory)
+        imports = recorder_imports(str(tracker.get("mode")))
         self._link = RecorderLink(self.directory, imports=imports, say=_say, on_death=lambda error: _say(str(error)))
         self._closed = False
         self._owner = os.getpid()
@@ -98,31 +94,6 @@ class LoopRun:
             _say(f"run: {self.directory}")
         except MlotelError as error:
             _say(str(error))
-
-
-def new_directory() -> Path:
-    """outputs/loop/<date>_<time>, made here and now: two runs may begin in the same second."""
-    first = Path("outputs", "loop", f"{datetime.now().astimezone():%Y-%m-%d_%H-%M-%S}")
-    first.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        folder = first if number == 1 else first.with_name(f"{first.name}_{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("unreachable")
-
-
-def tracker_settings(*, project: str, entity: str | None, group: str | None, mode: str) -> dict[str, Any]:
-    """The recorder's TrackerSettings that a program can choose.
-
-    Raises:
-        UsageError: when `mode` is none of W&B's.
-    """
-    if mode not in _TRACKER_MODES:
-        raise UsageError(f"mode={mode!r}: allowed are {', '.join(_TRACKER_MODES)}")
-    return {"mode": mode, "project": project, "entity": entity, "group": group}
 
 
 def _say(text: str) -> None:

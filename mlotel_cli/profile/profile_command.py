@@ -25,9 +25,9 @@ from mlotel_cli import nsys
 from mlotel_cli.config import check as config
 from mlotel_cli.config.schema import Job
 from mlotel_cli.errors import MlotelError, UsageError
-from mlotel_cli.modes.evaluate import open_run
-from mlotel_cli.modes.results import Progress, print_results, sayer, stderr
-from mlotel_cli.modes.run import Session
+from mlotel_cli.modes.opening import open_run, recorder_imports
+from mlotel_cli.modes.results import Progress, sayer, stderr
+from mlotel_cli.modes.run import Session, reporting
 from mlotel_cli.profile.attribution import Attributed, attribute
 from mlotel_cli.profile.profile_view import attachment, print_stages
 from mlotel_cli.profile.profiled import Spec
@@ -59,18 +59,14 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
     """
     console = stderr()
     profiler = make_profiler(cfg, job.output_dir)
-    imports = ("polars",) if cfg.tracker.mode == "disabled" else ("polars", "wandb")
-    session = Session(job.output_dir, say=sayer(console), imports=imports)
-    profile: Profile | None = None
+    session = Session(job.output_dir, say=sayer(console), imports=recorder_imports(cfg.tracker.mode))
+    profile = Profile(cfg, job.output_dir, session, profiler, console)
     try:
-        with session:
+        with reporting(session):
             open_run(session, cfg, job, mode="profile", backend="off")
-            profile = Profile(cfg, job.output_dir, session, profiler, console)
             profile.run()
     finally:
-        if session.info is not None:
-            print_results(session.info, job.output_dir)
-        if profile is not None and profile.stages is not None:
+        if profile.stages is not None:
             print_stages(profile.stages, job.output_dir)
     return session.info or {}
 

@@ -177,8 +177,9 @@ def _evaluate(spec: Spec, results: ResultFile) -> None:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from mlotel_cli.execute import Inference
-    from mlotel_cli.modes.evaluate import Evaluation, apply_option, autocast_of, build, seed_everything
+    from mlotel_cli.modes.batch_steps import seed_everything
+    from mlotel_cli.modes.build import apply_option, build
+    from mlotel_cli.modes.evaluate import Evaluation
 
     cfg = OmegaConf.create(spec.config)
     cfg.eval.max_batches, cfg.eval.repeats, cfg.eval.control = spec.batches, 1, False
@@ -186,8 +187,8 @@ def _evaluate(spec: Spec, results: ResultFile) -> None:
     seed_everything(cfg.seed)
     parts = build(cfg)
     try:
-        with Inference(cfg.device, autocast=autocast_of(cfg))():
-            results.tell({"optimize": [asdict(change) for change in apply_option(cfg, parts)]})
+        with parts.built.inference():
+            results.tell({"optimize": apply_option(cfg, parts.built, parts.data)})
             Evaluation(cfg, results, parts, Console(quiet=True)).run()
     finally:
         parts.data.close()

@@ -16,7 +16,7 @@ import pytest
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.link import handoff
 from mlotel_cli.link.handoff import Opening, RecorderLink
-from mlotel_cli.modes.sdk import tracker_settings
+from mlotel_cli.modes.opening import tracker_settings
 from mlotel_cli.recorder.process import read_frames
 from mlotel_cli.store.reading import read_run
 from mlotel_cli.telemetry.span import Span

@@ -12,10 +12,11 @@ from rich.console import Console
 from torch import nn
 
 from mlotel_cli.errors import DataError, StageError
-from mlotel_cli.execute import Inference, create_executor
+from mlotel_cli.execute import Inference, SequentialExecutor, create_executor
 from mlotel_cli.metrics import Scorer
-from mlotel_cli.modes import evaluate
-from mlotel_cli.modes.evaluate import Evaluation, Parts
+from mlotel_cli.modes import batch_steps, evaluate
+from mlotel_cli.modes.build import Built, Parts
+from mlotel_cli.modes.evaluate import Evaluation
 from mlotel_cli.modes.run import Closing
 from mlotel_cli.pipeline import ModulePipeline, stages_of
 from mlotel_cli.records import Batch
@@ -77,8 +78,9 @@ def evaluation(
     session = session or Noting()
     scorer = Scorer({"right": Right()} if metrics is None else metrics)
     stages = stages_of(pipeline or Stages())
-    made = create_executor(stages, inference=Inference("cpu"), **executor) if executor else None
-    parts = Parts(stages, Batches(data), scorer, executor=made)
+    inference = Inference("cpu")
+    made = create_executor(stages, inference=inference, **executor) if executor else SequentialExecutor(stages)
+    parts = Parts(Built(pipeline, stages, made, inference), Batches(data), scorer)
     console = Console(file=io.StringIO())
     return Evaluation(settings(**changed), session, parts, console), session  # type: ignore[arg-type]
 
@@ -444,9 +446,9 @@ def test_on_cuda_a_result_is_waited_for_before_the_scoring_is_timed(monkeypatch:
     waited: list[str] = []
     stream = SimpleNamespace(synchronize=lambda: waited.append("stream"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: waited.append(device) or stream)
-    assert evaluate.result_waiter("cpu")() == 0
+    assert batch_steps.result_waiter("cpu")() == 0
     assert waited == []
-    assert evaluate.result_waiter("cuda:1")() > 0
+    assert batch_steps.result_waiter("cuda:1")() > 0
     assert waited == ["cuda:1", "stream"]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mlotel_cli.errors import DataError, StageError, UsageError
-from mlotel_cli.modes.evaluate import executor_of
+from mlotel_cli.modes.build import executor_of
 from mlotel_cli.telemetry import api
 from tests.modes.test_evaluate import BAD, Noting, evaluation
 from tests.support.gates import PATIENCE_S, Gate, until

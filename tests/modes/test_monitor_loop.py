@@ -11,6 +11,7 @@ import torch
 
 from mlotel_cli.errors import DataError, StageError
 from mlotel_cli.execute import Inference, create_executor
+from mlotel_cli.modes.build import Built
 from mlotel_cli.modes.monitor_loop import SOURCE_ENDED, Ending, Feed, Loop
 from mlotel_cli.modes.run import Closing
 from mlotel_cli.sources import Endless, Intake, Policy
@@ -56,13 +57,13 @@ def loop(
         seed=0,
         device="cpu",
         eval=SimpleNamespace(warmup_batches=warmup_batches),
-        executor=SimpleNamespace(autocast=None),
         monitor=SimpleNamespace(max_batches=max_batches, on_error=on_error),
     )
-    executor = create_executor((pipeline or Stages()).stages, inference=Inference("cpu"), kind=kind)
+    inference, stages = Inference("cpu"), (pipeline or Stages()).stages
+    built = Built(pipeline, stages, create_executor(stages, inference=inference, kind=kind), inference)
     session, ending = Noting(), Ending()
     feed = Feed(Intake(source, policy or Policy(queue_size=100)))
-    return Loop(cfg, session, feed, executor, ending), session, ending
+    return Loop(cfg, session, feed, built, ending), session, ending
 
 
 @pytest.fixture(params=["sequential", "pipelined"])

@@ -16,7 +16,8 @@ import pytest
 from mlotel_cli.errors import Interrupted, RecorderError
 from mlotel_cli.link.handoff import Opening
 from mlotel_cli.modes import run as session_module
-from mlotel_cli.modes.run import Session, identify, measure_span_cost, new_run_id
+from mlotel_cli.modes.opening import identify, new_run_id
+from mlotel_cli.modes.run import Session, measure_span_cost
 from mlotel_cli.records import Sample
 from mlotel_cli.store.reading import Run, read_run
 from mlotel_cli.telemetry import api

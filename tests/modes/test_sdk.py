@@ -19,7 +19,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 import mlotel_cli
 from mlotel_cli.errors import UsageError
 from mlotel_cli.modes import sdk
-from mlotel_cli.modes.sdk import LoopRun, MlotelSpanProcessor, WandbSpanMetricsExporter, tracker_settings
+from mlotel_cli.modes.opening import tracker_settings
+from mlotel_cli.modes.sdk import LoopRun, MlotelSpanProcessor, WandbSpanMetricsExporter
 from mlotel_cli.recorder.assemble import unpack
 from tests.support.wandb_file import find_wandb_file, read_wandb_file
 from tests.telemetry.test_tracer import run_program
