@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from mlotel_cli.recorder.parquet_sink import ParquetSink
 from mlotel_cli.records import BatchRecord
 from mlotel_cli.runs import list_runs, print_runs
-from mlotel_cli.store.tables import ParquetSink
 from tests.support.cli import mlotel
 
 SUMMARY = {

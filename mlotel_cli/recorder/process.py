@@ -24,12 +24,12 @@ from mlotel_cli.recorder.ending import summarise_monitor, summarise_run
 from mlotel_cli.recorder.exports import Exports, OtlpExports
 from mlotel_cli.recorder.monitor_exports import MonitorExports
 from mlotel_cli.recorder.otlp.otlp_sink import CLOSE_S, notes
+from mlotel_cli.recorder.parquet_sink import create_parquet
 from mlotel_cli.recorder.pipe import Answers, read_frames
 from mlotel_cli.recorder.wandb.wandb_run import earlier_run_id
 from mlotel_cli.recorder.wandb.wandb_sink import TrackerSettings, create_tracker
 from mlotel_cli.records import BatchRecord, Sample
 from mlotel_cli.store.run_json import RunFile, Totals
-from mlotel_cli.store.tables import create_parquet
 
 
 class Recorder:

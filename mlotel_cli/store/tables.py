@@ -13,21 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from mlotel_cli.columns import (
-    BATCH_TYPES,
-    SAMPLE_TYPES,
-    SOURCE_WAIT,
-    SPAN_TYPES,
-    accuracy_column,
-    data_column,
-    score_column,
-    stage_column,
-    type_of,
-)
+from mlotel_cli.columns import type_of
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.records import BatchRecord, SpanRecord, valid_text
+from mlotel_cli.records import SpanRecord, valid_text
 from mlotel_cli.store.reading import current_parts, last_part, scan_parts
-from mlotel_cli.store.rolling import Retention, Rolling
 
 logger = logging.getLogger("mlotel.recorder")
 
@@ -136,150 +125,10 @@ class TableWriter(Generic[Row]):
                 unfinished.unlink(missing_ok=True)
 
 
-class ParquetSink:
-    """The run's three tables: batches, spans, samples."""
-
-    def __init__(self, run_dir: Path) -> None:
-        """Write below `run_dir`."""
-        self._batches = TableWriter[Mapping[str, Any]](run_dir / "batches.parquet", BATCH_TYPES, join_rows)
-        self._spans = TableWriter[SpanRecord](run_dir / "spans.parquet", SPAN_TYPES, span_columns)
-        self._samples = TableWriter[Mapping[str, Any]](run_dir / "samples.parquet", SAMPLE_TYPES, join_rows)
-        self.write_span = self._spans.add
-        """Keep a span, whether it belongs to a row or not."""
-
-    @property
-    def tables(self) -> Sequence[TableWriter[Any]]:
-        """All tables."""
-        return (self._batches, self._spans, self._samples)
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader should know about the files."""
-        return [table.note for table in self.tables if table.note]
-
-    def write(self, record: BatchRecord) -> None:
-        """Keep a row and its samples."""
-        self._batches.add(batch_row(record))
-        for sample in record.samples:
-            scores = {score_column(name): value for name, value in sample.scores.items()}
-            identity = {"batch": record.batch, "id": sample.id, "prediction": sample.prediction}
-            self._samples.add({**identity, "target": sample.target, **scores})
-
-    def flush(self) -> None:
-        """Make everything kept so far readable.
-
-        Raises:
-            RecorderError: when a part cannot be written.
-        """
-        for table in self.tables:
-            table.flush()
-
-    def close(self, summary: Mapping[str, Any]) -> None:
-        """Flush and merge every table.
-
-        Raises:
-            RecorderError: when a part cannot be written.
-        """
-        self.flush()
-        for table in self.tables:
-            table.merge()
-
-    def describe(self) -> dict[str, Any]:
-        """Rows written, and lost."""
-        return {"ok": True, "sent": sum(table.num_written for table in self.tables), "lost": 0, "detail": ""}
-
-
-class RollingParquetSink(ParquetSink):
-    """A monitor's: the oldest rows go, and a disk that takes no more ends nothing; what it costs is counted."""
-
-    def __init__(self, run_dir: Path, retention: Retention, *, say: Callable[[str], None]) -> None:
-        """Write below `run_dir`, behind what another recorder left there; `say` takes one line for the user."""
-        super().__init__(run_dir)
-        self._say = say
-        self._rolling = Rolling([table.folder for table in self.tables], retention)
-        self._lost = 0
-        self._problem = ""
-        self._ok = True
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader should know about the files."""
-        deleted = self._rolling.deleted_bytes
-        lines = [f"the oldest {deleted / 1e6:.1f} MB were deleted, as monitor.retention says"] if deleted else []
-        if self._lost:
-            lines.append(f"{self._lost} rows could not be written ({self._problem})")
-        return [*super().notes, *lines]
-
-    def flush(self) -> None:
-        """Make everything kept so far readable, or count it as lost; merge and delete what is due."""
-        failed = False
-        for table in self.tables:
-            try:
-                table.flush()
-            except RecorderError as error:
-                self._lost += table.discard()
-                if self._ok and not failed:
-                    self._say(f"{error}. The run goes on; rows that cannot be written are counted.")
-                self._problem = str(error)
-                failed = True
-        if not failed and not self._ok:
-            self._say("Parquet is written again")
-        self._ok = not failed
-        try:
-            self._rolling.tick()
-        except OSError as error:  # a folder that somebody locked or took away: the rows above said so already
-            logger.warning("parts were neither merged nor deleted: %s", error)
-
-    def close(self, summary: Mapping[str, Any]) -> None:
-        """Flush; merge the last period's parts, unless that takes long. Earlier ones are not read again."""
-        self.flush()
-        self._rolling.close()
-
-    def describe(self) -> dict[str, Any]:
-        """Rows written, and lost; why, also once it works again."""
-        return {**super().describe(), "ok": self._ok, "lost": self._lost, "detail": self._problem}
-
-
-def create_parquet(
-    run_dir: Path, retention: Mapping[str, Any] | None, *, say: Callable[[str], None]
-) -> ParquetSink | RollingParquetSink:
-    """The sink of a run; with `retention`, the fields of `RetentionConfig`, one that rolls."""
-    return ParquetSink(run_dir) if retention is None else RollingParquetSink(run_dir, Retention(**retention), say=say)
-
-
 def join_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Columns of rows that need not have the same keys, in order of first appearance."""
     names = dict.fromkeys(name for keys in dict.fromkeys(tuple(row) for row in rows) for name in keys)
     return {name: [row.get(name) for row in rows] for name in names}
-
-
-def batch_row(record: BatchRecord) -> dict[str, Any]:
-    """A BatchRecord as one flat row, named as run directories promise."""
-    row: dict[str, Any] = {
-        "batch": record.batch,
-        "source_batch": record.source_batch,
-        "repeat": record.repeat,
-        "start_ns": record.start_ns,
-        "size": record.size,
-        "status": record.status,
-        "error": record.error,
-        "spans_missing": record.spans_missing,
-        "latency_ms": record.latency_ms,
-        SOURCE_WAIT: record.source_wait_ms,
-    }
-    for name, time in record.stages.items():
-        if time.calls:
-            row[stage_column(name, "host_ms")] = time.host_ms
-            row[stage_column(name, "calls")] = time.calls
-        if time.device_ms is not None:
-            row[stage_column(name, "device_ms")] = time.device_ms
-        if time.lag_ms is not None:
-            row[stage_column(name, "lag_ms")] = time.lag_ms
-        if time.queue_ms is not None:
-            row[stage_column(name, "queue_ms")] = time.queue_ms
-    row.update((accuracy_column(name), value) for name, value in record.accuracy.items())
-    row.update((data_column(name), value) for name, value in record.data.items())
-    return row
 
 
 def span_columns(spans: Sequence[SpanRecord]) -> dict[str, list[Any]]:

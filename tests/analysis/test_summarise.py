@@ -7,8 +7,8 @@ import random
 import pytest
 
 from mlotel_cli.analysis.summarise import summarise
+from mlotel_cli.recorder.parquet_sink import ParquetSink
 from mlotel_cli.records import BatchRecord, StageTime
-from mlotel_cli.store.tables import ParquetSink
 
 SECOND = 10**9
 

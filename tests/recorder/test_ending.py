@@ -4,9 +4,9 @@ import pytest
 
 from mlotel_cli.recorder import ending
 from mlotel_cli.recorder.ending import summarise_monitor, summarise_run
+from mlotel_cli.recorder.parquet_sink import ParquetSink
 from mlotel_cli.records import BatchRecord, StageTime
 from mlotel_cli.store.run_json import Totals
-from mlotel_cli.store.tables import ParquetSink
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from mlotel_cli.errors import UsageError
+from mlotel_cli.recorder.parquet_sink import ParquetSink
 from mlotel_cli.records import BatchRecord, Sample, SpanRecord
 from mlotel_cli.store.reading import RECORDER_MODULE, read_run, read_table
-from mlotel_cli.store.tables import ParquetSink
 
 NO_PROCESS = 2**22 + 1  # above the largest pid that Linux gives
 

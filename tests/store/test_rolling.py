@@ -9,12 +9,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mlotel_cli.records import BatchRecord, SpanRecord
-from mlotel_cli.store import tables as parquet_module
 from mlotel_cli.store.compact import compact
 from mlotel_cli.store.reading import count_rows, current_parts, newest_rows, read_table
 from mlotel_cli.store.rolling import HANGS_S, LAST_COMPACTION_S, LOOK_EVERY_S, Retention, Rolling
-from mlotel_cli.store.tables import RollingParquetSink, create_parquet
 
 NOW = 1_000_000.0
 
@@ -237,82 +234,6 @@ def test_the_end_merges_the_last_period_unless_that_takes_long(rig: Rig):
     assert rig.started[0].killed
     assert rig.batches(0) == [1, 2]
     assert LAST_COMPACTION_S <= 10
-
-
-# -- the sink ---------------------------------------------------------------------------------------------------------
-
-RETENTION = {"max_gb": 1.0, "max_age_h": 1.0, "compact_s": 3600.0}
-
-
-def fill(sink: RollingParquetSink, *indexes: int) -> None:
-    for index in indexes:
-        sink.write(BatchRecord(index, index, 0, 1, 1, "done", latency_ms=1.0))
-        sink.write_span(SpanRecord(1, index + 1, 0, index, "s", "INTERNAL", "", "", 0, 1))
-        sink.flush()
-
-
-def rolling_sink(folder: Path, said: list[str] | None = None) -> RollingParquetSink:
-    sink = create_parquet(folder, RETENTION, say=(said if said is not None else []).append)
-    assert isinstance(sink, RollingParquetSink)
-    return sink
-
-
-def test_only_with_retention_it_rolls(tmp_path: Path):
-    assert not isinstance(create_parquet(tmp_path, None, say=print), RollingParquetSink)
-
-
-def test_the_end_merges_what_there_is_in_a_process_of_its_own(tmp_path: Path):
-    sink = rolling_sink(tmp_path)
-    fill(sink, 0, 1, 2)
-    sink.close({})
-    for table in ("batches", "spans"):
-        folder = tmp_path / f"{table}.parquet"
-        assert [part.name for part in folder.iterdir()] == ["part-000001-000003.parquet"]
-        assert read_table(folder)["batch"].to_list() == [0, 1, 2]
-    assert sink.notes == []
-    assert sink.describe() == {"ok": True, "sent": 6, "lost": 0, "detail": ""}
-
-
-def test_a_second_sink_goes_on_behind_the_first(tmp_path: Path):
-    fill(rolling_sink(tmp_path), 0, 1)
-    fill(rolling_sink(tmp_path), 2)
-    assert read_table(tmp_path / "batches.parquet")["batch"].to_list() == [0, 1, 2]
-
-
-def test_a_disk_that_takes_nothing_costs_rows_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    said: list[str] = []
-    sink = rolling_sink(tmp_path, said)
-    fill(sink, 0)
-    replace = os.replace
-
-    def full(source: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(parquet_module.os, "replace", full)
-    fill(sink, 1, 2)
-    assert sink.describe()["ok"] is False
-    monkeypatch.setattr(parquet_module.os, "replace", replace)
-    fill(sink, 3)
-    assert read_table(tmp_path / "batches.parquet")["batch"].to_list() == [0, 3]
-    described = sink.describe()
-    assert (described["ok"], described["lost"], described["sent"]) == (True, 4, 4)
-    lost, again = said
-    assert "batches.parquet cannot be written: [Errno 28] No space left on device" in lost
-    assert again == "Parquet is written again"
-    (note,) = sink.notes
-    assert note.startswith("4 rows could not be written")
-
-
-def test_a_part_that_cannot_be_deleted_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    sink = rolling_sink(tmp_path)
-    fill(sink, 0, 1)
-
-    def fail() -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(sink._rolling, "tick", fail)
-    fill(sink, 2)
-    assert read_table(tmp_path / "batches.parquet")["batch"].to_list() == [0, 1, 2]
 
 
 # -- reading a table that rolls ---------------------------------------------------------------------------------------

@@ -9,23 +9,11 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from mlotel_cli.columns import SPAN_TYPES
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.records import BatchRecord, Sample, SpanRecord, StageTime
+from mlotel_cli.records import SpanRecord
 from mlotel_cli.store.reading import read_table
-from mlotel_cli.store.tables import (
-    BATCH_TYPES,
-    SAMPLE_TYPES,
-    SPAN_TYPES,
-    ParquetSink,
-    TableWriter,
-    batch_row,
-    join_rows,
-    span_columns,
-)
-
-
-def record(batch=0, **fields):
-    return BatchRecord(batch=batch, source_batch=batch, repeat=0, start_ns=1, size=1, status="scored", **fields)
+from mlotel_cli.store.tables import TableWriter, join_rows, span_columns
 
 
 def span(**fields):
@@ -39,41 +27,6 @@ def table(folder: Path) -> TableWriter:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def test_a_row_has_the_columns_that_run_directories_promise():
-    row = batch_row(
-        record(
-            batch=7,
-            latency_ms=5.0,
-            source_wait_ms=0.5,
-            stages={
-                "detector": StageTime(host_ms=3.0, device_ms=2.0, calls=2, lag_ms=0.5),
-                "reader": StageTime(queue_ms=1.0, calls=0),
-            },
-            accuracy={"score": 0.5},
-            data={"boxes": 4.0},
-        )
-    )
-    assert row == {
-        "batch": 7,
-        "source_batch": 7,
-        "repeat": 0,
-        "start_ns": 1,
-        "size": 1,
-        "status": "scored",
-        "error": "",
-        "spans_missing": 0,
-        "latency_ms": 5.0,
-        "source.wait_ms": 0.5,
-        "detector.host_ms": 3.0,
-        "detector.calls": 2,
-        "detector.device_ms": 2.0,
-        "detector.lag_ms": 0.5,
-        "reader.queue_ms": 1.0,
-        "accuracy.score": 0.5,
-        "data.boxes": 4.0,
-    }
 
 
 def test_a_span_has_hexadecimal_ids_and_json_where_it_is_nested():
@@ -98,19 +51,6 @@ def test_a_span_has_hexadecimal_ids_and_json_where_it_is_nested():
     link = {"trace_id": "0" * 31 + "1", "span_id": "0" * 15 + "2", "attributes": {"why": "batch"}}
     assert json.loads(columns["links"][0]) == [link]
     assert columns["attributes"][1] is columns["events"][1] is columns["links"][1] is None
-
-
-def test_every_table_has_the_declared_types_even_without_a_single_value(tmp_path):
-    sink = ParquetSink(tmp_path)
-    sink.write(record(samples=[Sample("a", {"score": None})]))
-    sink.write_span(span())
-    sink.flush()
-    batches, spans, samples = (read_table(tmp_path / f"{name}.parquet") for name in ("batches", "spans", "samples"))
-    assert {name: str(batches.schema[name]) for name in BATCH_TYPES} == BATCH_TYPES
-    assert batches.schema["latency_ms"] == batches.schema["source.wait_ms"] == pl.Float64
-    assert {name: str(kind) for name, kind in spans.schema.items()} == SPAN_TYPES
-    assert {name: str(samples.schema[name]) for name in SAMPLE_TYPES} == SAMPLE_TYPES
-    assert samples.schema["score.score"] == pl.Float64
 
 
 def test_parts_with_missing_and_new_columns_read_as_one(tmp_path):
@@ -256,25 +196,6 @@ def test_values_that_fit_no_column_become_null_and_are_said(tmp_path, caplog):
     assert "does not fit" in caplog.text
 
 
-def test_a_metric_or_value_called_calls_is_no_count(tmp_path):
-    sink = ParquetSink(tmp_path)
-    sink.write(record(0, accuracy={"calls": 0.5}, data={"x.calls": 2.5}, stages={"s": StageTime(1.0, calls=3)}))
-    sink.flush()
-    frame = read_table(tmp_path / "batches.parquet")
-    assert frame.select("accuracy.calls", "data.x.calls", "s.calls").rows() == [(0.5, 2.5, 3)]
-    assert frame.schema["s.calls"] == pl.Int64
-
-
-def test_samples_are_one_row_each(tmp_path):
-    sink = ParquetSink(tmp_path)
-    sink.write(record(4, samples=[Sample("a", {"f1": 1.0}, "1", "0"), Sample("b", {"f1": None, "iou": 0.5})]))
-    sink.close({})
-    assert read_table(tmp_path / "samples.parquet").rows(named=True) == [
-        {"batch": 4, "id": "a", "prediction": "1", "target": "0", "score.f1": 1.0, "score.iou": None},
-        {"batch": 4, "id": "b", "prediction": None, "target": None, "score.f1": None, "score.iou": 0.5},
-    ]
-
-
 class TestFullDisk:
     """A limit on the size of a file fails a write as a full disk does."""
 
@@ -298,17 +219,16 @@ class TestFullDisk:
         assert read_table(tmp_path / "t")["batch"].to_list() == [0, 1]
 
     def test_parts_that_cannot_be_merged_stay(self, tmp_path, limit):
-        sink = ParquetSink(tmp_path)
+        writer = table(tmp_path / "t")
         for batch in range(2):
-            sink.write(record(batch))
-            sink.flush()
+            writer.add({"batch": batch})
+            writer.flush()
         limit(100)
-        sink.close({})
+        writer.merge()
         limit(resource.RLIM_INFINITY)
-        assert names(tmp_path / "batches.parquet") == ["part-000001.parquet", "part-000002.parquet"]
-        assert len(sink.notes) == 1
-        assert sink.notes[0].startswith("batches.parquet: its 2 parts were not merged: ")
-        assert read_table(tmp_path / "batches.parquet")["batch"].to_list() == [0, 1]
+        assert names(tmp_path / "t") == ["part-000001.parquet", "part-000002.parquet"]
+        assert writer.note.startswith("t: its 2 parts were not merged: ")
+        assert read_table(tmp_path / "t")["batch"].to_list() == [0, 1]
 
     def test_a_folder_that_cannot_be_made_is_named(self, tmp_path):
         (tmp_path / "t").write_text("somebody's file")

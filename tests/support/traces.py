@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mlotel_cli.recorder.parquet_sink import ParquetSink
 from mlotel_cli.records import BatchRecord, SpanRecord, StageTime
-from mlotel_cli.store.tables import ParquetSink
 
 EPOCH_NS = 1_700_000_000_000_000_000
 
