@@ -1,8 +1,8 @@
-"""The recorder's HTTP server: /metrics, /healthz, /readyz and the status page, and nothing else.
+"""The recorder's HTTP server, which answers /metrics, /healthz, /readyz and the status page.
 
-A thread accepts, another one serves each connection, and none of them touches what the main loop holds: they read what
-it published. A client may be slow, silent or hostile: every connection has a deadline, a size and one of few places.
-It reads nothing from a request but method, path and host.
+One thread accepts and each connection has its own. They read what the main loop published, and change none of its
+data. A client may be slow, silent or hostile: the time, the size and the number of connections are limited. The server
+reads only the method, the path and the host of a request.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, cast
 
 MAX_CONNECTIONS = 16
-"""Served at once; one more ends the oldest, which is a client that never asks, if there is one."""
+"""Connections served at the same time. One more ends the oldest, such as that of a client that sends no request."""
 DEADLINE_S = 10.0
-"""How long a connection may take in all."""
+"""The longest that a connection may last."""
 MAX_REQUEST_BYTES = 16_384
-"""Request line and headers together."""
+"""The limit of request line and headers together."""
 _SILENCE_S = 5.0
 _ALWAYS = {
     "Cache-Control": "no-store",
@@ -36,7 +36,7 @@ _ALWAYS = {
 
 @dataclass(slots=True)
 class Reply:
-    """What a path answers."""
+    """The answer of a path."""
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -45,15 +45,15 @@ class Reply:
 
 
 Routes = Mapping[str, Callable[[], Reply]]
-"""What answers each path; called on a thread of the connection's own, several at once."""
+"""The function that answers each path. The threads of several connections may call it at the same time."""
 
 
 class HttpServer:
     """Serves `routes` from a thread of its own until `close`.
 
     Attributes:
-        url: where it listens; None when it does not.
-        error: why it does not; empty otherwise.
+        url: the address it listens on; None when it does not listen.
+        error: why it does not listen; empty when it does.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class HttpServer:
         deadline_s: float = DEADLINE_S,
         poll_s: float = 0.2,
     ) -> None:
-        """Listen on `host` and `port`, 0 for a free one. That it cannot is no exception: `error` says why.
+        """Listen on `host` and `port`. A failure raises nothing; `error` gives the reason.
 
         Args:
-            routes: what answers.
-            host: an address or a name of one.
+            routes: what answers, by path.
+            host: an address or a host name.
             port: 0 takes a free one.
-            fd: of a socket that listens there already, inherited from a process that holds the port for this one and
-                for those that may replace it.
-            deadline_s: how long a connection may take in all.
-            poll_s: how often deadlines are looked at, and how long `close` may take.
+            fd: descriptor of a socket that listens there already, inherited from a process that holds the port for
+                this recorder and for its successors.
+            deadline_s: the longest that a connection may last.
+            poll_s: how often deadlines are checked, and the longest that `close` takes.
         """
         self.url: str | None = None
         self.error = ""
@@ -94,16 +94,16 @@ class HttpServer:
 
     @property
     def num_requests(self) -> int:
-        """Requests answered so far."""
+        """Number of requests answered so far."""
         return 0 if self._server is None else self._server.num_requests
 
     @property
     def num_refused(self) -> int:
-        """Connections that were ended to make room."""
+        """Number of connections that were ended to make room."""
         return 0 if self._server is None else self._server.num_refused
 
     def close(self) -> None:
-        """Stop listening, and close what is open."""
+        """Stop listening and close all connections."""
         if self._server is not None:
             self._server.shutdown()
             self._thread.join(5)
@@ -124,7 +124,7 @@ class _Server(ThreadingMixIn, TCPServer):
         self.routes = routes
         self.num_requests = self.num_refused = 0
         self._deadline_s = deadline_s
-        self._open: dict[socket.socket, float] = {}  # and the end of its time
+        self._open: dict[socket.socket, float] = {}  # connection -> its deadline
         super().__init__(cast("tuple[str, int]", address), _Handler, bind_and_activate=fd is None)
         if fd is not None:
             self.socket.close()
@@ -132,9 +132,9 @@ class _Server(ThreadingMixIn, TCPServer):
         self.is_local = ipaddress.ip_address(self.socket.getsockname()[0].partition("%")[0]).is_loopback
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the connection a place and a thread."""
+        """Give the connection a place and a thread; when all places are taken, end the oldest connection."""
         while len(self._open) >= MAX_CONNECTIONS:
-            with contextlib.suppress(StopIteration, RuntimeError):  # it ended by itself meanwhile
+            with contextlib.suppress(StopIteration, RuntimeError):  # the connection ended by itself meanwhile
                 oldest = next(iter(self._open))
                 self._open.pop(oldest, None)
                 self.num_refused += 1
@@ -143,35 +143,35 @@ class _Server(ThreadingMixIn, TCPServer):
         super().process_request(request, client_address)
 
     def close_request(self, request: Any) -> None:
-        """Close it, and free its place."""
+        """Close the connection and free its place."""
         self._open.pop(request, None)
         super().close_request(request)
 
     def service_actions(self) -> None:
-        """Called about five times a second by the accepting thread."""
+        """End overdue connections; the accepting thread calls this about five times a second."""
         self.end_overdue(now=time.monotonic())
 
     def end_overdue(self, *, now: float) -> None:
-        """End connections whose time is over, whatever their threads wait for."""
+        """End connections whose deadline has passed, also while their threads wait."""
         for request, ends in list(self._open.items()):
             if now >= ends:
                 _end(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news; anything else goes to recorder.log."""
+        """Print the current error to recorder.log, unless a client closed its connection."""
         error = sys.exception()
         if not isinstance(error, OSError):
             print(f"answering {client_address}: {error!r}", file=sys.stderr, flush=True)  # noqa: T201 - recorder.log
 
 
 def _end(connection: socket.socket) -> None:
-    """Whatever its thread waits for, it waits no longer."""
+    """Shut a connection down, so that its thread stops waiting for it."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Limited:
-    """A request's bytes, up to a limit; beyond it the stream ends."""
+    """The bytes of a request up to a limit, where the stream ends."""
 
     def __init__(self, stream: BufferedIOBase) -> None:
         self._stream = stream
@@ -201,37 +201,37 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile = cast("Any", self._limited)
 
     def parse_request(self) -> bool:
-        """Refuse what is too large, and every method but two."""
+        """Parse the request; refuse one that is too large or of another method than GET and HEAD."""
         parsed = super().parse_request()
         if self._limited.is_spent:
-            if parsed:  # otherwise it has been answered
+            if parsed:  # else the library has answered
                 self._answer(Reply(b"431 the request is too large\n", status=431))
             return False
         if parsed and self.command not in ("GET", "HEAD"):
-            self._answer(Reply(b"405 only GET and HEAD\n", status=405))
+            self._answer(Reply(b"405 only GET and HEAD are allowed\n", status=405))
             return False
         return parsed
 
     def do_GET(self) -> None:
-        """Answer one of the paths."""
+        """Answer a request by the route of its path."""
         if not self._is_for_us():
-            self._answer(Reply(b"421 this server is for this machine; ask it by 127.0.0.1 or localhost\n", status=421))
+            self._answer(Reply(b"421 this server answers this machine only; use 127.0.0.1 or localhost\n", status=421))
             return
         route = self.server.routes.get(self.path.partition("?")[0])
         if route is None:
-            self._answer(Reply(b"404 there is /, /metrics, /healthz and /readyz\n", status=404))
+            self._answer(Reply(b"404 the paths are /, /metrics, /healthz and /readyz\n", status=404))
             return
         try:
             reply = route()
         except Exception as error:
             print(f"{self.path}: {error!r}", file=sys.stderr, flush=True)  # noqa: T201 - recorder.log
-            reply = Reply(b"500 it is in recorder.log\n", status=500)
+            reply = Reply(b"500 the error is in recorder.log\n", status=500)
         self._answer(reply)
 
     do_HEAD = do_GET  # noqa: N815 - the library's name
 
     def _is_for_us(self) -> bool:
-        """False when a page elsewhere has its own name resolve to this machine, to read what is only for local eyes."""
+        """Return False when a local server is asked by a foreign host name, as in a DNS rebinding attack."""
         host = self.headers.get("Host", "").rpartition("@")[2]
         name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
         if not self.server.is_local or name.lower() in ("", "localhost"):
@@ -242,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
 
     def _answer(self, reply: Reply) -> None:
-        """Send it, and close: a place is never held for a next request."""
+        """Send the reply and close the connection, which frees its place."""
         self.server.num_requests += 1
         self.send_response(reply.status)
         headers = {"Content-Type": reply.content_type, "Content-Length": str(len(reply.body)), "Connection": "close"}
@@ -255,12 +255,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(reply.body)
 
     def version_string(self) -> str:
-        """What the Server header says: no version to look up weaknesses by."""
+        """Return the Server header, without a version that would tell an attacker its weaknesses."""
         return "mlotel"
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the library finds wrong with a request, as everything else is answered."""
-        self._answer(Reply(f"{int(code)} the request is not understood\n".encode(), status=int(code)))
+        """Answer a request that the library refuses, with the headers of every other answer."""
+        self._answer(Reply(f"{int(code)} the request is not valid HTTP\n".encode(), status=int(code)))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a scrape every few seconds is no news."""
+        """Log nothing, because a scraper sends a request every few seconds."""

@@ -1,4 +1,4 @@
-"""Measurements in Prometheus' text format, named as OpenTelemetry's own Prometheus exporters name them."""
+"""Renders measurements in Prometheus' text format, with the names of OpenTelemetry's own Prometheus exporters."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,19 +16,19 @@ _UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "By": "bytes", "W": "watts"
 
 
 def render(families: Sequence[Family], identity: Mapping[str, object]) -> bytes:
-    """One scrape. What identifies the run is on `target_info` only: other series outlive the run."""
+    """Return the answer to a scrape. Only `target_info` has the identity of the run: other series outlive the run."""
     return generate_latest(_Collector(families, identity))
 
 
 def metric_name(family: Family) -> str:
-    """A family's name in Prometheus, without the `_total` of a counter: as process_cpu_time_seconds."""
+    """Return a family's name in Prometheus, such as process_cpu_time_seconds, without the `_total` of a counter."""
     name = re.sub(r"[^a-zA-Z0-9_:]", "_", family.name)
     unit = "ratio" if family.unit == "1" and family.kind == "gauge" else _UNIT_NAMES.get(family.unit, "")
     return f"{name}_{unit}" if unit and not name.endswith(unit) else name
 
 
 class _Collector(Collector):
-    """What `generate_latest` reads; nothing is registered anywhere."""
+    """Gives `generate_latest` its metrics, without registering them."""
 
     def __init__(self, families: Sequence[Family], identity: Mapping[str, object]) -> None:
         self._families = families
@@ -68,7 +68,7 @@ def _keys(family: Family) -> list[str]:
 
 
 def _values(keys: Sequence[str], attributes: Mapping[str, str]) -> tuple[str, ...]:
-    """Label values; they are keys above, because a series given twice makes Prometheus refuse the whole scrape."""
+    """Return label values. They are dict keys above: a series given twice makes Prometheus refuse the whole scrape."""
     return tuple(attributes.get(key, "") for key in keys)
 
 

@@ -1,6 +1,6 @@
-"""What W&B is given: rows in batch order, valid keys, merged rows when they come too fast, the worst samples.
+"""What W&B gets: rows in batch order, valid keys, merged rows when they come too fast, the worst samples.
 
-Pure and standard library only. It knows how a BatchRecord becomes a W&B row, not how a row gets there.
+Pure and standard library only. It knows how a BatchRecord becomes a W&B row, not how a row is sent.
 """
 
 import heapq
@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from mlotel_cli.records import BatchRecord, Sample
 
 AXIS = "batch"
-"""The key that every other key is drawn over."""
+"""The key on the x axis of every chart."""
 MERGED = "batches_merged"
 """Only in a row that stands for several batches: their number."""
 SECTIONS = ("latency", "device", "queue", "accuracy", "data")
-"""First part of every key but the two above; W&B makes a panel section of each."""
+"""First part of every key except the two above; W&B makes a panel section of each."""
 
 Row = dict[str, float]
 
@@ -28,19 +28,19 @@ _NOT_IN_A_KEY = re.compile(r"\W")
 class KeyNames:
     """Makes the last part of a W&B key from any name; two names never share one.
 
-    W&B can sort and filter by letters, digits and underscores only, and a dot takes a key out of the reach of
-    `define_metric("latency/*")`. Every other character becomes an underscore; a name whose key is taken gets `_2`,
-    `_3`, ... in order of first appearance.
+    W&B sorts and filters only by keys of letters, digits and underscores, and `define_metric("latency/*")` does not
+    match a key with a dot. Every other character becomes an underscore; a name whose key is taken gets `_2`, `_3`, ...
+    in order of first appearance.
 
     Attributes:
-        taken: keys that are in use; give those that no name may get.
+        taken: keys in use; pass those that no name may get.
     """
 
     taken: set[str]
     _keys: dict[str, str] = field(default_factory=dict[str, str])
 
     def __getitem__(self, name: str) -> str:
-        """The key of `name`, the same on every call."""
+        """Return the key of `name`, the same on every call."""
         if name not in self._keys:
             plain = _NOT_IN_A_KEY.sub("_", name) or "_"
             key, count = plain, 1
@@ -53,12 +53,12 @@ class KeyNames:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """Name by key, for the names that had to change."""
+        """Name by key, for each name that differs from its key."""
         return {key: name for name, key in self._keys.items() if name != key}
 
 
 class RowBuilder:
-    """Makes one wide row of a record; what the record does not have is no key."""
+    """Makes one wide row of a record; it has no key for a value that the record lacks."""
 
     def __init__(self) -> None:
         self._stages = KeyNames({"batch"})
@@ -66,13 +66,13 @@ class RowBuilder:
         self._recorded = KeyNames(set())
 
     def row(self, record: BatchRecord) -> Row:
-        """The row of `record`, whatever its status."""
+        """Return the row of `record`, of any status."""
         row: Row = {AXIS: record.batch}
         if record.latency_ms is not None:
             row["latency/batch_ms"] = record.latency_ms
         for name, times in record.stages.items():
             key = self._stages[name]
-            if times.calls:  # what was only waited for has no latency
+            if times.calls:  # a stage that a batch only waited for has no latency
                 row[f"latency/{key}_ms"] = times.host_ms
             if times.device_ms is not None:
                 row[f"device/{key}_ms"] = times.device_ms
@@ -86,7 +86,7 @@ class RowBuilder:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """Name by W&B key, for the stages, metrics and recorded values whose names had to change."""
+        """Name by W&B key, for stages, metrics and recorded values whose key differs from the name."""
         sections = (("latency/{}_ms", self._stages), ("accuracy/{}", self._metrics), ("data/{}", self._recorded))
         return {form.format(key): name for form, names in sections for key, name in names.renamed.items()}
 
@@ -94,8 +94,8 @@ class RowBuilder:
 class BatchOrder:
     """Puts records back into batch order.
 
-    Records come in completion order. A batch that does not come holds those behind it until more than `max_waiting`
-    wait or the first of them has waited `max_wait_s`; if it comes later still, it goes out at once, out of order.
+    Records come in completion order. A missing batch holds back those behind it until more than `max_waiting` wait or
+    the first of them has waited `max_wait_s`. If it comes later still, it goes out at once, out of order.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class BatchOrder:
         self._stalled_since: float | None = None
 
     def __len__(self) -> int:
-        """The number of records that wait."""
+        """Return the number of records that wait."""
         return len(self._heap)
 
     def push(self, record: BatchRecord) -> None:
@@ -119,7 +119,7 @@ class BatchOrder:
         heapq.heappush(self._heap, (record.batch, self._num_pushed, record))
 
     def ready(self) -> Iterator[BatchRecord]:
-        """Hand out what is due now, in order."""
+        """Remove and yield the records that are due now, in order."""
         while self._heap and (self._heap[0][0] <= self._next_batch or self._gave_up()):
             batch, _, record = heapq.heappop(self._heap)
             self._next_batch = max(self._next_batch, batch + 1)
@@ -127,7 +127,7 @@ class BatchOrder:
             yield record
 
     def rest(self) -> Iterator[BatchRecord]:
-        """Hand out everything that waits, in order, gaps or not."""
+        """Remove and yield all records that wait, in order, across gaps."""
         while self._heap:
             yield heapq.heappop(self._heap)[2]
 
@@ -161,7 +161,7 @@ class RowMerger:
         self.num_merged = 0
 
     def add(self, row: Row) -> tuple[Row, int] | None:
-        """Take a row. Returns what may be logged now, with the number of batches in it, or None."""
+        """Take a row. Returns the row to log now, with the number of batches in it, or None."""
         self._waiting.append(row)
         return self.due()
 
@@ -201,8 +201,8 @@ def _merge(rows: list[Row]) -> Row:
 class WorstSamples:
     """Keeps the `count` samples with the lowest mean score seen so far, in memory of that size.
 
-    A sample without any score is left out; one with a score that is not a number is worse than all others. Between
-    equals the earlier one stays.
+    A sample without a score is left out; one with a NaN score is worse than all others. Of two equals the earlier one
+    stays.
     """
 
     def __init__(self, *, count: int = 20) -> None:
@@ -211,7 +211,7 @@ class WorstSamples:
         self._num_seen = 0
 
     def add(self, batch: int, samples: Iterable[Sample]) -> None:
-        """Look at the samples of one batch."""
+        """Take the samples of one batch."""
         for sample in samples:
             scores = [score for score in sample.scores.values() if score is not None]
             if not scores:
@@ -226,7 +226,7 @@ class WorstSamples:
                 heapq.heapreplace(self._heap, entry)
 
     def table(self) -> tuple[list[str], list[list[str | float | bytes | None]]]:
-        """Columns and rows, worst first; both empty when nothing was scored. Images, as PNG, where there are any."""
+        """Return columns and rows, worst first; both are empty when no sample was scored. Images are PNG bytes."""
         entries = sorted(self._heap, reverse=True)
         names = list(dict.fromkeys(name for entry in entries for name in entry[3].scores))
         rows: list[list[str | float | bytes | None]] = [

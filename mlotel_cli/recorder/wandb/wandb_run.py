@@ -1,7 +1,7 @@
-"""One W&B run of the recorder process: decides online or offline, opens it, and ends it in bounded time.
+"""One W&B run of the recorder process: decides online or offline, opens the run, and ends it in bounded time.
 
-It knows the wandb library and nothing of batches. Everything here runs on the sink's own thread, in a process that
-owns its environment; wandb is imported inside. Never a prompt: credentials are looked up before wandb would ask.
+It knows the wandb library and no batches. All of it runs on the sink's own thread, in a process that owns its
+environment; wandb is imported inside functions. It never prompts: it looks credentials up before wandb would ask.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from mlotel_cli.recorder.wandb.wandb_windows import WINDOW_AXIS, WINDOW_SECTIONS
 
 Mode = Literal["online", "offline"]
 FLUSH_INTERVAL_S = 1.0
-"""What a crash of the recorder can cost in the local file: the rows of this long."""
+"""How often rows reach the local file: a crash of the recorder can lose those of the last second."""
 
 
 @dataclass(slots=True)
@@ -29,26 +29,26 @@ class TrackerSettings:
     """How a run appears in W&B and how long it may take.
 
     Attributes:
-        mode: auto | online | offline | disabled. auto obeys WANDB_MODE; without it, it is online when a key is
-            configured for the W&B host and offline otherwise.
+        mode: auto | online | offline | disabled. auto obeys WANDB_MODE; where that is unset, auto is online when a key
+            is configured for the W&B host, else offline.
         project: W&B project.
-        entity: W&B user or team; None leaves it to WANDB_ENTITY or the account's default.
+        entity: W&B user or team; None takes WANDB_ENTITY or the account's default.
         name: the run's name.
-        group: what the runs of a sweep share.
+        group: the name that the runs of a sweep share.
         job_type: the mlotel command.
         tags: W&B tags.
         notes: free text about the run.
-        dir: the run directory; every file of W&B lies below its `wandb` folder.
-        init_timeout_s: how long the server may take to accept the run before the run goes offline.
+        dir: the run directory; all files of W&B lie in its `wandb` folder.
+        init_timeout_s: how long the server may take to accept the run; then the run is recorded offline.
         finish_timeout_s: how long the upload may take at the end.
-        rows_per_minute: online, faster rows are merged into windows.
-        max_queued_rows: rows that may wait for W&B before `write` blocks.
+        rows_per_minute: online, rows above this rate are merged.
+        max_queued_rows: number of rows that may wait for W&B before `write` blocks.
         write_timeout_s: how long `write` may block before rows are dropped.
         system_metrics: let W&B sample CPU, memory and GPU every 15 s.
-        workload_pid: the process that those are about; None is the parent of this one.
-        window_s: a monitor's: seconds that one row sums up; None is one row a batch.
-        started_s: start of the run, seconds since the epoch; windows count from it.
-        resume_id: the run that a recorder before this one logged to, to go on with it.
+        workload_pid: the process that W&B samples; None means the parent of this one.
+        window_s: seconds that one row of a monitor sums up; None means one row per batch.
+        started_s: start of the run, in seconds since the epoch; windows count from it.
+        resume_id: the W&B run of an earlier recorder of this run, which this one continues.
     """
 
     mode: str
@@ -73,7 +73,7 @@ class TrackerSettings:
 
 
 class TrackerRun(Protocol):
-    """What the sink needs of an open run."""
+    """An open run, as the sink uses it."""
 
     mode: Mode
     id: str
@@ -81,7 +81,7 @@ class TrackerRun(Protocol):
     dir: str
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Log one row. Raises whatever wandb raises once wandb-core is gone."""
+        """Log one row. Raises what wandb raises once wandb-core is gone."""
         ...
 
     def update_config(self, config: Mapping[str, Any]) -> None:
@@ -89,34 +89,34 @@ class TrackerRun(Protocol):
         ...
 
     def attach(self, attachment: Mapping[str, Any]) -> str | None:
-        """Log what a profile has beside its rows.
+        """Log a profile's table, chart and files.
 
         Args:
             attachment: `name`; `columns` and `rows` of a table; `chart`, its columns of labels and values, and a
                 title; `files`, paths of an artifact.
 
         Returns:
-            What went wrong, in words.
+            What went wrong, as text for the user; None when all was logged.
         """
         ...
 
     def finish(self, summary: Mapping[str, Any], *, table: tuple[list[Any], list[Any]], exit_code: int) -> str | None:
-        """Write summary and table and end the run. Returns what went wrong without ending it, in words."""
+        """Write summary and table and end the run. Returns problems that did not prevent this, as text for the user."""
         ...
 
     def kill(self) -> None:
-        """Make a call that hangs in another thread return, by an error."""
+        """Make a call that hangs in another thread raise an error."""
         ...
 
     def abandon(self, error: Exception) -> str:
-        """Leave a run that cannot be finished. Returns what `error` means, in words."""
+        """Leave a run that cannot be finished. Returns what `error` means, as text for the user."""
         ...
 
 
 def open_run(settings: TrackerSettings, *, config: Mapping[str, Any], say: Callable[[str], None]) -> "WandbRun":
-    """Open the run that `settings.mode` asks for, offline when that cannot be had online.
+    """Open the run that `settings.mode` asks for; offline when online is not possible.
 
-    Imports wandb (about a second) and starts wandb-core. Without a server it takes `init_timeout_s` more.
+    It imports wandb (about a second) and starts wandb-core. Without a server it takes `init_timeout_s` longer.
     """
     _own_environment(settings.dir)
 
@@ -125,7 +125,7 @@ def open_run(settings: TrackerSettings, *, config: Mapping[str, Any], say: Calla
     if mode == "online":
         try:
             run = WandbRun(settings, mode="online", run_id=run_id, config=config)
-        except Exception as error:  # the library raises many kinds here, and each of them means: not online
+        except Exception as error:  # the library raises many kinds here, and each means that online is not possible
             _teardown()
             for leftover in (settings.dir / "wandb").glob(f"run-*-{run_id}"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -134,7 +134,7 @@ def open_run(settings: TrackerSettings, *, config: Mapping[str, Any], say: Calla
             say(f"W&B: {run.url}")
             return run
     if settings.resume_id is not None:
-        # W&B resumes on the server only; a second offline run of the same id would replace the first when synced.
+        # W&B resumes only on the server: a second offline run with the same id would replace the first when synced.
         run_id = secrets.token_hex(6)
         say(f"W&B: run {settings.resume_id} cannot go on offline; what follows is a second run, {run_id}")
     try:
@@ -151,11 +151,11 @@ class WandbRun:
     """An open W&B run. See `TrackerRun`."""
 
     def __init__(self, settings: TrackerSettings, *, mode: Mode, run_id: str, config: Mapping[str, Any]) -> None:
-        """Open it. Raises what `wandb.init` raises."""
+        """Open the run. Raises what `wandb.init` raises."""
         import wandb
 
         library = wandb.setup(_library_settings(settings))
-        # Private, so only used when it is there: the handle by which a wandb-core that hangs can be ended.
+        # Private, so used only when present: the handle that ends a wandb-core that hangs.
         process = getattr(getattr(library, "_connection", None), "_proc", None)
         self._core = getattr(process, "_process", None)
         self._settings = settings
@@ -164,9 +164,9 @@ class WandbRun:
         self.id: str = self._run.id
         self.url: str | None = self._run.url
         self.dir: str = os.path.relpath(Path(self._run.dir).parent, settings.dir)
-        # The summary is run.json's; without "none" W&B would put the last batch beside it.
-        is_live = settings.window_s is not None
-        axis, sections = (WINDOW_AXIS, WINDOW_SECTIONS) if is_live else (AXIS, SECTIONS)
+        # The summary is that of run.json; without "none" W&B would add the last row to it.
+        has_windows = settings.window_s is not None
+        axis, sections = (WINDOW_AXIS, WINDOW_SECTIONS) if has_windows else (AXIS, SECTIONS)
         self._run.define_metric(axis, summary="none")
         for section in sections:
             self._run.define_metric(f"{section}/*", step_metric=axis, step_sync=False, summary="none")
@@ -180,7 +180,7 @@ class WandbRun:
         self._run.config.update(dict(config), allow_val_change=True)
 
     def finish(self, summary: Mapping[str, Any], *, table: tuple[list[Any], list[Any]], exit_code: int) -> str | None:
-        """Write summary and table and end the run, in about twice `finish_timeout_s` at worst."""
+        """Write summary and table and end the run, in at most about twice `finish_timeout_s`."""
         self._run.summary.update(dict(summary))
         problems = self._log_table(*table)
         try:
@@ -198,10 +198,10 @@ class WandbRun:
             self._core.kill()
 
     def abandon(self, error: Exception) -> str:
-        """End wandb-core and leave wandb, its atexit hook included. Returns what `error` means, in words."""
+        """End wandb-core and leave wandb, with its atexit hook. Returns what `error` means, as text for the user."""
         status = None
         if self._core is not None:
-            # A connection breaks a little before the process that held it can be waited for.
+            # The connection breaks a little before the process has ended.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = self._core.wait(timeout=1.0)
         self.kill()
@@ -209,57 +209,57 @@ class WandbRun:
         return first_line(error) if status is None else f"wandb-core ended with status {status}"
 
     def attach(self, attachment: Mapping[str, Any]) -> str | None:
-        """Log a table with a bar chart of it, and an artifact of files; bounded like the table of the worst samples."""
+        """Log a table, a bar chart of it and an artifact of files, in at most half of `finish_timeout_s`."""
         import wandb
 
-        problems: list[str] = []
         name, files = str(attachment["name"]), [Path(path) for path in attachment["files"]]
 
         def log() -> None:
-            try:
-                table = wandb.Table(columns=list(attachment["columns"]), data=list(attachment["rows"]))
-                label, value, title = attachment["chart"]
-                self._run.log({name: table, f"{name}_chart": wandb.plot.bar(table, label, value, title=title)})
-                artifact = wandb.Artifact(f"{name}-{self.id}", type="profile")
-                for path in files:
-                    artifact.add_file(str(path))
-                if files:
-                    self._run.log_artifact(artifact)
-            except Exception as error:  # neither is worth the run
-                problems.append(first_line(error))
+            table = wandb.Table(columns=list(attachment["columns"]), data=list(attachment["rows"]))
+            label, value, title = attachment["chart"]
+            self._run.log({name: table, f"{name}_chart": wandb.plot.bar(table, label, value, title=title)})
+            artifact = wandb.Artifact(f"{name}-{self.id}", type="profile")
+            for path in files:
+                artifact.add_file(str(path))
+            if files:
+                self._run.log_artifact(artifact)
 
-        thread = threading.Thread(target=log, name="mlotel-wandb-attach", daemon=True)
-        thread.start()
-        thread.join(timeout=self._settings.finish_timeout_s / 2)
-        if thread.is_alive():
-            problems.append("the server did not answer")
-        return f"{name} was not logged ({'; '.join(problems)}); it is in {self._settings.dir}" if problems else None
+        problem = self._try(log)
+        return None if problem is None else f"{name} was not logged ({problem}); it is in {self._settings.dir}"
 
     def _log_table(self, columns: list[Any], rows: list[Any]) -> list[str]:
-        """Log the worst samples. Online, wandb asks the server first, without a time limit: so it has one here."""
+        """Log the worst samples. Returns the problem, if there was one."""
         if not rows:
             return []
         import wandb
 
+        def log() -> None:
+            cells = [[as_wandb(cell) for cell in row] for row in rows]
+            self._run.log({"worst_samples": wandb.Table(columns=columns, data=cells)})
+
+        problem = self._try(log)
+        return [] if problem is None else [f"the table of the worst samples was not logged ({problem})"]
+
+    def _try(self, log: Callable[[], None]) -> str | None:
+        """Call `log` on a thread, as wandb waits for a server without a time limit. Returns what went wrong."""
         problems: list[str] = []
 
-        def log() -> None:
+        def work() -> None:
             try:
-                cells = [[as_wandb(cell) for cell in row] for row in rows]
-                self._run.log({"worst_samples": wandb.Table(columns=columns, data=cells)})
-            except Exception as error:  # a table is not worth the run
+                log()
+            except Exception as error:  # a table must not end the run
                 problems.append(first_line(error))
 
-        thread = threading.Thread(target=log, name="mlotel-wandb-table", daemon=True)
+        thread = threading.Thread(target=work, name="mlotel-wandb-table", daemon=True)
         thread.start()
         thread.join(timeout=self._settings.finish_timeout_s / 2)
         if thread.is_alive():
-            problems.append("the server did not answer")
-        return [f"the table of the worst samples was not logged ({problem})" for problem in problems]
+            return "the server did not answer"
+        return problems[0] if problems else None
 
 
 def as_wandb(cell: Any) -> Any:
-    """A value as W&B takes it: PNG bytes become an image, Bins a histogram."""
+    """Return a value as W&B takes it: PNG bytes become an image, Bins a histogram."""
     if isinstance(cell, Bins):
         import numpy as np
         import wandb
@@ -276,7 +276,7 @@ def as_wandb(cell: Any) -> Any:
 
 
 def earlier_run_id(run_dir: Path) -> str | None:
-    """The W&B run that a recorder before this one logged to, by its run.json; None when there was none."""
+    """Return the id of the W&B run that an earlier recorder of this run logged to, from run.json; None without one."""
     try:
         run_id = json.loads((run_dir / "run.json").read_text())["wandb"]["id"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -285,7 +285,7 @@ def earlier_run_id(run_dir: Path) -> str | None:
 
 
 def mode_of_environment() -> str | None:
-    """What WANDB_MODE asks for, in this module's words; None when it is unset or no mode."""
+    """Return the mode that WANDB_MODE asks for, by the names used here; None when it is unset or not a mode."""
     modes = {"dryrun": "offline", "run": "online", "shared": "online"}
     mode = os.environ.get("WANDB_MODE", "").lower()
     mode = modes.get(mode, mode)
@@ -293,7 +293,7 @@ def mode_of_environment() -> str | None:
 
 
 def _choose_mode(settings: TrackerSettings) -> tuple[Mode, str, str]:
-    """Mode, W&B host, and why it is not online although it could have been wanted."""
+    """Return the mode, the W&B host, and why the mode is not online; empty when offline was asked for."""
     import wandb
 
     mode = settings.mode
@@ -309,7 +309,7 @@ def _choose_mode(settings: TrackerSettings) -> tuple[Mode, str, str]:
 
 
 def _missing_credentials(host: str) -> str:
-    """Why there is no usable key for `host`; empty when there is one. No prompt, no network."""
+    """Return why there is no usable key for `host`; empty when there is one. It uses neither prompt nor network."""
     from wandb.sdk.lib import wbauth
 
     try:
@@ -320,14 +320,14 @@ def _missing_credentials(host: str) -> str:
 
 
 def _own_environment(run_dir: Path) -> None:
-    """Set what wandb reads from the environment only; this process owns it."""
+    """Set the variables that wandb reads from the environment only; this process owns its environment."""
     files = run_dir.absolute() / "wandb"
-    # No setting for these two: staged artifacts and wandb-core's logs would go below the home folder.
+    # wandb has no setting for these two: staged artifacts and logs of wandb-core would go to the home folder.
     os.environ["WANDB_DATA_DIR"] = str(files)
     os.environ["WANDB_CACHE_DIR"] = str(files / "cache")
-    # No setting either: wandb's reports about itself, which open connections of their own.
+    # It has none for its own error reports either, which open connections of their own.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    # A workload that uses wandb itself hands its wandb-core down, and that one dies with the workload.
+    # A workload that uses wandb itself passes its wandb-core on, which ends with the workload.
     os.environ.pop("WANDB_SERVICE", None)
 
 
@@ -365,7 +365,7 @@ def _run_settings(settings: TrackerSettings, *, mode: Mode, run_id: str) -> Any:
         "x_transaction_log_flush_interval": FLUSH_INTERVAL_S,
         "finish_timeout": settings.finish_timeout_s,
         "finish_timeout_raises": True,
-        # The stop button in W&B would interrupt this process, which is not the one that works.
+        # The stop button in W&B would interrupt this process instead of the workload.
         "stop_fn": lambda: None,
     }
     if mode == "online":
@@ -378,7 +378,7 @@ def _run_settings(settings: TrackerSettings, *, mode: Mode, run_id: str) -> Any:
 
 
 def _teardown() -> None:
-    """Leave wandb, its atexit hook included. It may raise, or exit, when wandb-core is gone already."""
+    """Leave wandb, its atexit hook included. wandb may raise or exit here when wandb-core is gone."""
     import wandb
 
     with contextlib.suppress(Exception, SystemExit):
@@ -386,5 +386,5 @@ def _teardown() -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Return the first line of an error's message, or its type without a message."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,8 +1,8 @@
 """The W&B sink: one wide row per batch, in batch order, exactly once, from a thread of its own.
 
-`write` only queues. The thread imports wandb, opens the run and logs; it is the only one that touches the run. A run
-that fails is said once and counted; nothing is raised into the recorder. What a row looks like is in wandb_rows.py,
-what wandb needs is in wandb_run.py.
+`write` only queues. The thread imports wandb, opens the run and logs; no other thread uses the run. The sink reports a
+run that fails once, counts the rows it loses, and never raises into the recorder. wandb_rows.py makes the rows,
+wandb_run.py calls wandb.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ __all__ = ["NullTracker", "TrackerSettings", "WandbSink", "WindowedWandbSink", "
 
 MODES = ("auto", "online", "offline", "disabled")
 TICK_S = 0.2
-"""How often the thread looks at windows and gaps while nothing arrives."""
+"""How often the thread checks for merged rows and gaps that are due while nothing arrives."""
 CLOSE_GRACE_S = 10.0
-"""What `close` waits beyond the finish timeout, for a queue to drain and a run to open."""
+"""How long `close` waits beyond the finish timeout, for the queue to drain and the run to open."""
 
 MAX_WINDOWS = 1_000
-"""Windows that may wait for W&B; four hours of the default length."""
+"""Number of windows that may wait for W&B: four hours of the default length."""
 
 OpenRun = Callable[..., TrackerRun]
 
 
 def create_tracker(settings: TrackerSettings, *, say: Callable[[str], None]) -> "WandbSink | NullTracker":
-    """The sink for `settings.mode`. `say` takes one line for the user. Raises UsageError for an unknown mode."""
+    """Return the sink for `settings.mode`. `say` takes one line for the user. Raises UsageError for an unknown mode."""
     if settings.mode not in MODES:
         raise UsageError(f"tracker.mode={settings.mode} is not a mode. Allowed: {', '.join(MODES)}.")
     mode = mode_of_environment() if settings.mode == "auto" else settings.mode
@@ -44,7 +44,7 @@ def create_tracker(settings: TrackerSettings, *, say: Callable[[str], None]) -> 
 
 
 class NullTracker:
-    """Tracks nothing."""
+    """A sink that logs nothing."""
 
     def start(self) -> None:
         """Do nothing."""
@@ -65,15 +65,15 @@ class NullTracker:
         """Do nothing."""
 
     def describe(self) -> dict[str, Any]:
-        """The `wandb` part of run.json, saying that there is no run."""
-        return {"id": None, "mode": "disabled", "url": None, "dir": None} | _counts()
+        """Return the `wandb` part of run.json of a run without W&B."""
+        return {"id": None, "mode": "disabled", "url": None, "dir": None} | _described()
 
 
 class WandbSink:
     """Logs batches to W&B. See the module.
 
-    All methods are called from the recorder's main thread and do not block, but for `write` when the queue is full
-    and `close`; both are bounded.
+    The recorder's main thread calls all methods. None blocks but `close`, and `write` when the queue is full; both are
+    bounded.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class WandbSink:
         open_run: OpenRun = open_run,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare. `say` takes one line for the user; it is called from the sink's thread too."""
+        """Prepare. `say` takes one line for the user; the sink's thread calls it too."""
         self._settings = settings
         self._say = say
         self._open_run = open_run
@@ -112,19 +112,19 @@ class WandbSink:
         self._thread.start()
 
     def update_config(self, config: Mapping[str, Any]) -> None:
-        """Add to the run's config; before or after `start`."""
+        """Add to the run's config, before or after `start`."""
         with self._changed:
             self._config.update(_plain(config))
             self._changed.notify_all()
 
     def attach(self, attachment: Mapping[str, Any]) -> None:
-        """Log a table, a chart and files with the run's end; see `wandb_run.TrackerRun.attach`."""
+        """Log a table, a chart and files at the end of the run; see `wandb_run.TrackerRun.attach`."""
         self._attachments.append(attachment)
 
     def write(self, record: BatchRecord) -> None:
-        """Queue one batch. Blocks while the queue is full, at most `write_timeout_s`; then it is dropped and counted.
+        """Queue one batch. While the queue is full, wait up to `write_timeout_s`, then drop and count the batch.
 
-        After one such wait a full queue drops at once, until there is room again.
+        After one such wait, a full queue drops without waiting until it has room again.
         """
         with self._changed:
             self._num_written += 1
@@ -135,13 +135,13 @@ class WandbSink:
             self._changed.notify_all()
 
     def take_live(self, text: str) -> None:
-        """What a monitor's workload reports; rows of batches have no use for it."""
+        """Ignore a report of the workload: rows of batches do not contain it."""
 
     def close(self, summary: Mapping[str, Any], *, exit_code: int = 0) -> None:
         """Log what waits, the summary and the worst samples, and finish the run.
 
-        Bounded by the finish timeout (and the init timeout, while the run is not open) and a grace of 10 s; a
-        wandb-core that takes longer is ended. `exit_code` other than 0 marks the run as failed in W&B.
+        This takes at most the finish timeout and 10 s, and the init timeout while the run is not open; a wandb-core
+        that takes longer is ended. An `exit_code` other than 0 marks the run as failed in W&B.
         """
         with self._changed:
             self._ending = (_plain(summary), exit_code)
@@ -157,11 +157,11 @@ class WandbSink:
             self._thread.join(timeout=CLOSE_GRACE_S / 2)
 
     def describe(self) -> dict[str, Any]:
-        """The `wandb` part of run.json.
+        """Return the `wandb` part of run.json.
 
-        `dir` is relative to the run directory. `rows_logged` counts the batches that wandb-core took; when it dies,
-        the last second of them may not have reached its file. `windows` and `rows_merged` are there when rows came
-        too fast and were merged, `renamed` says which names had to change for W&B.
+        `dir` is relative to the run directory. `rows_logged` counts the batches that wandb-core took; when wandb-core
+        dies, those of its last second may be missing in its file. `windows` and `rows_merged` exist only when rows came
+        too fast and were merged: the merged rows, and the rows in them. `renamed` lists names that W&B does not allow.
         """
         run = self._run
         identity = {
@@ -171,16 +171,16 @@ class WandbSink:
             "dir": run.dir if run else None,
         }
         lost = self._num_written - self._num_logged if self._is_over() else self._num_dropped
-        counts = _counts(rows_logged=self._num_logged, rows_lost=lost, error=self._error)
+        described = _described(rows_logged=self._num_logged, rows_lost=lost, error=self._error)
         if self._merger is not None and self._merger.num_merges:
-            counts |= {"windows": self._merger.num_merges, "rows_merged": self._merger.num_merged}
-        return identity | counts | {"renamed": self._builder.renamed}
+            described |= {"windows": self._merger.num_merges, "rows_merged": self._merger.num_merged}
+        return identity | described | {"renamed": self._builder.renamed}
 
     def _is_over(self) -> bool:
         return self._failed or (self._ending is not None and not self._thread.is_alive())
 
     def _has_room(self) -> bool:
-        """Wait for room in the queue, under the lock."""
+        """Return whether the queue has room, after waiting for it; call it under the lock."""
         settings = self._settings
 
         def room() -> bool:
@@ -189,7 +189,7 @@ class WandbSink:
         if not room() and not self._stalled:
             self._stalled = not self._changed.wait_for(lambda: room() or self._failed, settings.write_timeout_s)
             if self._stalled:
-                self._say(f"W&B: takes no rows since {settings.write_timeout_s:g} s; rows are dropped and counted")
+                self._say(f"W&B: it took no rows for {settings.write_timeout_s:g} s; rows are dropped and counted")
         self._stalled = self._stalled and not room()
         return room() and not self._failed
 
@@ -203,11 +203,11 @@ class WandbSink:
             while (ending := self._step()) is None:
                 pass
             self._finish(*ending)
-        except Exception as error:  # a remote sink never ends the recorder
+        except Exception as error:  # a remote sink must not end the recorder
             self._fail(first_line(error) if self._run is None else self._run.abandon(error))
 
     def _step(self) -> tuple[Mapping[str, Any], int] | None:
-        """Take what there is and log what is due. Returns the ending once everything before it was taken."""
+        """Take what has come and log what is due. Returns the ending once everything before it was taken."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._config or self._ending, timeout=TICK_S)
             records = [self._queue.popleft() for _ in range(min(len(self._queue), 500))]
@@ -258,7 +258,7 @@ class WandbSink:
             self._say(f"W&B: {problem}")
 
     def _fail(self, reason: str) -> None:
-        """Say it, once, and drop everything from here on."""
+        """Report the failure once and drop everything from now on."""
         with self._changed:
             if self._failed:
                 return
@@ -272,10 +272,10 @@ class WandbSink:
 
 
 class WindowedWandbSink(WandbSink):
-    """A monitor's: one row per window of `window_s`, never one a batch. `write` adds up and never waits.
+    """The sink of a monitor: it logs one row per window of `window_s`. `write` adds up and never waits.
 
-    Rows that W&B does not take while it cannot be reached are kept by wandb-core, in its file; a window costs the same
-    however many batches are in it.
+    While W&B cannot be reached, wandb-core keeps the rows in its file. The cost of a window does not depend on the
+    number of its batches.
     """
 
     def __init__(
@@ -286,41 +286,41 @@ class WindowedWandbSink(WandbSink):
         open_run: OpenRun = open_run,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """Prepare. `clock` tells seconds since the epoch: windows are those of the run, also after a restart."""
+        """Prepare. `clock` returns seconds since the epoch: a restarted recorder continues the run's windows."""
         clock = clock or anchored_clock()
         super().__init__(settings, say=say, open_run=open_run, clock=clock)
         window_s, now_s = settings.window_s or 15.0, clock()
-        self._live = WindowBuilder(window_s=window_s, started_s=settings.started_s or now_s, now_s=now_s)
+        self._windows = WindowBuilder(window_s=window_s, started_s=settings.started_s or now_s, now_s=now_s)
         self._rows = WindowRowBuilder()
         self._closed: deque[Window] = deque(maxlen=MAX_WINDOWS)
         self._num_windows = 0
 
     def write(self, record: BatchRecord) -> None:
-        """Count one batch in the open window."""
+        """Add one batch to the open window."""
         with self._changed:
             self._num_written += 1
             if self._failed:
                 self._num_dropped += 1
                 return
-            self._close_window(self._live.due(self._clock()))
-            self._live.add(record)
+            self._close_window(self._windows.due(self._clock()))
+            self._windows.add(record)
 
     def take_live(self, text: str) -> None:
-        """Count what the workload reports; what makes no sense is left out, and said by others."""
+        """Add a report of the workload. One that cannot be read is ignored: the exports refuse and log it."""
         with self._changed, contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
-            self._live.take_live(text)
+            self._windows.take_live(text)
 
     def describe(self) -> dict[str, Any]:
-        """The `wandb` part of run.json; `rows_logged` counts batches here too, `windows` the rows.
+        """Return the `wandb` part of run.json; `rows_logged` counts batches here too, `windows` counts rows.
 
-        `earlier` is the run of the recorder before this one, where W&B could not go on with it.
+        `earlier` is the id of an earlier recorder's W&B run that this one could not continue.
         """
         described = super().describe() | {"windows": self._num_windows, "renamed": self._rows.renamed}
         earlier = self._settings.resume_id
         return described if earlier in (None, described["id"]) else described | {"earlier": earlier}
 
     def _close_window(self, window: Window | None) -> None:
-        """Queue a window, under the lock; the oldest one makes room and is counted."""
+        """Queue a window, under the lock. A full queue drops its oldest window and counts the batches in it."""
         if window is None:
             return
         if len(self._closed) == MAX_WINDOWS:
@@ -330,10 +330,10 @@ class WindowedWandbSink(WandbSink):
     def _step(self) -> tuple[Mapping[str, Any], int] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._config or self._ending, timeout=TICK_S)
-            self._close_window(self._live.due(self._clock()))
+            self._close_window(self._windows.due(self._clock()))
             ending = self._ending
             if ending is not None:
-                self._close_window(self._live.close(self._clock()))
+                self._close_window(self._windows.close(self._clock()))
             windows = list(self._closed)
             self._closed.clear()
             config, self._config = self._config, {}
@@ -350,15 +350,15 @@ class WindowedWandbSink(WandbSink):
 def anchored_clock(
     wall: Callable[[], float] = time.time, elapsed: Callable[[], float] = time.monotonic
 ) -> Callable[[], float]:
-    """Seconds since the epoch as it is now, and from here on by a clock that nobody sets."""
+    """Return a clock of seconds since the epoch that later changes of the wall clock do not move."""
     offset_s = wall() - elapsed()
     return lambda: offset_s + elapsed()
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy in JSON's types: paths, enums and the like as text."""
+    """Return a copy in JSON's types; other types, such as paths and enums, become text."""
     return json.loads(json.dumps(values, default=str, skipkeys=True))
 
 
-def _counts(*, rows_logged: int = 0, rows_lost: int = 0, error: str | None = None) -> dict[str, Any]:
+def _described(*, rows_logged: int = 0, rows_lost: int = 0, error: str | None = None) -> dict[str, Any]:
     return {"rows_logged": rows_logged, "rows_lost": rows_lost, "error": error}

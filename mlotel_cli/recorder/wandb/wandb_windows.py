@@ -1,7 +1,7 @@
-"""What W&B is given of a monitor: one row per stretch of time, whatever the number of batches in it.
+"""What W&B gets of a monitor: one row per window of time, for any number of batches in it.
 
-Pure. Quantiles are within 1 % of a measured value (`recorder.sketch`), means and maxima are exact; memory does not
-depend on the number of batches.
+Pure. Quantiles are within 1 % of a measured value (`recorder.sketch`), means and maxima are exact. Memory does not grow
+with the number of batches.
 """
 
 import json
@@ -16,7 +16,7 @@ from mlotel_cli.recorder.wandb.wandb_rows import KeyNames
 from mlotel_cli.records import BatchRecord
 
 WINDOW_AXIS = "window"
-"""The key that every other key is drawn over: windows of the run's time, from 0."""
+"""The key on the x axis of every chart: the number of the window in the run, from 0."""
 WALL_TIME = "wall_time"
 """End of the window, seconds since the epoch."""
 WINDOW_SECTIONS = ("latency", "device", "queue", "data", "rate", "count", "drop", "source")
@@ -27,7 +27,7 @@ _SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 @dataclass(slots=True)
 class Bins:
-    """A histogram: `counts` between `edges`, which are one more."""
+    """A histogram: `counts` of values between `edges`, of which there is one more."""
 
     counts: list[int]
     edges: list[float]
@@ -38,7 +38,19 @@ WindowRow = dict[str, float | Bins]
 
 @dataclass(slots=True)
 class Window:
-    """What one window holds, before it is a row."""
+    """The sums of one window, from which its row is made.
+
+    Attributes:
+        number: which window of the run, from 0.
+        seconds: its length.
+        ended_s: its end, seconds since the epoch.
+        series: times in ms by section and name; the name of a stage begins with a slash.
+        recorded: values given to `record()`, by name.
+        status: number of batches by status.
+        items: number of items in its batches.
+        changes: how much each counter of the workload rose, by its W&B key.
+        depths: items in each queue, by stage.
+    """
 
     number: int
     seconds: float
@@ -52,7 +64,7 @@ class Window:
 
     @property
     def num_batches(self) -> int:
-        """Batches in it."""
+        """Number of batches in the window."""
         return sum(self.status.values())
 
 
@@ -60,14 +72,14 @@ class WindowBuilder:
     """Adds up batches and the workload's counters until a window is over. Not safe from several threads."""
 
     def __init__(self, *, window_s: float, started_s: float, now_s: float) -> None:
-        """Windows of `window_s` count from `started_s`; a recorder that starts late begins in a later one.
+        """Count windows of `window_s` from `started_s`; a recorder that starts late begins in a later window.
 
         All times are seconds since the epoch.
         """
         self._window_s = window_s
         self._started_s = started_s
         self._counters: dict[str, float] = {}
-        self._told: dict[str, float] | None = None
+        self._reported: dict[str, float] | None = None
         self._depths: dict[str, float] = {}
         self._begin(now_s)
 
@@ -90,37 +102,37 @@ class WindowBuilder:
                 window.recorded.setdefault(name, Sketch()).add(value)
 
     def take_live(self, text: str) -> None:
-        """Read what the workload reports: counters since the start of the run, and queues as they are.
+        """Read a report of the workload: counters since the start of the run, and the present depths of queues.
 
         Raises:
-            ValueError, TypeError, LookupError, AttributeError: when it makes no sense.
+            ValueError, TypeError, LookupError, AttributeError: when the report has another form.
         """
-        told: Mapping[str, Any] = json.loads(text)
-        source: Mapping[str, Any] = told.get("source") or {}
+        reported: Mapping[str, Any] = json.loads(text)
+        source: Mapping[str, Any] = reported.get("source") or {}
         dropped: Mapping[str, Any] = source.get("dropped") or {}
         counters = {f"drop/{reason}": float(count) for reason, count in dropped.items()}
         counters["source/received"] = float(source.get("received") or 0)
         counters["source/reconnects"] = float(source.get("reconnects") or 0)
-        if self._told is None:  # a recorder that takes another's place has not seen what was counted before
+        if self._reported is None:  # a second recorder of the run starts from the counts it finds
             self._counters = counters if self._window.number else {}
-        self._told = counters
-        queues: Mapping[str, Any] = told.get("queues") or {}
+        self._reported = counters
+        queues: Mapping[str, Any] = reported.get("queues") or {}
         self._depths = {str(name): float(depth) for name, (depth, _) in queues.items()}
 
     def due(self, now_s: float) -> Window | None:
-        """The window, once it is over."""
+        """End the window and return it once its time is over, else return None."""
         return self.close(now_s) if self._number(now_s) > self._window.number else None
 
     def close(self, now_s: float) -> Window:
-        """The window as it is; another one begins."""
+        """End the window now, begin the next, and return the one that ended."""
         window = self._window
         end_s = self._started_s + (window.number + 1) * self._window_s
         window.ended_s = min(now_s, end_s)
         window.seconds = max(1e-3, window.ended_s - self._began_s)
-        told = self._told or {}
-        window.changes = {name: max(0.0, count - self._counters.get(name, 0.0)) for name, count in told.items()}
+        reported = self._reported or {}
+        window.changes = {name: max(0.0, count - self._counters.get(name, 0.0)) for name, count in reported.items()}
         window.depths = dict(self._depths)
-        self._counters = dict(told)
+        self._counters = dict(reported)
         self._begin(now_s)
         return window
 
@@ -137,7 +149,7 @@ class WindowBuilder:
 
 
 class WindowRowBuilder:
-    """Makes a row of a window; the names of stages and values become valid keys."""
+    """Makes the row of a window; names of stages and values become valid keys."""
 
     def __init__(self) -> None:
         self._stages = KeyNames({"batch"})
@@ -145,7 +157,7 @@ class WindowRowBuilder:
         self._others = KeyNames(set())
 
     def row(self, window: Window) -> WindowRow:
-        """The row of `window`."""
+        """Return the row of `window`."""
         row: WindowRow = {WINDOW_AXIS: window.number, WALL_TIME: window.ended_s}
         row["rate/batches_per_s"] = window.num_batches / window.seconds
         row["rate/items_per_s"] = window.items / window.seconds
@@ -171,13 +183,13 @@ class WindowRowBuilder:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """Name by W&B key, where the name had to change."""
+        """Name by W&B key, where the two differ."""
         sections = (("latency/{}_p50_ms", self._stages), ("data/{}", self._recorded), ("drop/{}", self._others))
         return {form.format(key): name for form, names in sections for key, name in names.renamed.items()}
 
 
 def bins(sketch: Sketch, *, max_bins: int = MAX_BINS) -> Bins:
-    """A histogram with equal bins of values counted in logarithmic buckets, each at its bucket's middle."""
+    """Return a histogram with equal bins of a sketch, each value at the middle of its bucket."""
     values = sorted((middle(bucket), count) for bucket, count in sketch.buckets.items())
     low, high = values[0][0], min(values[-1][0], sketch.largest)
     if high <= low:

@@ -201,7 +201,7 @@ def test_a_queue_that_stays_full_drops_and_counts_and_waits_only_once() -> None:
     desk.sink.close({})
     assert batches(desk.run) == [0, 1, 2]
     assert (desk.sink.describe()["rows_logged"], desk.sink.describe()["rows_lost"]) == (3, 37)
-    assert desk.said == ["W&B: takes no rows since 0.1 s; rows are dropped and counted"]
+    assert desk.said == ["W&B: it took no rows for 0.1 s; rows are dropped and counted"]
 
 
 def test_a_run_that_fails_says_so_once_counts_the_rest_and_never_raises() -> None:
