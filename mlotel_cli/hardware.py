@@ -72,15 +72,15 @@ def environment(*, with_torch: bool = False) -> dict[str, Any]:
     """Describe machine, software and working copy for run.json.
 
     Args:
-        with_torch: import torch if nobody has yet; without it `cuda` and `gpu` are None until torch is imported.
+        with_torch: see `accelerator`.
     """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": {"model": cpu_model(), "cores": os.cpu_count(), "usable_cores": usable_cores()},
         "memory_bytes": memory_bytes(),
-        **_accelerator(with_torch=with_torch),
-        "git": git_state(Path.cwd()),
+        **accelerator(with_torch=with_torch),
+        "git": git_state(Path()),
         "packages": {name: version for name in PACKAGES if (version := version_of(name)) is not None},
     }
 
@@ -122,6 +122,14 @@ def memory_bytes() -> int | None:
         return None
 
 
+def rss_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:
+    """Return the resident memory of this process, None where the system does not tell."""
+    try:
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Return `{commit, dirty}` of the working copy that holds `folder`; None outside git or without it.
 
@@ -143,11 +151,19 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _accelerator(*, with_torch: bool) -> dict[str, Any]:
+def accelerator(*, with_torch: bool = False) -> dict[str, Any]:
+    """Return the versions of torch and CUDA, and the names of the GPUs.
+
+    Args:
+        with_torch: import torch and begin to use CUDA where that has not happened yet. Without it a program's forked
+            children can still use CUDA; `cuda` is None until torch is imported, `gpu` until the program uses CUDA.
+    """
     if not with_torch and "torch" not in sys.modules:
         return {"torch": version_of("torch"), "cuda": None, "gpu": None}
     import torch
 
+    if not with_torch and not torch.cuda.is_initialized():
+        return {"torch": str(torch.__version__), "cuda": torch.version.cuda, "gpu": None}
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.cuda.get_device_name(n) for n in range(count)]
     return {"torch": str(torch.__version__), "cuda": torch.version.cuda, "gpu": gpus or None}

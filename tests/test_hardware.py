@@ -77,8 +77,16 @@ def test_environment_is_json_and_complete() -> None:
 
 
 def test_environment_with_gpus(cuda: Any) -> None:
-    found = hardware.environment()
+    found = hardware.environment(with_torch=True)
     assert (found["cuda"], found["gpu"]) == ("12.8", ["GPU 0", "GPU 1"])
+
+
+def test_environment_leaves_cuda_alone_until_the_program_uses_it(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(cuda.cuda, "is_available", lambda: pytest.fail("it would begin to use CUDA"))
+        assert hardware.environment()["gpu"] is None
+    monkeypatch.setattr(cuda.cuda, "is_initialized", lambda: True)
+    assert hardware.environment()["gpu"] == ["GPU 0", "GPU 1"]
 
 
 def test_environment_leaves_torch_alone() -> None:
@@ -101,6 +109,13 @@ def test_cpu_model(tmp_path: Path) -> None:
     )
     assert hardware.cpu_model(cpuinfo) == "Some CPU @ 3 GHz"
     assert hardware.cpu_model(tmp_path / "absent") != ""
+
+
+@pytest.mark.parametrize(("text", "pages"), [("100 7 3", 7), ("", None), ("a b", None)])
+def test_resident_memory(tmp_path: Path, text: str, pages: int | None) -> None:
+    (tmp_path / "statm").write_text(text)
+    assert hardware.rss_bytes(tmp_path / "statm") == (pages and pages * os.sysconf("SC_PAGE_SIZE"))
+    assert hardware.rss_bytes(Path("/nonexistent")) is None
 
 
 def test_git_state(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from mlotel_cli.errors import UsageError
 from mlotel_cli.hardware import environment
 from mlotel_cli.modes.opening import (
+    changed_environment,
     check_directory,
     create_opening,
     make_directory,
@@ -74,13 +75,13 @@ def start_run(
         session.open(replace(opening, settle_roots=True), backend="otel", strict=False, flush_ms=50)
         session.tell({"environment": machine})
         session.record()
-        with _batches_of(session):
+        with _batches_of(session, machine):
             yield folder
 
 
 @contextmanager
-def _batches_of(session: Session) -> Generator[None]:
-    """Hold the program's batches back while the recorder is far behind, and note how long the block takes."""
+def _batches_of(session: Session, machine: Mapping[str, Any]) -> Generator[None]:
+    """Hold the program's batches back while the recorder is far behind; note how long they took, and on which GPU."""
     started = time.perf_counter()
     api.call_before_batches(session.link.wait_for_room)
     try:
@@ -88,3 +89,5 @@ def _batches_of(session: Session) -> Generator[None]:
     finally:
         api.call_before_batches(None)
         session.closing.wall_s = time.perf_counter() - started
+        if (more := changed_environment(machine)) is not None:
+            session.tell(more)

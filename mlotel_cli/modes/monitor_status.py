@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlotel_cli.hardware import rss_bytes
 from mlotel_cli.link.persistent import PersistentLink
 from mlotel_cli.modes.monitor_loop import Loop
 from mlotel_cli.sources import Health
 from mlotel_cli.sources.intake import CONNECTED
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _DROPS_EVERY_S = 60.0
 
 
@@ -160,9 +160,3 @@ def message(board: Board) -> dict[str, Any]:
         "workload": {"rss_bytes": rss_bytes(), "cpu_s": usage.ru_utime + usage.ru_stime, "pid": os.getpid()},
         "gaps": board.gaps,
     }
-
-
-def rss_bytes() -> int:
-    """Resident memory of this process."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * _PAGE_BYTES

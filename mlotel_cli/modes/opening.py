@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.config.otlp_settings import resource_of_environment
 from mlotel_cli.errors import UsageError
-from mlotel_cli.hardware import environment
+from mlotel_cli.hardware import accelerator, environment
 from mlotel_cli.link.handoff import Opening
 from mlotel_cli.telemetry.device import CudaEvents, DeviceTimer
 
@@ -141,6 +141,15 @@ def _new_directory() -> Path:
             continue
         return folder
     raise AssertionError("unreachable")
+
+
+def changed_environment(machine: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what to add to run.json if the program began to use a GPU after the run was opened on `machine`."""
+    try:
+        now = {**machine, **accelerator()}
+    except RuntimeError:  # CUDA failed, and the program knows already
+        return None
+    return {"environment": now} if now != machine else None
 
 
 def tracker_settings(*, project: str, entity: str | None, group: str | None, mode: str) -> dict[str, Any]:

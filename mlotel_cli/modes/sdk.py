@@ -5,14 +5,13 @@ BatchSpanProcessor itself drops.
 """
 
 import itertools
+import json
 import os
 import sys
 import threading
-import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,15 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanContext
 
 from mlotel_cli.errors import MlotelError
-from mlotel_cli.link.handoff import Opening, RecorderLink
-from mlotel_cli.modes.opening import make_directory, recorder_imports, tracker_settings
+from mlotel_cli.hardware import environment
+from mlotel_cli.link.handoff import RecorderLink
+from mlotel_cli.modes.opening import (
+    changed_environment,
+    create_opening,
+    make_directory,
+    recorder_imports,
+    tracker_settings,
+)
 from mlotel_cli.records import BATCH_INDEX
 from mlotel_cli.telemetry.convert import pack
 
@@ -37,13 +43,17 @@ _CLOSE_TIMEOUT_S = 100.0
 
 
 class LoopRun:
-    """A run of somebody else's loop: a run directory and a recorder, with nobody but the spans to settle batches."""
+    """A run of a program with its own SDK: a run directory and a recorder that settles a batch when its root ends.
 
-    def __init__(self, *, name: str, directory: Path | None, tracker: Mapping[str, Any], settle_s: float) -> None:
+    Attributes:
+        directory: the run directory.
+    """
+
+    def __init__(self, *, name: str, directory: Path | None, tracker: dict[str, Any], settle_s: float) -> None:
         """Start and open a recorder.
 
         Raises:
-            UsageError: when `directory` holds a run already.
+            UsageError: when `directory` holds a run already, or cannot be made.
             RecorderError: when the recorder cannot be started.
         """
         self.directory = make_directory(directory)
@@ -51,24 +61,19 @@ class LoopRun:
         self._link = RecorderLink(self.directory, imports=imports, say=_say, on_death=lambda error: _say(str(error)))
         self._closed = False
         self._owner = os.getpid()
-        run_id = uuid.uuid4().hex[:16]
+        self._machine = environment()
+        opening = create_opening(mode="loop", name=name, config={}, tracker=tracker, machine=self._machine)
         service = Resource.create({}).attributes.get("service.name")
-        opening = Opening(
-            mode="loop",
-            name=name,
-            run_id=run_id,
-            started_ns=time.time_ns(),
-            identity={
-                "service.name": str(service),
-                "service.instance.id": str(uuid.uuid4()),
-                "mlotel.run.id": run_id,
-            },
-            tracker=dict(tracker),
-            settle_s=settle_s,
-            settle_roots=True,
-            otlp={"from_environment": False},  # the program's own exporters read it: everything would be sent twice
+        self._link.open(
+            replace(
+                opening,
+                identity={**opening.identity, "service.name": str(service)},
+                settle_s=settle_s,
+                settle_roots=True,
+                otlp={"from_environment": False},  # the program's own exporters read it already
+            )
         )
-        self._link.open(opening)
+        self._tell({"environment": self._machine})
 
     @property
     def is_open(self) -> bool:
@@ -90,10 +95,15 @@ class LoopRun:
             return
         self._closed = True
         try:
+            if (more := changed_environment(self._machine)) is not None:
+                self._tell(more)
             self._link.close({"status": "complete"}, timeout_s=_CLOSE_TIMEOUT_S)
             _say(f"run: {self.directory}")
         except MlotelError as error:
             _say(str(error))
+
+    def _tell(self, info: Mapping[str, Any]) -> None:
+        self._link.send("info", json.dumps(info, default=str))
 
 
 def _say(text: str) -> None:

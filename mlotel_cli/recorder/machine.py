@@ -5,9 +5,9 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from mlotel_cli.hardware import rss_bytes
 from mlotel_cli.recorder.measurements import Family, Point
 
 MAX_GPUS = 64
@@ -18,19 +18,11 @@ def process_families(workload: Mapping[str, float]) -> Sequence[Family]:
     """Return CPU time and memory: the recorder's, measured here, and the workload's, as it last reported them."""
     times = os.times()
     cpu_s = {"workload": workload.get("cpu_s"), "recorder": times.user + times.system}
-    rss_bytes = {"workload": workload.get("rss_bytes"), "recorder": read_rss_bytes()}
+    memory_bytes = {"workload": workload.get("rss_bytes"), "recorder": rss_bytes()}
     return [
         Family("process.cpu.time", "counter", "s", "CPU time, user and system.", _points(cpu_s)),
-        Family("process.memory.usage", "gauge", "By", "Resident memory.", _points(rss_bytes)),
+        Family("process.memory.usage", "gauge", "By", "Resident memory.", _points(memory_bytes)),
     ]
-
-
-def read_rss_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:
-    """Resident memory of this process; None where the system does not tell."""
-    try:
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _points(values: Mapping[str, float | None]) -> list[Point]:

@@ -12,6 +12,8 @@ import pytest
 import mlotel_cli
 from mlotel_cli import read_run
 from mlotel_cli.errors import UsageError
+from mlotel_cli.hardware import git_state
+from mlotel_cli.modes.opening import identify
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OFF
 
@@ -51,6 +53,32 @@ def test_every_batch_becomes_a_row(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "complete: 3 scored" in printed
     assert "detector" in printed
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_run_records_what_every_run_records(tmp_path: Path) -> None:
+    with mlotel_cli.start_run(directory=tmp_path / "run", config={"lr": 0.1}, mode="disabled") as folder:
+        pass
+    info = read_run(folder).info
+    assert info["environment"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert info["environment"]["git"] == git_state(Path.cwd())
+    assert info["identity"]["git.commit"] == (git_state(Path.cwd()) or {}).get("commit")
+    assert info["identity"]["config.hash"] == identify({"lr": 0.1}, run_id="", name="", git=None)["config.hash"]
+
+
+def test_a_gpu_that_the_program_took_later_is_told_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def asked_too_early() -> bool:
+        pytest.fail("it would begin to use CUDA, and a forked child could not any more")
+
+    monkeypatch.setattr(torch.cuda, "is_available", asked_too_early)
+    with mlotel_cli.start_run(directory=tmp_path / "run", mode="disabled") as folder:
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H100")
+    environment = read_run(folder).info["environment"]
+    assert (environment["gpu"], environment["git"]) == (["H100"], git_state(Path.cwd()))
 
 
 def test_an_error_in_the_loop_is_raised_and_kept_with_the_rows(

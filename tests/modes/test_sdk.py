@@ -18,6 +18,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 import mlotel_cli
 from mlotel_cli.errors import UsageError
+from mlotel_cli.hardware import git_state
 from mlotel_cli.modes import sdk
 from mlotel_cli.modes.opening import tracker_settings
 from mlotel_cli.modes.sdk import LoopRun, MlotelSpanProcessor, WandbSpanMetricsExporter
@@ -291,12 +292,16 @@ class FakeLink:
     def __init__(self, run_dir: Path, **options: Any) -> None:
         self.run_dir, self.options = run_dir, options
         self.is_open = True
+        self.sent: list[Any] = []
         self.emitted: list[Any] = []
         self.emit = self.emitted.append
         self.closed = 0
 
     def open(self, opening: Any) -> None:
         self.opening = opening
+
+    def send(self, kind: str, *values: Any) -> None:
+        self.sent.append((kind, *values))
 
     def close(self, closing: Any, *, timeout_s: float) -> None:
         self.closed += 1
@@ -358,6 +363,34 @@ def test_a_run_is_closed_once_and_only_by_its_own_process(monkeypatch: pytest.Mo
     assert run._link.closed == 1
 
 
+@pytest.mark.usefixtures("fake_link")
+def test_a_run_opens_with_what_every_run_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlotel_cli.hardware.git_state", lambda _: {"commit": "abc", "dirty": True})
+    link = loop_run()._link
+    assert link.opening.identity["mlotel.run.id"] == link.opening.run_id
+    assert link.opening.identity["git.commit"] == "abc"
+    assert len(link.opening.identity["config.hash"]) == 16
+    ((kind, text),) = link.sent
+    environment = json.loads(text)["environment"]
+    assert (kind, environment["git"]["commit"]) == ("info", "abc")
+    assert environment["packages"]["opentelemetry-sdk"]
+
+
+@pytest.mark.usefixtures("fake_link")
+def test_a_gpu_that_the_program_took_later_is_told_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    run = loop_run()
+    assert json.loads(run._link.sent[0][1])["environment"]["gpu"] is None
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H100")
+    run.close()
+    first, last = (json.loads(text)["environment"] for _, text in run._link.sent)
+    assert last == {**first, "gpu": ["H100"]}
+
+
 # -- whole programs ---------------------------------------------------------------------------------------------------
 
 UNMODIFIED = """
@@ -398,6 +431,10 @@ def test_an_unmodified_program_gets_its_rows_by_one_line(line: str, mode: str, t
         0 < row["detector.host_ms"] + row["reader.host_ms"] < row["latency_ms"]
         for row in run.batches.iter_rows(named=True)
     )
+    assert run.info["environment"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert run.info["environment"]["git"] == git_state(Path.cwd())
+    assert run.info["identity"]["git.commit"] == (git_state(Path.cwd()) or {}).get("commit")
+    assert len(run.info["identity"]["config.hash"]) == 16
     spans = run.spans.filter(run.spans["name"] == "reader")
     assert [json.loads(given)["plates"] for given in spans["attributes"]] == [0, 1, 2, 3, 4]
     assert set(run.spans["scope"]) == {"program"}

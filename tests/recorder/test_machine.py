@@ -1,11 +1,7 @@
 """Processes, and GPUs by a fake of NVIDIA's library: what it tells, what it refuses, what it breaks."""
 
-import os
 import threading
-from pathlib import Path
 from types import SimpleNamespace
-
-import pytest
 
 from mlotel_cli.recorder.machine import (
     GpuReading,
@@ -14,7 +10,6 @@ from mlotel_cli.recorder.machine import (
     gpu_families,
     open_nvml,
     process_families,
-    read_rss_bytes,
 )
 
 
@@ -146,11 +141,3 @@ def test_both_processes_by_opentelemetrys_names():
 def test_a_workload_that_has_not_reported_is_absent():
     cpu, _ = process_families({})
     assert [point.attributes["mlotel.process"] for point in cpu.points] == ["recorder"]
-
-
-@pytest.mark.parametrize(("text", "expected"), [("100 7 3", 7), ("", None), ("a b", None)])
-def test_resident_memory(tmp_path, text, expected):
-    (tmp_path / "statm").write_text(text)
-    pages = expected and expected * os.sysconf("SC_PAGE_SIZE")
-    assert read_rss_bytes(tmp_path / "statm") == pages
-    assert read_rss_bytes(Path("/nonexistent")) is None
