@@ -1,7 +1,7 @@
 """Runs the stages of a pipeline over batches: each stage in a span, under one root span per batch.
 
 `create_executor` makes one of two executors with one contract, `Executor`: `sequential`, or `pipelined` with a thread
-per stage. Neither knows where batches come from, nor what becomes of them.
+per stage. Neither knows the source of the batches, nor what the caller does with the results.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,15 +34,15 @@ def create_executor(
     replicas: Mapping[str, int] | None = None,
     stage_timeout_s: float | None = None,
 ) -> Executor:
-    """The executor that `kind` names. Starts nothing; all threads of a pipelined one begin and end with `run`.
+    """Create the executor that `kind` names. No thread starts before `run`, and all threads end with it.
 
     Args:
         stages: named stages, or one callable that opens its own spans (sequential only).
-        inference: what every thread that runs a stage enters. A sequential executor's caller has entered it itself.
+        inference: the torch state that every stage thread enters. The caller of a sequential executor enters it itself.
         kind: sequential | pipelined.
         queue_size: pipelined: batches that may wait before each stage.
-        replicas: pipelined: threads by stage name, where more than one.
-        stage_timeout_s: pipelined: a stage that holds a batch longer ends the run; None waits for ever.
+        replicas: pipelined: number of threads by stage name, where more than one.
+        stage_timeout_s: pipelined: a stage that needs longer for a batch ends the run; None sets no limit.
 
     Raises:
         UsageError: when the settings do not fit the stages.
@@ -52,7 +52,7 @@ def create_executor(
         return SequentialExecutor(stages)
     if not isinstance(stages, Mapping):
         raise UsageError(
-            "executor=pipelined: the pipeline is one callable, and only named stages can run beside each other; "
+            "executor=pipelined: the pipeline is one callable, but only named stages can run concurrently; "
             "give it `stages: Mapping[str, Callable]`, or use executor=sequential"
         )
     named = cast("Mapping[str, Callable[[Any], Any]]", stages)
@@ -69,10 +69,12 @@ def create_executor(
 
 def _refuse_for_sequential(replicas: Mapping[str, int], stage_timeout_s: float | None) -> None:
     if any(count != 1 for count in replicas.values()):
-        raise UsageError(f"executor.replicas={dict(replicas)}: a sequential executor has none; use executor=pipelined")
+        raise UsageError(
+            f"executor.replicas={dict(replicas)}: a sequential executor has no replicas; use executor=pipelined"
+        )
     if stage_timeout_s is not None:
         raise UsageError(
-            f"executor.stage_timeout_s={stage_timeout_s:g}: a sequential executor cannot leave a stage that hangs; "
+            f"executor.stage_timeout_s={stage_timeout_s:g}: a sequential executor cannot abandon a stage that hangs; "
             "use executor=pipelined"
         )
 
@@ -80,6 +82,6 @@ def _refuse_for_sequential(replicas: Mapping[str, int], stage_timeout_s: float |
 def _check_replicas(replicas: Mapping[str, int], names: list[str]) -> None:
     for name, count in replicas.items():
         if name not in names:
-            raise UsageError(f"executor.replicas.{name}: there is no such stage; the pipeline has {', '.join(names)}")
+            raise UsageError(f"executor.replicas.{name}: no such stage; the pipeline has {', '.join(names)}")
         if count < 1:
             raise UsageError(f"executor.replicas.{name}={count}: allowed: at least 1")

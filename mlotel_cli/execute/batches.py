@@ -1,4 +1,4 @@
-"""What goes into an executor and what comes out, and the spans that both kinds of executor open around a batch."""
+"""The input and output of an executor, and the spans that both kinds of executor open around a batch."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from mlotel_cli.telemetry.clock import CLOCK
 
 NO_PARENT = Context()
 WAITING: Mapping[str, str] = {KIND: "queue"}
-"""Attributes of a span in which a batch waits: it is no stage."""
+"""Attributes that mark the span of a wait, so that it does not count as a stage."""
 
 
 @dataclass(slots=True)
 class Numbered:
-    """A batch with its number in the run and the pass it belongs to."""
+    """A batch, its index in the run, and the number of its pass over the source."""
 
     index: int
     repeat: int
@@ -26,16 +26,17 @@ class Numbered:
 
 @dataclass(slots=True)
 class Finished:
-    """A batch that went through, or failed on the way.
+    """A batch that passed all stages, or failed in one.
 
     Attributes:
-        output: what the last stage returned; None after a failure.
-        error: what a stage raised.
-        stage: the stage that raised; empty where unknown.
+        numbered: the batch.
+        output: the last stage's output; None after a failure.
+        error: the Exception of a stage; None without a failure.
+        stage: the stage that failed; empty where unknown.
         root: the batch's root span.
-        start_ns: when it was picked up, `perf_counter_ns`.
-        wait_ns: how long the source took to deliver it.
-        busy_ns: from pick-up until it was through, whether spans were recorded or not.
+        start_ns: time of its pick-up from the source, `perf_counter_ns`.
+        wait_ns: time that the executor waited for the source.
+        busy_ns: time from pick-up to the end, also measured without telemetry.
     """
 
     numbered: Numbered
@@ -53,44 +54,44 @@ WaitForRoom = Callable[[], None]
 
 
 def never() -> None:
-    """There is always room."""
+    """Return at once: there is always room."""
 
 
 class Executor(Protocol):
     """Runs batches through the stages.
 
     Attributes:
-        is_concurrent: whether several batches are under way at once, the caller's own work beside them.
+        is_concurrent: whether several batches run at once, and beside the caller's own work.
     """
 
     is_concurrent: bool
 
     def run(self, batches: Iterator[Numbered], *, wait_for_room: WaitForRoom = never) -> Generator[Finished]:
-        """Yield every batch once, in order, when it is through; an Exception of a stage is the batch's.
+        """Yield every batch once, in order, as it finishes. A stage's Exception is in `Finished.error`.
 
-        What the source or `wait_for_room` raises is raised here, after the batches before it. Close the generator
-        when you leave it early: `with contextlib.closing(executor.run(...)) as running`.
+        An exception of the source or of `wait_for_room` is raised here, after the batches before it. Close the
+        generator to end the run early: `with contextlib.closing(executor.run(...)) as running`.
         """
         ...
 
     def outputs(self, data: Any) -> Iterator[tuple[str, Any]]:
-        """Run `data` through on the calling thread, outside any span of its own: each stage's name and output."""
+        """Run the stages on `data`, on the calling thread and without spans; yield each stage's name and output."""
         ...
 
     def depths(self) -> dict[str, tuple[int, int]]:
-        """Batches that wait before each stage now, and how many may; empty where none ever do."""
+        """Return by stage how many batches wait before it, and how many may; empty for an executor without queues."""
         ...
 
 
 def root_attributes(numbered: Numbered) -> dict[str, Any]:
-    """Attributes of a batch's root span."""
+    """Return the attributes of a batch's root span."""
     return {BATCH_INDEX: numbered.index, BATCH_SIZE: numbered.batch.size}
 
 
 def record_arrival(tracer: trace.Tracer, batch: Batch, context: Context | None, *, start_ns: int) -> None:
-    """For live input, the span `queue source`: from its arrival until it was picked up at `start_ns`.
+    """Record a live batch's span `queue source`, from its arrival until its pick-up at `start_ns`.
 
-    The parent is in `context`, or current.
+    The parent is in `context`, or current. A batch without an arrival time gets no such span.
     """
     arrived_ns = batch.source_time_ns
     if arrived_ns is not None:

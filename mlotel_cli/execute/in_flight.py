@@ -1,4 +1,4 @@
-"""A batch on its way through the stages of several threads: its value, and the spans that go with it."""
+"""A batch that moves through the stages of several threads, with its spans."""
 
 import itertools
 import time
@@ -14,14 +14,14 @@ from mlotel_cli.records import BATCH_SPAN
 
 
 class InFlight:
-    """One batch under way. One thread at a time has it; `abandon` alone may come from another.
+    """One batch in the pipeline. One thread at a time owns it; only `abandon` may be called from another thread.
 
     Attributes:
         ticket: its place in the order, from 0.
         numbered: the batch.
         value: output of the last stage that ran.
-        is_over: no stage runs any more: it failed, or has no items.
-        mark: what a stream has to wait for before it may read the value; see `streams`.
+        is_over: True when no further stage may run: the batch failed, ended or has no items.
+        mark: a stream waits for it before it reads the value; see `streams`.
     """
 
     __slots__ = (
@@ -43,7 +43,7 @@ class InFlight:
     )
 
     def __init__(self, numbered: Numbered, *, ticket: int, tracer: trace.Tracer, start_ns: int, wait_ns: int) -> None:
-        """Open the root span: the batch was picked up at `start_ns`, after waiting `wait_ns` for the source."""
+        """Open the root span of a batch that was picked up at `start_ns`, after a wait of `wait_ns` for the source."""
         self.ticket = ticket
         self.numbered = numbered
         self.value: Any = numbered.batch.data
@@ -58,7 +58,7 @@ class InFlight:
         self._root: trace.Span = trace.INVALID_SPAN
         self._waiting: trace.Span = trace.INVALID_SPAN
         self._context = NO_PARENT
-        self._ends = itertools.count()  # next() is atomic: of two threads that end the batch, one is the first
+        self._ends = itertools.count()  # next() is atomic, so that only one of two threads ends the batch
         if self.is_over:
             self.value = None
             return
@@ -67,20 +67,20 @@ class InFlight:
         record_arrival(tracer, numbered.batch, self._context, start_ns=start_ns)
 
     def offer(self, stage: str) -> None:
-        """From now on it waits for a thread of `stage`."""
+        """Begin the wait for a thread of `stage`."""
         if not self.is_over:
             self._waiting = self._tracer.start_span(f"queue {stage}", self._context, attributes=WAITING)
 
     def take(self) -> None:
-        """It waits no longer."""
+        """End the wait."""
         waiting, self._waiting = self._waiting, trace.INVALID_SPAN
         waiting.end()
 
     def run(self, name: str, stage: Callable[[Any], Any]) -> None:
-        """Run a stage in its span, which is current meanwhile; its Exception ends the batch.
+        """Run a stage in its span, which is current meanwhile; an Exception of the stage ends the batch.
 
         Raises:
-            BaseException: that is no Exception; the batch has ended then too.
+            BaseException: other than an Exception; it also ends the batch.
         """
         try:
             with self._tracer.start_as_current_span(name, self._context):
@@ -92,7 +92,7 @@ class InFlight:
                 raise
 
     def end(self, raised: BaseException | None = None) -> None:
-        """It is through, or failed: end the root span. Only the first end counts."""
+        """End the root span, after the last stage or with the exception `raised`. Only the first call has an effect."""
         if next(self._ends):
             return
         self.is_over = True
@@ -102,22 +102,22 @@ class InFlight:
                 self._root.end()
             else:
                 self._root.__exit__(type(raised), raised, raised.__traceback__)
-        except Exception as reported:  # the device reports a stage's error here
+        except Exception as reported:  # CUDA raises the error of an earlier kernel here
             self._error, self.value = reported, None
         self._busy_ns = time.perf_counter_ns() - self._start_ns
 
     def abandon(self, why: str) -> None:
-        """The run ends before it is through: end its spans all the same, and say why."""
+        """End the spans of a batch that the run does not finish, with the status description `why`."""
         self.take()
         if next(self._ends):
             return
         self.is_over = True
         self._root.set_status(Status(StatusCode.ERROR, why))
-        with suppress(Exception):  # a device that is broken says so wherever it is asked; the span is kept
+        with suppress(Exception):  # a broken device raises at every call; the span is recorded anyway
             self._root.end()
 
     def finished(self) -> Finished:
-        """What comes out of the executor."""
+        """Return the executor's result for this batch."""
         error = self._error
         return Finished(
             self.numbered,

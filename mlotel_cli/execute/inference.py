@@ -1,24 +1,24 @@
-"""What torch keeps per thread, and every thread that runs a stage has to enter itself."""
+"""The state that torch keeps per thread: inference mode, device, autocast."""
 
 import contextlib
 from collections.abc import Generator
 
 
 class Inference:
-    """The state that torch keeps per thread: every thread that runs a stage enters it itself.
+    """Sets torch's state of the calling thread; every thread that runs a stage enters it.
 
     Attributes:
         device: the torch device, as text.
     """
 
     def __init__(self, device: str, *, autocast: str | None = None) -> None:
-        """`device` is a torch device; `autocast` the name of a dtype, such as bfloat16, or None."""
+        """Use a torch `device` and, unless None, autocast to the dtype of that name, such as bfloat16."""
         self.device = device
         self._autocast = autocast
 
     @contextlib.contextmanager
     def __call__(self) -> Generator[None]:
-        """Inference mode, the device, and autocast where asked for. Does not synchronise."""
+        """Enter inference mode, the device, and autocast when configured. Does not synchronise."""
         import torch
 
         device = torch.device(self.device)

@@ -1,8 +1,7 @@
-"""The bounded queue between two stages, which also puts batches back in order behind a stage with several threads.
+"""The bounded queue between two stages. It also restores the order of batches after a stage with several threads.
 
-Entries carry tickets, 0, 1, 2, ...; they leave in the order of their tickets, whatever the order they come in. The side
-that takes uses nothing but calls that are whole or not made at all when a signal interrupts them: it may be the main
-thread.
+Entries have tickets 0, 1, 2, ... and leave in the order of their tickets. The taking side may be the main thread, so it
+uses only calls that a signal cannot interrupt halfway.
 """
 
 import threading
@@ -14,17 +13,22 @@ from typing import Any
 
 @dataclass(slots=True)
 class End:
-    """Nothing comes after this: the ticket after the last entry, and the error that ended it, where one did."""
+    """The last entry of a queue.
+
+    Attributes:
+        ticket: the ticket after the last other entry.
+        error: the error that ended the run; None for a normal end.
+    """
 
     ticket: int
     error: BaseException | None = None
 
 
 class OrderedQueue:
-    """Holds `capacity` entries; one more where the one that is due must not wait for those behind it."""
+    """Holds `capacity` entries, and one more when the next entry in order would wait for later ones."""
 
     def __init__(self, capacity: int) -> None:
-        """An open, empty queue."""
+        """Create an open, empty queue."""
         self.capacity = capacity
         self._ready: SimpleQueue[Any] = SimpleQueue()
         self._early: dict[int, Any] = {}
@@ -36,14 +40,14 @@ class OrderedQueue:
 
     @property
     def depth(self) -> int:
-        """Entries that wait now."""
+        """Number of waiting entries."""
         return min(self._num_ready + len(self._early), self.capacity)
 
     def put(self, ticket: int, entry: Any) -> bool:
-        """Wait for room, and add; an `End` needs none. A ticket that was given before is ignored.
+        """Wait for room and add the entry. An `End` needs no room; a repeated ticket is ignored.
 
         Returns:
-            False, and nothing is added, when the queue is closed.
+            False when the queue is closed; the entry is then not added.
         """
         with self._changed:
             while not self._is_closed and not isinstance(entry, End) and not self._has_room(ticket):
@@ -61,10 +65,10 @@ class OrderedQueue:
             return True
 
     def get(self, timeout_s: float | None = None) -> Any:
-        """Take the next entry; waits for it. An `End` stays, for whoever takes next.
+        """Wait for the next entry and take it. An `End` stays in the queue for the next caller.
 
         Raises:
-            Empty: when none came within `timeout_s`.
+            Empty: when no entry came within `timeout_s`.
         """
         entry = self._ready.get(timeout=timeout_s)
         if isinstance(entry, End):
@@ -76,14 +80,14 @@ class OrderedQueue:
         return entry
 
     def close(self, error: BaseException | None = None) -> None:
-        """Let nothing in any more, and wake everybody: what is ready can still be taken, then comes an `End`."""
+        """Refuse further entries and wake all waiting threads. Ready entries can still be taken; an `End` follows."""
         with self._lock:
             self._is_closed = True
             self._changed.notify_all()
         self._ready.put(End(self._due, error))
 
     def drain(self) -> list[Any]:
-        """Everything that is left in a closed queue; the end stays, for a thread that still comes to take."""
+        """Remove and return the remaining entries of a closed queue; an `End` stays for threads that call `get`."""
         with self._lock:
             left = list(self._early.values())
             self._early.clear()

@@ -1,9 +1,9 @@
-"""A thread per stage, bounded queues between them: while one batch is read, the next is detected.
+"""Runs every stage in threads of its own, with bounded queues between them, so that several batches run at once.
 
-    source thread -> queue -> stage's thread(s) -> queue -> ... -> queue -> whoever iterates over `run`
+    source thread -> queue -> stage's thread(s) -> queue -> ... -> queue -> the caller, who iterates over `run`
 
-A stage with several threads leaves its batches in order all the same: the queues restore it. A batch that failed
-travels on, past the stages, so that order holds for it too. All threads begin and end with `run`.
+The queues restore the order after a stage with several threads. A failed batch passes the remaining queues too, so that
+it keeps its place. All threads begin and end with `run`.
 """
 
 import logging
@@ -26,8 +26,8 @@ from mlotel_cli.telemetry.api import PROVIDER, SCOPE
 logger = logging.getLogger("mlotel.execute")
 
 GRACE_S = 5.0
-"""How long a run that ends early waits for a stage in the middle of a batch, and for a source that blocks."""
-UNFINISHED = "the run ended before this batch was through"
+"""How long a run that ends early waits for a stage that works on a batch, and for a source that blocks."""
+UNFINISHED = "the run ended before this batch was finished"
 
 StageCall = Callable[[Any], Any]
 
@@ -37,9 +37,9 @@ class Station:
     """A stage and its place in the pipeline.
 
     Attributes:
-        name: of the stage.
-        threads: how many run it.
-        turn: held while it runs; None for a stage that runs in several threads anyway.
+        name: name of the stage.
+        threads: number of threads that run it.
+        turn: lock held while the stage runs; None for a stage with several threads.
     """
 
     name: str
@@ -49,27 +49,27 @@ class Station:
 
 @dataclass(slots=True)
 class Held:
-    """A batch in the hands of a stage since `began_ns`."""
+    """A batch that a stage has been working on since `began_ns`."""
 
     stage: str
     in_flight: InFlight
     began_ns: int
 
     def too_long(self, timeout_s: float | None) -> StageError | None:
-        """What to say when that is longer than `timeout_s`; ends the batch by it. None allows any time."""
+        """Abandon the batch and return the error when the stage exceeds `timeout_s`; None sets no limit."""
         held_s = (time.perf_counter_ns() - self.began_ns) / 1e9
         if timeout_s is None or held_s <= timeout_s:
             return None
         error = StageError(
-            f"batch {self.in_flight.numbered.index}: stage {self.stage} held it for {held_s:.2f} s, and "
-            f"executor.stage_timeout_s={timeout_s:g} allows no more"
+            f"batch {self.in_flight.numbered.index}: stage {self.stage} ran for {held_s:.2f} s, longer than "
+            f"executor.stage_timeout_s={timeout_s:g} allows"
         )
         self.in_flight.abandon(str(error))
         return error
 
 
 class PipelinedExecutor:
-    """Runs every stage in threads of its own. See `Executor`; one `run` at a time."""
+    """Runs every stage in threads of its own. See `Executor`. Only one `run` at a time is allowed."""
 
     is_concurrent = True
 
@@ -86,7 +86,7 @@ class PipelinedExecutor:
     ) -> None:
         """Prepare; see `create_executor`.
 
-        `streams` are the device's, where there is one; `grace_s` is how long a run that ends early waits for its
+        `streams` are the device's streams, None without a device. A run that ends early waits up to `grace_s` for its
         threads.
         """
         counts = replicas or {}
@@ -94,7 +94,7 @@ class PipelinedExecutor:
         self.stage_timeout_s = stage_timeout_s
         self.streams = streams or HostStreams()
         self.grace_s = grace_s
-        self.stages = stages  # looked up at every call: an option may have replaced one
+        self.stages = stages  # looked up at every call, because an `optimize` option may replace a stage
         self.stations = [
             Station(name, counts.get(name, 1), None if counts.get(name, 1) > 1 else threading.Lock()) for name in stages
         ]
@@ -102,23 +102,23 @@ class PipelinedExecutor:
         self._queues = self._new_queues()
 
     def run(self, batches: Iterator[Numbered], *, wait_for_room: WaitForRoom = never) -> Generator[Finished]:
-        """Yield every batch when it is through, in order; an Exception of a stage is the batch's, not the caller's.
+        """Yield every batch as it finishes, in order. A stage's Exception is in `Finished.error` and is not raised.
 
-        `batches` is iterated on a thread of its own. A source that blocks keeps no finished batch back. To end early,
-        close the source first, so that its iterator ends, and then the generator: while the iterator blocks, closing
-        waits for it, `grace_s` at most, and leaves the thread behind with a warning.
+        `batches` is iterated on a thread of its own: a source that blocks does not delay finished batches. To end
+        early, close the source first, so that its iterator ends, and then the generator. If the iterator still blocks,
+        closing waits up to `grace_s`, then logs a warning and leaves the thread running.
 
         Raises:
-            StageError: when a stage holds a batch longer than `stage_timeout_s`.
+            StageError: when a stage works on a batch longer than `stage_timeout_s`.
         """
         self._queues = self._new_queues()
         return StageThreads(self, self._queues).results(batches, wait_for_room)
 
     def outputs(self, data: Any) -> Iterator[tuple[str, Any]]:
-        """Each stage's name and output, on the calling thread, never beside the stage's own thread.
+        """Run the stages on the calling thread, each while its own thread is idle; yield each name and output.
 
         Raises:
-            StageError: when that thread does not let go of the stage within `grace_s`.
+            StageError: when a stage's own thread is busy for longer than `grace_s`.
         """
         for station in self.stations:
             with _turn(station, timeout_s=self.grace_s):
@@ -126,8 +126,8 @@ class PipelinedExecutor:
             yield station.name, data
 
     def depths(self) -> dict[str, tuple[int, int]]:
-        """Batches that wait before each stage now, and how many may."""
-        queues = zip(self.stations, self._queues, strict=False)  # the last queue is the caller's
+        """Return by stage how many batches wait before it, and how many may."""
+        queues = zip(self.stations, self._queues, strict=False)  # the caller takes from the last queue
         return {station.name: (queue.depth, queue.capacity) for station, queue in queues}
 
     def _new_queues(self) -> list[OrderedQueue]:
@@ -136,12 +136,12 @@ class PipelinedExecutor:
 
 @contextmanager
 def _turn(station: Station, *, timeout_s: float = -1) -> Generator[None]:
-    """Keep the stage's other users out."""
+    """Hold the stage, so that no other thread runs it."""
     if station.turn is None:
         yield
         return
     if not station.turn.acquire(timeout=timeout_s):
-        raise StageError(f"stage {station.name} is busy for more than {timeout_s:g} s")
+        raise StageError(f"stage {station.name} has been busy for more than {timeout_s:g} s")
     try:
         yield
     finally:
@@ -163,7 +163,7 @@ class StageThreads:
         self._before: Any = None
 
     def results(self, batches: Iterator[Numbered], wait_for_room: WaitForRoom) -> Generator[Finished]:
-        """On the caller's thread: whatever has gone through the last queue."""
+        """Start the threads, yield the batches on the caller's thread, and stop the threads at the end."""
         stream = self._executor.streams.current()
         self._before = stream.mark()
         try:
@@ -212,13 +212,13 @@ class StageThreads:
                     self._pass_on(in_flight, 0)
                     ticket += 1
                     wait_for_room()
-        except BaseException as raised:  # the caller's, in its turn
+        except BaseException as raised:  # raised in the caller after the batches before it
             error = raised
         self._queues[0].put(ticket, End(ticket, error))
 
     @contextmanager
     def _on_device(self, stream: DeviceStream) -> Generator[DeviceStream]:
-        """Enter what a thread needs; its stream goes on where the caller's was when the run began."""
+        """Enter a thread's torch state and stream; the stream waits for the caller's work from before the run."""
         with self._executor.inference(), stream.entered():
             stream.receive(None, self._before)
             yield stream
@@ -235,7 +235,7 @@ class StageThreads:
                     self._process(station, entry, position, stream)
                     in_flight = None
                 outbox.put(entry.ticket, entry)
-        except BaseException as error:  # not a stage's: this thread or its device is broken
+        except BaseException as error:  # not from a stage: this thread or its device is broken
             if in_flight is not None:
                 in_flight.abandon(UNFINISHED)
             self._queues[-1].close(error)
@@ -258,12 +258,12 @@ class StageThreads:
         self._pass_on(in_flight, position + 1)
 
     def _hold_and_run(self, name: str, in_flight: InFlight) -> BaseException | None:
-        """Run the stage; returns what ends the whole run."""
+        """Run the stage; return the error that ends the whole run, if any."""
         thread = threading.current_thread()
         held = self._held[thread] = Held(name, in_flight, time.perf_counter_ns())
         try:
             in_flight.run(name, self._executor.stages[name])
-        except BaseException as error:  # a KeyboardInterrupt or SystemExit of the stage's is the caller's
+        except BaseException as error:  # a stage's KeyboardInterrupt or SystemExit is raised in the caller
             return error
         finally:
             self._held[thread] = None
@@ -287,7 +287,7 @@ class StageThreads:
             self._check_held(self._executor.stage_timeout_s)
 
     def _patience_s(self, timeout_s: float) -> float:
-        """Seconds until a stage may have held a batch too long."""
+        """Return the seconds until a stage can exceed `timeout_s`."""
         began_ns = [held.began_ns for held in list(self._held.values()) if held is not None]
         if not began_ns:
             return timeout_s
@@ -301,7 +301,7 @@ class StageThreads:
                 raise error
 
     def _stop(self) -> None:
-        """Wake every thread and wait for it, `grace_s` at most; what is under way ends as unfinished."""
+        """Wake every thread and wait for it, up to `grace_s`; batches in flight end as unfinished."""
         self._is_stopping = True
         for queue in self._queues:
             queue.close()
@@ -319,4 +319,4 @@ class StageThreads:
                 held.in_flight.abandon(UNFINISHED)
         waited = [thread.name for thread in left if thread not in self._hung]
         if waited:
-            logger.warning("%s: no end within %g s, left behind", ", ".join(waited), self._executor.grace_s)
+            logger.warning("threads still running after %g s: %s", self._executor.grace_s, ", ".join(waited))

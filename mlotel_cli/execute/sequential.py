@@ -1,4 +1,4 @@
-"""One batch after the other, one stage after the other, on the calling thread."""
+"""Runs one batch after the other, one stage after the other, on the calling thread."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -21,7 +21,7 @@ from mlotel_cli.telemetry.api import PROVIDER, SCOPE
 
 
 class SequentialExecutor:
-    """One batch after the other, one stage after the other, on the calling thread. See `Executor`."""
+    """Runs one batch after the other on the calling thread. See `Executor`."""
 
     is_concurrent = False
 
@@ -37,7 +37,7 @@ class SequentialExecutor:
         self._tracer = PROVIDER.get_tracer(SCOPE)
 
     def run(self, batches: Iterator[Numbered], *, wait_for_room: WaitForRoom = never) -> Generator[Finished]:
-        """Yield every batch when it is through; an Exception of a stage is the batch's, not the caller's."""
+        """Yield every batch as it finishes. A stage's Exception is in `Finished.error` and is not raised."""
         now = time.perf_counter_ns
         while True:
             asked = now()
@@ -48,11 +48,11 @@ class SequentialExecutor:
             wait_for_room()
 
     def outputs(self, data: Any) -> Iterator[tuple[str, Any]]:
-        """Each stage's name and output; nothing for a callable that has no parts to name."""
+        """Yield each stage's name and output; nothing for a callable that opens its own spans."""
         return outputs(self._given, data)
 
     def depths(self) -> dict[str, tuple[int, int]]:
-        """Nothing ever waits before a stage."""
+        """Return an empty mapping: no batch ever waits before a stage."""
         return {}
 
     def _run_one(self, numbered: Numbered, *, wait_ns: int) -> Finished:
@@ -61,7 +61,7 @@ class SequentialExecutor:
         open_span = self._tracer.start_as_current_span
         root: trace.Span = trace.INVALID_SPAN
         start_ns = time.perf_counter_ns()
-        if batch.size < 1:  # a stage may well fail on nothing, with an error that says nothing
+        if batch.size < 1:  # an empty batch makes many stages fail with an unclear error
             return Finished(numbered, None, None, "", root, start_ns, wait_ns)
         try:
             with open_span(BATCH_SPAN, NO_PARENT, attributes=root_attributes(numbered)) as root:

@@ -1,8 +1,8 @@
-"""A CUDA stream per stage thread, and what makes it safe to hand tensors from one to the next without waiting.
+"""A CUDA stream per stage thread. Tensors pass safely from one stream to the next, and the host never waits.
 
-A stage's thread returns before its kernels have run. Whoever takes the value puts three things right: its stream waits
-(on the device) for the mark that the stage left behind its kernels, and each tensor's memory is kept from being used
-anew before the taking stream is done with it (`record_stream`). The host waits for nothing.
+A stage's thread returns before its kernels have run. `receive` therefore makes the next stage's stream wait, on the
+device, for the mark after those kernels, and keeps each tensor's memory from reuse until that stream has finished with
+it (`record_stream`).
 """
 
 import contextlib
@@ -14,18 +14,18 @@ from mlotel_cli.tensors import tensors_in
 
 
 class DeviceStream(Protocol):
-    """One thread's place on the device."""
+    """The stream that one thread puts its device work on."""
 
     def entered(self) -> AbstractContextManager[None]:
-        """Make its stream the thread's current one."""
+        """Make this the thread's current stream within a `with` block."""
         ...
 
     def mark(self) -> Any:
-        """A mark behind everything that the current stream was given so far."""
+        """Return a mark after all work on the current stream so far."""
         ...
 
     def receive(self, value: Any, mark: Any) -> None:
-        """Before `value` is used here: the current stream waits for `mark`. The host does not."""
+        """Make the current stream wait for `mark` before it uses `value`. The host does not wait."""
         ...
 
 
@@ -33,37 +33,37 @@ class Streams(Protocol):
     """The streams of a pipeline."""
 
     def stream(self, name: str) -> DeviceStream:
-        """A stream of its own, the same one whenever the name is: what memory it holds stays warm."""
+        """Return the stream of that name, always the same one: its cached memory is reused."""
         ...
 
     def current(self) -> DeviceStream:
-        """The stream of a thread that keeps the stream it has."""
+        """Return a DeviceStream that leaves the calling thread on its current stream."""
         ...
 
 
 class HostStream:
-    """The stream where there is no device: nothing to wait for. See `DeviceStream`."""
+    """A stream without a device; its methods do nothing. See `DeviceStream`."""
 
     def entered(self) -> AbstractContextManager[None]:
-        """Nothing."""
+        """Do nothing."""
         return contextlib.nullcontext()
 
     def mark(self) -> None:
-        """Nothing."""
+        """Return None: there is nothing to wait for."""
 
     def receive(self, value: Any, mark: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class HostStreams:
-    """Without a device. See `Streams`."""
+    """The streams of a pipeline without a device. See `Streams`."""
 
     def stream(self, name: str) -> DeviceStream:
-        """The one there is."""
+        """Return the stream that all threads share."""
         return _HOST
 
     def current(self) -> DeviceStream:
-        """The one there is."""
+        """Return the stream that all threads share."""
         return _HOST
 
 
@@ -71,25 +71,25 @@ _HOST = HostStream()
 
 
 class CudaStream:
-    """A stream of torch.cuda, or whichever is current. See `DeviceStream`."""
+    """A torch.cuda stream. See `DeviceStream`."""
 
     def __init__(self, cuda: Any, stream: Any | None) -> None:
-        """`cuda` is torch.cuda; `stream` None keeps the thread's own."""
+        """Use `stream` of `cuda` (torch.cuda); None leaves the thread on its current stream."""
         self._cuda = cuda
         self._stream = stream
 
     @contextlib.contextmanager
     def entered(self) -> Generator[None]:
-        """Make the stream current, if there is one."""
-        with self._cuda.stream(self._stream):  # None is no change
+        """Make the stream current within a `with` block."""
+        with self._cuda.stream(self._stream):  # None changes nothing
             yield
 
     def mark(self) -> Any:
-        """A new event."""
+        """Return a new event, recorded on the current stream."""
         return self._cuda.current_stream().record_event()
 
     def receive(self, value: Any, mark: Any) -> None:
-        """Wait on the device, and keep the memory; tensors are found as `tensors_in` finds them."""
+        """Wait for the event on the device, and keep the memory of the tensors that `tensors_in` finds."""
         stream = self._cuda.current_stream()
         if mark is not None:
             stream.wait_event(mark)
@@ -102,13 +102,13 @@ _PARTS = ("_indices", "_values", "values", "crow_indices", "col_indices", "ccol_
 
 
 def _keep(tensor: Any, stream: Any) -> None:
-    """Keep the memory of a tensor for `stream`; a sparse or nested one has it in the tensors it is made of."""
+    """Keep a tensor's memory for `stream`; that of a sparse or nested tensor belongs to its component tensors."""
     try:
         tensor.record_stream(stream)
     except NotImplementedError:
         parts: list[Any] = []
         for name in _PARTS:
-            with contextlib.suppress(AttributeError, RuntimeError):  # of another layout
+            with contextlib.suppress(AttributeError, RuntimeError):  # this layout lacks the part
                 parts.append(getattr(tensor, name)())
         if not parts:
             raise
@@ -120,7 +120,7 @@ class CudaStreams:
     """Streams of one CUDA device. See `Streams`."""
 
     def __init__(self, device: str, *, cuda: Any = None) -> None:
-        """`cuda` stands in for torch.cuda in tests."""
+        """Use the CUDA `device`; tests pass a fake `cuda` instead of torch.cuda."""
         if cuda is None:
             import torch
 
@@ -130,11 +130,11 @@ class CudaStreams:
         self._streams: dict[str, CudaStream] = {}
 
     def stream(self, name: str) -> DeviceStream:
-        """The stream of that name; made when it is first asked for."""
+        """Return the stream of that name, created on first use."""
         if name not in self._streams:
             self._streams[name] = CudaStream(self._cuda, self._cuda.Stream(device=self._device))
         return self._streams[name]
 
     def current(self) -> DeviceStream:
-        """Whatever stream the thread has."""
+        """Return a DeviceStream that leaves the thread on its current stream."""
         return CudaStream(self._cuda, None)

@@ -1,7 +1,7 @@
-"""Coordinated omission: a stage that stalls costs every batch that arrived meanwhile what that one waited.
+"""Coordinated omission: the latencies of all batches that arrive during a stall include their wait.
 
-One clock, moved by the test alone: arrivals follow a schedule whatever the pipeline does, and latencies come from the
-rows that the recorder would write.
+Only the test moves the clock. Batches arrive on a schedule that the pipeline does not influence, and latencies come
+from the rows that the recorder would write.
 """
 
 import threading
@@ -28,7 +28,7 @@ KINDS = ["sequential", "pipelined"]
 
 
 class World:
-    """A clock, a paced source, a pipeline whose second stage stalls, and the rows that come of it."""
+    """A clock, a paced source, a pipeline whose second stage stalls, and the resulting rows."""
 
     def __init__(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.time_ns = 0
@@ -49,7 +49,7 @@ class World:
             self.finished.append(one)
 
     def arrive(self, index: int) -> None:
-        """A batch arrives on schedule."""
+        """Let batch `index` arrive on schedule."""
         self.time_ns = index * PERIOD_MS * 1_000_000
         self.paced.give(Numbered(index, 0, Batch(index, ["a"], index, source_time_ns=self.time_ns)))
 
@@ -112,7 +112,7 @@ def play(world: World, *, stalled: bool) -> list[BatchRecord]:
 
 
 def expected_ms(index: int) -> float:
-    """Latency by the schedule: the stall's end, for those that arrived before it; nothing takes time otherwise."""
+    """Return the expected latency: the time from the arrival to the end of the stall; everything else takes no time."""
     arrived = index * PERIOD_MS
     free = STALLS_AT * PERIOD_MS + STALL_MS
     return max(0.0, free - arrived) if index >= STALLS_AT else 0.0
@@ -144,7 +144,7 @@ def test_without_a_stall_nobody_waits(world: World) -> None:
 
 
 def test_latency_from_pick_up_would_hide_it(world: World) -> None:
-    """What a measurement without arrivals sees, so that the tests above cannot pass by accident."""
+    """A measurement without arrival times misses the waits, so the tests above cannot pass by accident."""
     play(world, stalled=True)
     starts: Callable[[Any], int] = lambda one: one.start_ns - one.numbered.batch.source_time_ns  # noqa: E731
     assert max(map(starts, world.finished)) > 0

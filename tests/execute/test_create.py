@@ -1,4 +1,4 @@
-"""Which executor a configuration makes, and what is refused with the next step."""
+"""`create_executor` makes the configured executor, and refuses wrong settings with the next step."""
 
 from typing import Any
 
@@ -33,21 +33,21 @@ def test_settings_arrive() -> None:
 REFUSED = {
     "a callable": (
         {"stages": abs, "kind": "pipelined"},
-        "executor=pipelined: the pipeline is one callable, and only named stages can run beside each other; "
+        "executor=pipelined: the pipeline is one callable, but only named stages can run concurrently; "
         "give it `stages: Mapping[str, Callable]`, or use executor=sequential",
     ),
     "an unknown stage": (
         {"kind": "pipelined", "replicas": {"reed": 2}},
-        "executor.replicas.reed: there is no such stage; the pipeline has detect, read",
+        "executor.replicas.reed: no such stage; the pipeline has detect, read",
     ),
     "no thread": ({"kind": "pipelined", "replicas": {"read": 0}}, "executor.replicas.read=0: allowed: at least 1"),
     "replicas one after the other": (
         {"replicas": {"read": 2}},
-        "executor.replicas={'read': 2}: a sequential executor has none; use executor=pipelined",
+        "executor.replicas={'read': 2}: a sequential executor has no replicas; use executor=pipelined",
     ),
     "a time-out that nobody watches": (
         {"stage_timeout_s": 3.0},
-        "executor.stage_timeout_s=3: a sequential executor cannot leave a stage that hangs; use executor=pipelined",
+        "executor.stage_timeout_s=3: a sequential executor cannot abandon a stage that hangs; use executor=pipelined",
     ),
 }
 

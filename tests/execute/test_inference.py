@@ -1,4 +1,4 @@
-"""Inference mode, device and autocast: entered by the thread that asks, left by it."""
+"""Inference mode, device and autocast apply to the calling thread, within the `with` block."""
 
 import threading
 

@@ -1,8 +1,8 @@
-"""Ctrl-C at any moment of the caller's thread: wherever it lands, every thread ends, and so does every span.
+"""Ctrl-C at any moment on the caller's thread ends every thread and every span.
 
-Another thread sends the signal after a random time; every place it can land in is a right one, so there is no luck in
-passing. Python itself loses an exception that a signal raises within a weak reference's callback, such as the one of
-every Thread that is collected: so nothing is collected meanwhile.
+Another thread sends the signal after a random time. The tests must pass wherever the signal lands, so they do not
+depend on luck. Python loses an exception that a signal raises within a weak reference's callback, such as that of a
+collected Thread; the garbage collector is therefore off meanwhile.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ ROUNDS = 60
 
 
 class Landed(BaseException):
-    """The signal."""
+    """The error that the signal raises."""
 
 
 @pytest.fixture(autouse=True)

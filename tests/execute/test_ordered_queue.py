@@ -1,4 +1,4 @@
-"""A queue: bounded, in the order of tickets whatever the order of arrival, closed without leaving anyone waiting."""
+"""An ordered queue is bounded, keeps the order of tickets, and wakes all waiting threads when it is closed."""
 
 import itertools
 import threading
@@ -11,7 +11,7 @@ from tests.support.gates import PATIENCE_S, until
 
 
 def put_beside(queue: OrderedQueue, ticket: int, entry: object) -> tuple[threading.Thread, list[bool]]:
-    """Put on another thread; returns it, and what `put` returned once it has."""
+    """Put on another thread; return the thread and a list that will hold the result of `put`."""
     returned: list[bool] = []
     thread = threading.Thread(target=lambda: returned.append(queue.put(ticket, entry)), daemon=True)
     thread.start()

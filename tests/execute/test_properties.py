@@ -1,8 +1,8 @@
-"""Random pipelines: order, exactly once, every span ended and every thread gone, however the run ends.
+"""Random pipelines yield every batch once and in order; however the run ends, all spans and threads end.
 
-A stalled stage waits for the test: a thread lets the stalls go one by one, in an order in which each one is reached,
-and waits until it is. So full queues and overtaking threads happen on purpose, and nothing waits for luck. One that
-hangs is let go when everything is over; the clock that stages are timed by is the test's, and moves once it hangs.
+A stalled stage waits for the test: a thread waits until each stall is reached and then frees it, one by one. Full
+queues and overtaking threads therefore happen on purpose and not by luck. A stage that hangs is freed after the run;
+the test moves the clock of the time-out once the stage hangs.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ Cell = tuple[int, int]
 
 @dataclass(frozen=True)
 class Plan:
-    """A pipeline, its batches, and what happens to them."""
+    """A pipeline, its batches, and the events of the run."""
 
     replicas: tuple[int, ...]
     queue_size: int
@@ -63,12 +63,12 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 class StageBrokeError(Exception):
-    """Of a stage."""
+    """The error of a stage."""
 
 
 @dataclass
 class World:
-    """The stages and the source of a plan, and what they saw."""
+    """The stages and the source of a plan, and a record of their calls."""
 
     plan: Plan
     calls: list[tuple[str, int]] = field(default_factory=list)
@@ -105,7 +105,7 @@ class World:
             raise OSError("gone")
 
     def let_go(self) -> None:
-        """Free every stall in an order in which it is reached, unless the run is over before."""
+        """Free every stall in an order in which all are reached, unless the run ends first."""
         for position, index in sorted(self.plan.stalled, key=lambda cell: (cell[1], cell[0])):
             if self.is_reachable(position, index):
                 while not self.reached[position, index].wait(0.005):
@@ -124,7 +124,7 @@ class World:
         return not source_ends and not failed and index < self.plan.num_batches
 
     def expected(self) -> list[tuple[Any, str]]:
-        """Output and failing stage of each batch that the source gives."""
+        """Return the expected output and failing stage of each batch of the source."""
         limit = self.plan.num_batches if self.plan.source_fails_at is None else self.plan.source_fails_at
         whole = tuple(range(len(self.plan.replicas)))
         return [
@@ -135,7 +135,7 @@ class World:
 
 
 def consume(world: World, running: Iterator[Finished]) -> tuple[list[Finished], str]:
-    """Take as many as the plan says; returns them, and how it ended."""
+    """Take as many batches as the plan says; return them and how the run ended."""
     taken: list[Finished] = []
     if world.plan.stop_after == 0:
         return taken, "stopped"
@@ -199,7 +199,7 @@ def test_whatever_happens_to_a_pipelined_run(plan: Plan) -> None:
 
 
 def check_spans(spans: list[Any]) -> dict[int, list[Any]]:
-    """Every span that was opened is there, ended, under one root a batch."""
+    """Check that every opened span has ended, under one root per batch."""
     by_batch = {index: list(group) for index, group in itertools.groupby(sorted(spans, key=_batch), key=_batch)}
     for index, group in by_batch.items():
         (root,) = (span for span in group if span.name == "batch")
@@ -209,7 +209,7 @@ def check_spans(spans: list[Any]) -> dict[int, list[Any]]:
 
 @st.composite
 def hanging_plans(draw: st.DrawFn) -> tuple[Plan, Cell, int | None]:
-    """A plan in which one stage never returns from one batch, and when the caller leaves, if it does."""
+    """Draw a plan in which one stage never returns from one batch, and when the caller leaves, if it does."""
     replicas = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=4)))
     num_batches = draw(st.integers(1, 8))
     hangs = (draw(st.integers(0, len(replicas) - 1)), draw(st.integers(0, num_batches - 1)))

@@ -1,4 +1,4 @@
-"""The sequential executor: spans, parents, order, blame for errors, waiting for the source."""
+"""The sequential executor: spans, parents, order, errors, waiting for the source."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator

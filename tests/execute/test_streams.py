@@ -1,4 +1,4 @@
-"""A stream per stage: what a stage reads was written before, on the device, and nobody waits on the host."""
+"""Each stage has a stream; a stage reads values only after they are written, and the host never waits."""
 
 import contextlib
 import threading
@@ -15,7 +15,7 @@ from tests.support.fake_cuda import FakeCuda, Stream, Tensor
 
 @dataclass
 class Scene:
-    """What the stages of a real pipeline hand over: tensors somewhere inside."""
+    """A value of a real pipeline, with tensors inside."""
 
     frames: Tensor
     boxes: list[Any]
@@ -122,7 +122,7 @@ def test_what_is_no_tensor_of_the_device_is_left_alone() -> None:
 
 
 class Sparse:
-    """As torch's: no stream can be recorded on it, only on what it is made of."""
+    """Like torch's: a stream cannot be recorded on it, only on its component tensors."""
 
     is_cuda = True
 

@@ -172,7 +172,7 @@ def test_a_stage_that_hangs_ends_the_run_with_what_came_before(monkeypatch: pyte
 
     passing = threading.Thread(target=let_time_pass)
     passing.start()
-    with pytest.raises(StageError, match=r"batch 3: stage double held it for 0\.02 s"):
+    with pytest.raises(StageError, match=r"batch 3: stage double ran for 0\.02 s"):
         evaluated.run()
     passing.join(PATIENCE_S)
     assert session.column("status") == ["scored"] * 3
