@@ -1,10 +1,10 @@
-"""Which range the work on the device belongs to. Pure.
+"""Joins the work on the device to the ranges that it belongs to. Pure.
 
-Kernels run after the range that launched them has ended, so overlap in time says nothing: an activity belongs to the
-range in which its API call was made (they share a correlation id), and to every range around that one. A call from
-a thread that has no range open, such as a worker of the stage's own, belongs to the range that is open on the only
-other thread that has one; where several have, it belongs to none and is counted. A CUDA graph's nodes carry the
-correlation id of the graph's launch, so they need no case of their own.
+Kernels may run after the range that launched them has ended, so overlap in time does not decide. An activity belongs to
+the range in which its API call was made (the two share a correlation id), and to every range around that one. A call
+from a thread without an open range, such as a worker of the stage, belongs to the open range of the only other thread
+that has one. Where several threads have one, the call belongs to no range and is counted. The nodes of a CUDA graph
+carry the correlation id of the graph's launch, so they need no case of their own.
 """
 
 import bisect
@@ -15,25 +15,25 @@ from dataclasses import dataclass, field
 from mlotel_cli.profile.timeline import Activity, Call, Range, Timeline, Track, nest
 
 _SYNCHRONISING = ("Synchronize", "cudaMemcpy_", "cuMemcpyDtoH_", "cuMemcpyHtoD_", "cudaFree_")
-"""Parts of the names of calls that wait for the device; a version suffix such as _v3020 follows."""
+"""Parts of the names of calls that wait for the device. A version suffix such as _v3020 may follow."""
 
 
 @dataclass(slots=True)
 class Work:
-    """What one range, with everything inside it, made the device do. Times in ns.
+    """The work on the device that one range caused, with all ranges inside it. Times in ns.
 
     Attributes:
         kernels: number of kernels.
         kernel_ns: sum of their durations.
-        graphs: CUDA graphs that were traced as a whole.
+        graphs: number of CUDA graphs that were traced as a whole.
         graph_ns: sum of their durations.
         copies: (bytes, ns, number) by direction.
         memset_ns: time of memsets.
-        syncs: calls that waited for the device.
-        sync_ns: how long the host was in them.
-        extent_ns: from its first activity's start to its last one's end, summed over devices.
+        syncs: number of calls that waited for the device.
+        sync_ns: how long the host was in those calls.
+        extent_ns: time from the start of its first activity to the end of its last one, summed over devices.
         last_ns: when its last activity ended; 0 without any.
-        idle_ns: the part of the extent in which the device did nothing at all, for anybody.
+        idle_ns: the part of the extent in which the device ran nothing, of any range.
         gaps: number of such pauses.
         kernel_names: (number, ns) by kernel.
     """
@@ -54,11 +54,11 @@ class Work:
 
     @property
     def has_device_work(self) -> bool:
-        """True when anything ran on the device."""
+        """True when an activity ran on the device."""
         return self.extent_ns > 0
 
     def add(self, activity: Activity) -> None:
-        """Count an activity."""
+        """Count one activity."""
         duration = activity.end_ns - activity.start_ns
         if activity.kind == "kernel":
             self.kernels += 1
@@ -80,11 +80,11 @@ class Attributed:
     """A timeline with its work joined to ranges.
 
     Attributes:
-        timeline: ranges nested.
-        work: by range; ranges without any are absent.
-        num_unattributed: activities that belong to no range.
+        timeline: the recording, with its ranges nested.
+        work: by range; a range without work is absent.
+        num_unattributed: number of activities that belong to no range.
         unattributed_ns: their time.
-        num_ambiguous: those of them whose launching thread had no range while several others had.
+        num_ambiguous: number of those whose thread had no open range while several other threads had one.
     """
 
     timeline: Timeline
@@ -95,7 +95,7 @@ class Attributed:
 
 
 class BusyTime:
-    """When a device did anything: disjoint intervals, in order."""
+    """The time in which a device was busy: disjoint intervals, in order."""
 
     def __init__(self, intervals: Iterable[tuple[int, int]]) -> None:
         """Merge intervals that overlap or touch."""
@@ -109,7 +109,7 @@ class BusyTime:
                 self._ends.append(end)
 
     def gaps(self, start: int, end: int) -> tuple[int, int]:
-        """(number, ns) of pauses between `start` and `end`, at both of which the device is busy."""
+        """Return number and ns of the pauses between `start` and `end`; the device must be busy at both."""
         first = bisect.bisect_right(self._starts, start) - 1
         last = bisect.bisect_left(self._ends, end)
         pauses = [self._starts[n + 1] - self._ends[n] for n in range(first, last)]
@@ -149,9 +149,10 @@ def _outwards(range_: Range | None) -> Iterable[Range]:
 def _owners(
     calls: Sequence[Call], by_thread: Mapping[int, Track], sources: set[int]
 ) -> tuple[dict[tuple[int, int], Range], set[tuple[int, int]]]:
-    """Range by (process, correlation) of its calls, and the keys of calls that could belong to several.
+    """Return the range of each call by its (process, correlation), and the keys of calls that may belong to several.
 
-    What a thread of `sources` calls outside its own ranges is nobody's: it hands its batches on, and reads the next.
+    A call that a thread of `sources` makes outside its own ranges belongs to no range: that thread hands its batches on
+    and reads the next ones.
     """
     owners: dict[tuple[int, int], Range] = {}
     ambiguous: set[tuple[int, int]] = set()
@@ -170,7 +171,7 @@ def _owners(
 
 
 def _open_elsewhere(call: Call, by_thread: Mapping[int, Track]) -> list[Range]:
-    """The innermost open range of every other thread of the process that has one; not those that contain another."""
+    """Return the innermost open range of each other thread of the process; not those that contain another."""
     found = [
         inner
         for thread, track in by_thread.items()

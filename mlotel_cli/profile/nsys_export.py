@@ -1,8 +1,8 @@
 """Reads the SQLite file that nsys exports (2022 to 2025) into a Timeline. Pure: a file in, values out.
 
-Tables are there only when something was recorded in them, and columns came over the years: what a query needs is
-looked up first. Enumerations: eventType 59 is a push/pop range, 60 a start/end range, 33 names a category, 75 a domain.
-`globalTid` holds VM and process above its lowest 24 bits, which are the thread; `globalPid` has zeros there.
+A table exists only when it has rows, and newer versions have more columns, so the reader first looks up which exist.
+Enumerations: eventType 59 is a push/pop range, 60 a start/end range, 33 names a category, 75 a domain. The lowest 24
+bits of `globalTid` are the thread, the bits above are VM and process; `globalPid` has zeros in the lowest 24 bits.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from mlotel_cli.profile.timeline import Activity, Call, Range, Timeline
 
 DOMAIN = "mlotel"
 CAPTURE = "mlotel capture"
-"""Name of the range that only marks what was recorded."""
+"""Name of the range that marks the recorded time; it is not a span."""
 _PUSH_POP, _START_END, _CATEGORY, _DOMAIN = 59, 60, 33, 75
 _DIRECTIONS = {1: "Host-to-Device", 2: "Device-to-Host", 8: "Device-to-Device", 9: "Host-to-Host", 10: "Peer-to-Peer"}
 _PREFIX = "CUPTI_ACTIVITY_KIND_"
@@ -26,7 +26,7 @@ def read_timeline(path: Path) -> Timeline:
     """Read a file that `nsys export --type=sqlite` (or `nsys profile --export=sqlite`) wrote.
 
     Raises:
-        DataError: when it is no such file.
+        DataError: when the file is not one of these.
     """
     try:
         with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
@@ -55,7 +55,7 @@ class _Reader:
         return timeline
 
     def _select(self, table: str, columns: Sequence[str], where: str = "") -> Iterator[tuple[Any, ...]]:
-        """Rows of a table; a column that this version does not have, or a table that is not there, gives None."""
+        """Return the rows of a table, none where it is missing; a missing column is None."""
         if table not in self._columns:
             return iter(())
         chosen = ", ".join(f'"{name}"' if name in self._columns[table] else "NULL" for name in columns)
@@ -131,5 +131,5 @@ class _Reader:
             yield Activity(kind, kind, start, end, device, process >> 24, correlation)
 
     def _graphs(self) -> Iterator[Activity]:
-        """CUDA graphs traced as a whole; none with --cuda-graph-trace=node, whose nodes are kernels and copies."""
+        """Yield CUDA graphs traced as a whole. With --cuda-graph-trace=node there are none, but kernels and copies."""
         yield from self._simple("GRAPH_TRACE", "graph")

@@ -1,7 +1,7 @@
-"""What a profiler recorded, in one form for all profilers: ranges, API calls, and what ran on the device. Pure.
+"""The recording of a profiler, in one form for all profilers: ranges, API calls, activities on the device. Pure.
 
-Times are nanoseconds on the profiler's clock. `nest` joins ranges to parents and batches; where the device's work
-belongs is decided in attribution.py.
+Times are nanoseconds on the profiler's clock. `nest` joins ranges to parents and batches; attribution.py joins the work
+on the device to ranges.
 """
 
 import bisect
@@ -16,23 +16,23 @@ QUEUE = "queue"
 """Category of a range in which a batch waits."""
 
 Kind = Literal["kernel", "memcpy", "memset", "graph"]
-"""What ran on the device; graph is a CUDA graph that was traced as a whole."""
+"""The kind of an activity; `graph` is a CUDA graph that was traced as a whole."""
 
 
 @dataclass(slots=True, eq=False)
 class Range:
-    """A span, as the profiler saw it.
+    """A span, as the profiler recorded it.
 
     Attributes:
-        name: of the span.
+        name: the name of the span.
         category: `batch`, the span's kind in lower case, or the value of its `mlotel.kind`.
         start_ns: start.
         end_ns: end.
-        thread: on which it started; unique over processes.
+        thread: the thread on which it started; unique over processes.
         process: its process.
-        batch: payload where it had one; `nest` fills in the rest.
-        parent: filled in by `nest`.
-        crosses: it ended on another thread.
+        batch: the index of its batch, from its payload; `nest` fills it in for ranges without one.
+        parent: the range around it, filled in by `nest`.
+        crosses: True when it ended on another thread.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Range:
 
     @property
     def encloses(self) -> bool:
-        """Whether what happens meanwhile on its thread is inside it: not inside a batch that moves on to others."""
+        """True when it contains what its thread does meanwhile; a batch that moves on to other threads does not."""
         return not (self.crosses and self.category in (ROOT, QUEUE))
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A CUDA API call on the host. `correlation` is what it shares with the activities that it caused."""
+    """A CUDA API call on the host. It shares `correlation` with the activities that it caused."""
 
     name: str
     start_ns: int
@@ -70,7 +70,7 @@ class Call:
 
 @dataclass(slots=True, eq=False)
 class Activity:
-    """Something that ran on the device. `direction` and `num_bytes` are those of a copy, such as "Host-to-Device"."""
+    """One piece of work on the device. A copy has `num_bytes` and a `direction`, such as "Host-to-Device"."""
 
     kind: Kind
     name: str
@@ -88,12 +88,12 @@ class Timeline:
     """A recording.
 
     Attributes:
-        ranges: those of mlotel that began and ended while it was recorded.
+        ranges: the ranges of mlotel that began and ended in the recording.
         calls: CUDA API calls.
-        activities: what ran on the device.
-        epoch_offset_ns: what to add to a time for nanoseconds since the epoch; None where the profiler does not tell.
-        num_cut: ranges that were left out because they did not end in the recording.
-        version: of the profiler.
+        activities: the work on the device.
+        epoch_offset_ns: a time plus this offset is nanoseconds since the epoch; None where the profiler has none.
+        num_cut: number of ranges that were left out because they did not end in the recording.
+        version: the version of the profiler.
     """
 
     ranges: list[Range] = field(default_factory=list[Range])
@@ -108,17 +108,17 @@ class Track:
     """The ranges of one thread, by time."""
 
     def __init__(self, ranges: Iterable[Range]) -> None:
-        """Of equal starts, the longest range is the outer one."""
+        """Sort the ranges; of two with the same start, the longer one is the outer one."""
         self.ranges = sorted(ranges, key=lambda each: (each.start_ns, -each.end_ns))
         self._starts = [each.start_ns for each in self.ranges]
-        self._latest_end: list[int] = []  # of this range and all before it: where a search may stop
+        self._latest_end: list[int] = []  # of this range and all before it; `innermost` stops by it
         latest = 0
         for each in self.ranges:
             latest = max(latest, each.end_ns)
             self._latest_end.append(latest)
 
     def innermost(self, time_ns: int, *, below: int | None = None) -> Range | None:
-        """The range that began last of those that were open at `time_ns`; only the first `below` ranges count."""
+        """Return the range that began last of those open at `time_ns`, or of the first `below` ranges."""
         position = bisect.bisect_right(self._starts, time_ns) if below is None else below
         while position and self._latest_end[position - 1] >= time_ns:
             position -= 1
@@ -127,13 +127,13 @@ class Track:
         return None
 
     def parents(self) -> Iterable[tuple[Range, Range | None]]:
-        """Each range with the one that was open, on this thread, when it began."""
+        """Yield each range with the one that was open on this thread when it began."""
         for position, each in enumerate(self.ranges):
             yield each, self.innermost(each.start_ns, below=position)
 
 
 def tracks(ranges: Sequence[Range]) -> dict[int, Track]:
-    """Tracks by thread, of the ranges that enclose what happens on it."""
+    """Return tracks by thread; they hold the ranges that enclose what their thread does."""
     by_thread: defaultdict[int, list[Range]] = defaultdict(list)
     for each in ranges:
         if each.encloses:
@@ -142,10 +142,10 @@ def tracks(ranges: Sequence[Range]) -> dict[int, Track]:
 
 
 def nest(ranges: Sequence[Range]) -> dict[int, Track]:
-    """Fill in parents and batches; returns the tracks.
+    """Fill in parents and batches. Returns the tracks by thread.
 
-    On one thread a range belongs to the range that it began in. A range on another thread has the batch's index as its
-    payload: it belongs to that batch's root, as does its waiting from one thread to another.
+    The parent of a range is the range of the same thread that it began in. A range on another thread has the batch's
+    index as its payload; its parent is that batch's root. So is the parent of waiting that crosses threads.
     """
     roots = {each.batch: each for each in ranges if each.is_root}
     by_thread = tracks(ranges)

@@ -1,6 +1,6 @@
 """Reads the Chrome trace that torch.profiler writes into a Timeline. Pure: a file in, values out.
 
-Times in it are microseconds with three decimals, relative to `baseTimeNanoseconds`. Annotations are named
+Its times are microseconds with three decimals, relative to `baseTimeNanoseconds`. Annotations are named
 `mlotel|<category>|<batch or nothing>|<name>` (telemetry/backends/torch_ranges.py).
 """
 
@@ -17,14 +17,14 @@ _CALLS = ("cuda_runtime", "cuda_driver")
 _DIRECTIONS = {"HtoD": "Host-to-Device", "DtoH": "Device-to-Host", "DtoD": "Device-to-Device", "PtoP": "Peer-to-Peer"}
 _PREFIX = "mlotel|"
 _PROCESS = 0
-"""The one there is; what ran on the device has the device's number in the place of a process."""
+"""The trace has one process; events of the device have the device's number in place of a process."""
 
 
 def read_timeline(path: Path) -> Timeline:
     """Read what `torch.profiler.profile.export_chrome_trace` wrote.
 
     Raises:
-        DataError: when it is no such file.
+        DataError: when the file is not such a trace.
     """
     try:
         trace: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ def _add(timeline: Timeline, event: dict[str, Any]) -> None:
         timeline.ranges.append(Range(label, kind, start, end, _number(event["tid"]), _PROCESS, index))
     elif category in _CALLS:
         thread, correlation = _number(event["tid"]), arguments.get("correlation", 0)
-        # Names carry no version here; the suffix is what nsys would add.
+        # nsys adds a suffix such as _v3020 to names; this trace has none, so its first character is added here.
         timeline.calls.append(Call(f"{name}_", start, end, thread, _PROCESS, correlation))
     else:
         found = re.search(r"Memcpy (\w+)", name)

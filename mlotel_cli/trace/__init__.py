@@ -1,1 +1,1 @@
-"""`mlotel trace`: which batches are worth a look, and who waited for whom in one of them."""
+"""`mlotel trace`: which batches are worth a look, and which stage waited for which in one of them."""

@@ -1,4 +1,4 @@
-"""The chain of spans that a batch's latency is made of; what ran beside it did not make the batch later. Pure."""
+"""Finds the chain of spans that adds up to a batch's latency; spans beside it did not delay the batch. Pure."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,8 +13,8 @@ class Step:
     """A stretch of the path.
 
     Attributes:
-        name: of the span; of the root for time that no span below it accounts for.
-        stage: name of the span directly below the root that it lies in; of the root for its own time.
+        name: name of the span; the root's for time in no span below it.
+        stage: name of the span directly below the root that contains the step; the root's for its own time.
         kind: compute | waiting, or untraced for the root's own time.
         start_ns: nanoseconds since the epoch.
         end_ns: where the next step begins.
@@ -33,16 +33,16 @@ class Step:
 
 
 def critical_path(spans: Sequence[SpanRecord]) -> list[Step]:
-    """Walk back from the end of a batch: before every moment, the span that ended last is what it waited for.
+    """Walk back from the end of a batch: at each moment, the batch waited for the span that ended last before it.
 
-    Steps follow each other without gap, from the batch's start (its arrival, for live input) to its end. A nested span
-    is a step of its own, and its parent's own time lies around it.
+    Steps follow each other without a gap, from the batch's start (its arrival, for live input) to its end. A nested
+    span is a step of its own; its parent's own time is the steps around it.
 
     Args:
-        spans: of one batch, in any order.
+        spans: the spans of one batch, in any order.
 
     Returns:
-        Nothing when the root never ended.
+        The steps by time; none when the root never ended.
     """
     root = next((span for span in spans if span_role(span) == "batch"), None)
     if root is None:
@@ -57,7 +57,7 @@ def critical_path(spans: Sequence[SpanRecord]) -> list[Step]:
 
 @dataclass(slots=True)
 class _Open:
-    """A span whose part of the path is being found: from `at_ns` back to `start_ns`, its children by their end."""
+    """A span on the walk, which has still to go from `at_ns` back to `start_ns`; its children by their end."""
 
     span: SpanRecord
     stage: str
@@ -66,13 +66,13 @@ class _Open:
     at_ns: int
 
     def step(self, start_ns: int, end_ns: int) -> Step:
-        """A stretch of its own time."""
+        """Return a stretch of the span's own time."""
         kind = span_role(self.span)
         return Step(self.span.name, self.stage, "untraced" if kind == "batch" else kind, start_ns, end_ns)
 
 
 def _walk(root: SpanRecord, children: Mapping[int, Sequence[SpanRecord]], *, start_ns: int) -> list[Step]:
-    """The steps from the root's end back to `start_ns`. Not recursive: spans may be nested as deep as calls are."""
+    """Return the steps from the root's end back to `start_ns`. It does not recurse: spans may be nested deeply."""
 
     def opened(span: SpanRecord, *, stage: str, start_ns: int, end_ns: int) -> _Open:
         below = sorted(children.get(span.span_id, ()), key=lambda each: (each.end_ns, each.start_ns), reverse=True)
@@ -85,7 +85,7 @@ def _walk(root: SpanRecord, children: Mapping[int, Sequence[SpanRecord]], *, sta
         for child in inner.children:
             child_end = min(child.end_ns, inner.at_ns)
             child_start = max(child.start_ns, inner.start_ns)
-            if child_start >= child_end:  # it ran beside what is on the path already
+            if child_start >= child_end:  # it ran beside spans that are on the path already
                 continue
             if child_end < inner.at_ns:
                 steps.append(inner.step(child_end, inner.at_ns))
@@ -101,7 +101,7 @@ def _walk(root: SpanRecord, children: Mapping[int, Sequence[SpanRecord]], *, sta
 
 
 def shares(steps: Iterable[Step]) -> dict[str, float]:
-    """Share of compute, waiting and untraced time in a path; empty for one without duration."""
+    """Return the shares of compute, waiting and untraced time in a path; empty for a path without duration."""
     totals: defaultdict[str, int] = defaultdict(int)
     for step in steps:
         totals[step.kind] += step.duration_ns

@@ -1,8 +1,8 @@
 """Spans as a Chrome trace, the JSON that ui.perfetto.dev and chrome://tracing read. Pure.
 
-Batches have tracks of their own, so that those under way at once lie beside each other; every thread has a track. An
-arrow leads from a batch to its stages, one after the other. Waiting in a queue is an asynchronous slice, category
-`queue`: several batches wait at once, which slices of a thread cannot show.
+Batches have tracks of their own, on which batches that overlap in time lie beside each other; every thread has a track.
+An arrow leads from a batch to its stages, one after the other. Waiting in a queue is an asynchronous slice of category
+`queue`, because several batches wait at the same time, which slices of a thread cannot show.
 """
 
 import math
@@ -21,14 +21,14 @@ Event = dict[str, Any]
 
 
 def chrome_trace(spans: Sequence[SpanRecord], *, info: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole file, for `json.dump`.
+    """Return the content of the file, for `json.dump`.
 
-    Times are microseconds since the first span, because a double cannot hold nanoseconds since the epoch; that moment
-    is in `otherData`.
+    Times are microseconds since the first span, because a double cannot hold nanoseconds since the epoch. `otherData`
+    has the start of the first span.
 
     Args:
-        spans: of one batch or several.
-        info: run.json of their run.
+        spans: the spans of one or several batches.
+        info: the run.json of their run.
     """
     ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
     zero_ns = ordered[0].start_ns if ordered else 0
@@ -38,11 +38,11 @@ def chrome_trace(spans: Sequence[SpanRecord], *, info: Mapping[str, Any]) -> dic
     roots = _root_tracks(ordered, tracks)
     below = [span for span in ordered if span_role(span) == "compute"]
     for span in sorted(below, key=lambda each: (rank[each.span_id], each.thread)):
-        tracks.thread(span.thread)  # numbered as a batch meets them, which is how viewers sort
+        tracks.thread(span.thread)  # in the order in which a batch reaches them, by which viewers sort
     nested = _nested(below)
     stages: defaultdict[int, list[SpanRecord]] = defaultdict(list)
     for span in below:
-        if span.span_id in nested:  # arrows lead to slices of a thread only
+        if span.span_id in nested:  # arrows can only lead to slices of a thread
             stages[span.parent_id].append(span)
     for span, tid in roots:
         events.append(_slice(span, tid, zero_ns))
@@ -65,7 +65,7 @@ def chrome_trace(spans: Sequence[SpanRecord], *, info: Mapping[str, Any]) -> dic
 
 
 class _Tracks:
-    """Thread numbers by name; batches and threads cannot collide."""
+    """Thread numbers by name; a batch track and a thread never share one."""
 
     def __init__(self) -> None:
         self.tids: dict[tuple[str, str], int] = {}
@@ -81,7 +81,7 @@ class _Tracks:
 
 
 def _root_tracks(ordered: Iterable[SpanRecord], tracks: _Tracks) -> list[tuple[SpanRecord, int]]:
-    """Roots, each on the first track of batches that is free."""
+    """Return the roots, each with the first track of batches that is free."""
     free_from: list[int] = []
     placed: list[tuple[SpanRecord, int]] = []
     for span in ordered:
@@ -93,7 +93,7 @@ def _root_tracks(ordered: Iterable[SpanRecord], tracks: _Tracks) -> list[tuple[S
 
 
 def _nested(ordered: Sequence[SpanRecord]) -> set[int]:
-    """Spans that lie wholly inside or outside each other on their thread, as slices of a thread must."""
+    """Return the ids of spans that nest properly on their thread, as slices of a thread must."""
     open_ends: defaultdict[str, list[int]] = defaultdict(list)
     fitting: set[int] = set()
     for span in ordered:
@@ -107,7 +107,7 @@ def _nested(ordered: Sequence[SpanRecord]) -> set[int]:
 
 
 def _flow(root: SpanRecord, root_tid: int, stages: Sequence[SpanRecord], tracks: _Tracks, zero_ns: int) -> list[Event]:
-    """Arrows from the root to each of its stages in turn."""
+    """Return arrows from the root to each of its stages in turn."""
     stops = [("s", root_tid, root.start_ns)]
     stops += [("t", tracks.thread(span.thread), span.start_ns) for span in stages[:-1]]
     stops += [("f", tracks.thread(span.thread), span.start_ns) for span in stages[-1:]]
@@ -121,7 +121,7 @@ def _slice(span: SpanRecord, tid: int, zero_ns: int) -> Event:
 
 
 def _asynchronous(span: SpanRecord, tid: int, zero_ns: int) -> list[Event]:
-    local = {"local": f"{span.span_id:016x}"}  # `id` would be global, and lie outside the process
+    local = {"local": f"{span.span_id:016x}"}  # `id` would be global and not belong to the process
     shared = {"cat": _category(span), "name": span.name, "id2": local, "pid": _PID, "tid": tid}
     begin = {**_described(span), **shared, "ph": "b", "ts": _us(span.start_ns, zero_ns)}
     return [begin, {**shared, "ph": "e", "ts": _us(span.end_ns, zero_ns)}]
@@ -146,7 +146,7 @@ def _described(span: SpanRecord) -> Event:
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as JSON can hold them: it has no NaN."""
+    """Return attributes as JSON can hold them: NaN and infinity become text."""
     return {
         name: [_finite(each) for each in cast("list[Any]", value)]
         if isinstance(value, list | tuple)

@@ -1,4 +1,4 @@
-"""Traces of single batches, read back: which ones are worth a look, and their spans. Lazily, whatever the run's size.
+"""Picks the batches of a run that are worth a look. It reads lazily, so that a run of any size fits.
 
 It knows tables, not run directories: a table is the folder of its parts.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NUM_WORST = 3
 NUM_FAILED = 5
 MIN_FOR_P95 = 20
-"""Fewer batches have no 95th percentile to speak of."""
+"""Fewer batches have no useful 95th percentile."""
 _NUM_REASONS = 2
 
 
@@ -32,7 +32,7 @@ class Pick:
         latency_ms: None when it never ended.
         status: how it ended.
         role: median | p95 | worst | failed.
-        why: what sets it apart: the stages that took longer than usual, or the error.
+        why: the stages that took longer than usual, or the error.
     """
 
     batch: int
@@ -44,7 +44,7 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What there is to look at. Of `num_failed` failed batches only the first few are among the picks."""
+    """The picks of a run. They include only the first few of its `num_failed` failed batches."""
 
     picks: list[Pick]
     num_batches: int
@@ -63,7 +63,7 @@ def choose(batches: Path, spans: Path) -> Choice:
 
     traced = query_table(spans, lambda frame: frame.filter(pl.col("batch").is_not_null()).select("batch").unique())
     figures = query_table(batches, lambda frame: _figures(frame, traced))
-    if not traced.height or not figures.height:  # the first row comes when a batch is complete, its spans before
+    if not traced.height or not figures.height:  # a batch has spans before it is complete and has a row
         return Choice([], int(figures["num_batches"][0]) if figures.height else 0, traced.height, 0)
     figure = figures.row(0, named=True)
     picks: dict[int, Pick] = {}
@@ -80,7 +80,7 @@ def choose(batches: Path, spans: Path) -> Choice:
 
 
 def _conditions(traced: "pl.DataFrame") -> "tuple[pl.Expr, pl.Expr]":
-    """Which batches went through, and which failed, of those that have spans."""
+    """Return which batches were completed and which failed, of those that have spans."""
     import polars as pl
 
     has_spans = pl.col("batch").is_in(traced["batch"].implode())
@@ -89,7 +89,7 @@ def _conditions(traced: "pl.DataFrame") -> "tuple[pl.Expr, pl.Expr]":
 
 
 def _figures(frame: "pl.LazyFrame", traced: "pl.DataFrame") -> "pl.LazyFrame":
-    """One row: counts, the quantiles of the latency, and the median of every stage's time under its column's name."""
+    """Return one row: counts, quantiles of the latency, and the median of every stage's time by its column's name."""
     import polars as pl
 
     ended, failed = _conditions(traced)
@@ -105,7 +105,7 @@ def _figures(frame: "pl.LazyFrame", traced: "pl.DataFrame") -> "pl.LazyFrame":
 
 
 def _picked(frame: "pl.LazyFrame", traced: "pl.DataFrame", figure: Mapping[str, Any]) -> "pl.LazyFrame":
-    """The rows of the picks, each with its role; one that has two comes twice."""
+    """Return the rows of the picks, each with its role; a batch with two roles has two rows."""
     import polars as pl
 
     ended, failed = _conditions(traced)
@@ -121,12 +121,12 @@ def _picked(frame: "pl.LazyFrame", traced: "pl.DataFrame", figure: Mapping[str, 
 
 
 def _times(schema: Mapping[str, DataType]) -> list[StageColumn]:
-    """Columns of what stages and the queues before them took."""
+    """Return the columns with times of stages and of the queues before them."""
     return [time for time in parse_columns(schema).times if time.measure in ("host_ms", "queue_ms")]
 
 
 def _longer(row: Mapping[str, Any], medians: Mapping[str, Any], times: Iterable[StageColumn]) -> str:
-    """The stages and queues that are furthest above their median in this batch."""
+    """Return, as text, the stages and queues that are furthest above their median in this batch."""
     over: list[tuple[float, str]] = []
     for time in times:
         value, median = row[time.name], medians.get(time.name)

@@ -26,7 +26,7 @@ _SUFFIXES = {".svg": "svg", ".perfetto-trace": "perfetto"}
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Batches `first` to `last`, and why they were chosen."""
+    """Batches `first` to `last`, and the role for which they were chosen."""
 
     first: int
     last: int
@@ -38,20 +38,20 @@ class Selection:
         return self.first == self.last
 
     def __str__(self) -> str:
-        """As a title says it."""
+        """Return the batches as a title names them."""
         return f"batch {self.first}" if self.is_single else f"batches {self.first} to {self.last}"
 
 
 def main(
     path: Path, *, batch: str | None = None, form: str | None = None, output: Path | None = None, debug: bool = False
 ) -> int:
-    """Print, or write a file; returns the exit code.
+    """Print a trace or write it to a file. Returns the exit code.
 
     Args:
         path: run directory.
         batch: N, A-B, or one of `ROLES`; None takes the median.
-        form: perfetto | otlp-json | svg; None draws in the terminal, or goes by the suffix of `output`.
-        output: where the file goes; None prints it.
+        form: perfetto | otlp-json | svg; None takes the form of the suffix of `output`, or draws in the terminal.
+        output: the file to write; None prints.
         debug: show an error's traceback.
     """
     try:
@@ -62,7 +62,7 @@ def main(
         print(f"mlotel: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except BrokenPipeError:
-        raise  # a reader that has seen enough
+        raise  # the reader has closed the pipe
     except OSError as error:
         if debug:
             raise
@@ -72,10 +72,10 @@ def main(
 
 
 def show(run: Run, *, batch: str | None, form: str | None, output: Path | None) -> None:
-    """Draw, print or write what was asked for.
+    """Draw, print or write the selected batches.
 
     Raises:
-        UsageError: when the run has no spans, or none of that batch, or the file cannot be written.
+        UsageError: when the run has no spans, the batch has none, or the file cannot be written.
     """
     known = traced_range(run.path / "spans.parquet")
     if known is None:
@@ -97,7 +97,7 @@ def _form_of(output: Path | None) -> str | None:
         return None
     form = _SUFFIXES.get(output.suffix.lower())
     if form is None:
-        raise UsageError(f"-o {output}: which format? Add --format {', '.join(sorted(_EXPORTS))}")
+        raise UsageError(f"-o {output}: the suffix names no format; add --format {', '.join(sorted(_EXPORTS))}")
     return form
 
 
@@ -112,7 +112,7 @@ def _why_no_spans(run: Run) -> str:
 
 
 def _pick(choice: Choice, role: str | None, known: tuple[int, int], run: Run) -> Selection:
-    """The batch that has a role; without one the median, or the first failed, or the first there is."""
+    """Return the batch with a role. Without a role, return the median, else the first failed, else the first batch."""
     by_role: dict[str, Pick] = {}
     for pick in choice.picks:
         by_role.setdefault(pick.role, pick)
@@ -142,15 +142,15 @@ def _load(run: Run, selection: Selection, known: tuple[int, int], *, limit: int)
     spans = load_spans(run.path / "spans.parquet", selection.first, selection.last)
     if not spans:
         within = known[0] <= selection.first <= known[1]
-        kept = "; of those not every trace was kept" if within else ""
+        kept = ", but not every trace of them was kept" if within else ""
         raise UsageError(
-            f"{selection} has no spans in {run.path}: those that have are in {known[0]} to {known[1]}{kept}"
+            f"{run.path} has no spans of {selection}; batches with spans lie in {known[0]} to {known[1]}{kept}"
         )
     return spans
 
 
 def _title(spans: Sequence[SpanRecord], selection: Selection) -> str:
-    """What is drawn: which batch, why this one, how long it took."""
+    """Return a title: the batch, its role, and how long it took."""
     start_ns, end_ns = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
     role = f" ({selection.role})" if selection.role else ""
     return f"{selection}{role}: {format_ms(end_ns - start_ns)} ms"
@@ -161,7 +161,7 @@ def _perfetto(spans: Sequence[SpanRecord], _selection: Selection, run: Run) -> s
 
 
 def _otlp_json(spans: Sequence[SpanRecord], _selection: Selection, run: Run) -> str:
-    from mlotel_cli.recorder.otlp.otlp_json import export_request  # protobuf: not for those who only look
+    from mlotel_cli.recorder.otlp.otlp_json import export_request  # protobuf is needed for this form only
 
     resource: Mapping[str, Any] = run.info.get("identity") or {}
     return json.dumps(export_request(spans, resource=resource), indent=1)

@@ -249,13 +249,13 @@ def test_no_batch(run: Path, batch: str) -> None:
 
 
 def test_an_unknown_batch(run: Path) -> None:
-    assert "batch 10 has no spans in" in refused(str(run), "--batch", "10")
-    assert "those that have are in 0 to 9" in refused(str(run), "--batch", "10-20")
+    assert "has no spans of batch 10; batches with spans lie in 0 to 9" in refused(str(run), "--batch", "10")
+    assert "no spans of batches 10 to 20; batches with spans lie in 0 to 9" in refused(str(run), "--batch", "10-20")
 
 
 def test_a_batch_whose_trace_was_not_kept(tmp_path: Path) -> None:
     run = write_run(tmp_path, [pipelined(0), pipelined(2, 200)])
-    assert "of those not every trace was kept" in refused(str(run), "--batch", "1")
+    assert "batches with spans lie in 0 to 2, but not every trace of them was kept" in refused(str(run), "--batch", "1")
     assert shown(str(run), "--batch", "0-2")[0] == "batches 0 to 2: 300 ms"
 
 
@@ -292,7 +292,7 @@ def test_stdout_on_a_full_disk(
 
 def test_a_suffix_that_says_nothing(run: Path) -> None:
     said = refused(str(run), "-o", "a.json")
-    assert "-o a.json: which format? Add --format otlp-json, perfetto, svg" in said
+    assert "-o a.json: the suffix names no format; add --format otlp-json, perfetto, svg" in said
 
 
 def test_an_unknown_format_names_those_there_are(run: Path) -> None:
