@@ -100,7 +100,7 @@ def executor_of(cfg: "DictConfig", stages: Mapping[str, Stage] | Stage) -> Execu
 
 
 def inference_of(cfg: "DictConfig") -> Inference:
-    """Create what every thread that runs a stage enters: the device, and autocast where asked for."""
+    """Create what every thread that runs a stage enters: the device, and autocast if configured."""
     autocast = None if cfg.executor.autocast is None else str(cfg.executor.autocast)
     return Inference(cfg.device, autocast=autocast)
 

@@ -1,4 +1,4 @@
-"""What telemetry costs this very pipeline: stretches of a run without it, between stretches with it."""
+"""Measures what telemetry costs a pipeline: a run switches it on and off, in stretches of several batches."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +10,11 @@ from mlotel_cli.telemetry.tracer import Backend
 
 _MIN_STRETCH, _MAX_STRETCH = 5, 50
 _STRETCHES = 40
-"""Aimed at where the length of the run is known: twenty pairs."""
+"""The aim for a run of known length: twenty pairs."""
 
 
 def stretch_length(num_batches: int | None) -> int:
-    """Batches a stretch, for a run of `num_batches`; None where nobody knows."""
+    """Return the batches of a stretch, for a run of `num_batches`; None where the length is unknown."""
     return max(_MIN_STRETCH, min(_MAX_STRETCH, (num_batches or 0) // _STRETCHES))
 
 
@@ -22,8 +22,8 @@ def stretch_length(num_batches: int | None) -> int:
 class Control:
     """Switches spans on and off in stretches (on, off, off, on, ...), and compares their mean batch times.
 
-    The order cancels a linear drift. Batches of the stretches without telemetry have an accuracy and no latency.
-    Sequential execution only: a batch must be over before the next begins.
+    The order cancels a linear drift. Batches of stretches without telemetry have an accuracy and no latency. It needs a
+    sequential executor: a batch must end before the next begins.
 
     Attributes:
         backend: the run's backend, for the stretches with telemetry.
@@ -36,17 +36,17 @@ class Control:
     _times_ns: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
 
     def before(self) -> None:
-        """Called before every batch: switches at the start of a stretch."""
+        """Switch at the start of a stretch; call it before every batch."""
         if self._num_batches % self.length == 0:
             api.use(self.backend if _is_on(self._num_batches // self.length) else OFF)
         self._num_batches += 1
 
     def after(self, busy_ns: int) -> None:
-        """Called when the batch is through, with the time that it took."""
+        """Note how long the batch took; call it after every batch."""
         self._times_ns.setdefault((self._num_batches - 1) // self.length, []).append(busy_ns)
 
     def result(self) -> dict[str, Any] | None:
-        """Mean batch time with telemetry against without, over pairs of whole stretches; None without a pair."""
+        """Compare the mean batch time with telemetry and without, over pairs of stretches; None without a pair."""
         whole = [self._times_ns[n] for n in sorted(self._times_ns) if len(self._times_ns[n]) == self.length]
         means_ms = [sum(times) / len(times) / 1e6 for times in whole[: len(whole) // 2 * 2]]
         with_ms = [mean for n, mean in enumerate(means_ms) if _is_on(n)]
@@ -65,5 +65,5 @@ class Control:
 
 
 def _is_on(stretch: int) -> bool:
-    """On, off, off, on: neighbouring stretches make a pair, and the first of a pair alternates."""
+    """Whether a stretch has telemetry: neighbouring stretches make a pair, and the first of a pair alternates."""
     return stretch % 4 in (0, 3)

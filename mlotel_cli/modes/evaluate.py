@@ -1,4 +1,4 @@
-"""`mlotel eval`: every batch of a labelled data set, its accuracy and its latency in one row."""
+"""`mlotel eval`: runs a labelled data set; the accuracy and the latency of a batch are in one row."""
 
 import itertools
 import time
@@ -35,7 +35,7 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
     Raises:
         UsageError: when the configuration cannot be built; nothing was recorded then.
         StageError: when a batch failed and `eval.on_error=fail`, or a metric cannot be computed in the end.
-        DataError: when the data cannot be read on, or there is none.
+        DataError: when the data cannot be read, or is empty.
         Interrupted: after a signal, with everything measured so far on disk.
     """
     console = stderr()
@@ -53,7 +53,7 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
 
 
 class Evaluation:
-    """One pass or several over the data; the state of the loop."""
+    """Runs one or more passes over the data; scores and settles every batch."""
 
     def __init__(self, cfg: "DictConfig", session: Settling, parts: Parts, console: Console) -> None:
         """Prepare; `run` does the work."""
@@ -74,7 +74,7 @@ class Evaluation:
         session = self._session
         with Progress(self._console, self._count_batches()) as progress:
             self._warm_up()
-            seed_everything(self._cfg.seed)  # so that no result depends on how many batches warmed up
+            seed_everything(self._cfg.seed)  # no result may depend on the number of warm-up batches
             session.record()
             if self._cfg.eval.control:
                 self._control = Control(api.PROVIDER.backend, stretch_length(self._count_batches()))
@@ -83,7 +83,7 @@ class Evaluation:
                 with timed(session.closing):
                     self._run_batches(progress)
             finally:
-                # Beside running stages scoring takes no time of theirs that could be subtracted.
+                # A concurrent executor runs stages meanwhile: scoring adds nothing to the wall time then.
                 session.closing.scoring_s = 0.0 if self._executor.is_concurrent else self._scoring_ns / 1e9
                 session.closing.caller_s = self._scoring_ns / 1e9
                 reasons = self._compute()
@@ -104,7 +104,7 @@ class Evaluation:
                 progress.advance(finished.numbered.batch.size, self._settle(finished))
 
     def _compute(self) -> list[str]:
-        """The metrics over the run, and why some could not be computed; also after a failure, for what there is."""
+        """Compute the metrics over the batches so far, also after a failure; return why some could not be computed."""
         if not self._num_batches:
             return []
         closing = self._session.closing
@@ -116,7 +116,7 @@ class Evaluation:
         return notes
 
     def _settle(self, finished: Finished) -> Mapping[str, float]:
-        """Score the batch, outside its root span, and say how it ended."""
+        """Score the batch, outside its root span, and tell the recorder how it ended."""
         numbered, batch = finished.numbered, finished.numbered.batch
         started = time.perf_counter_ns()
         scores: Mapping[str, float] = {}
@@ -148,7 +148,7 @@ class Evaluation:
         return scores
 
     def _explain(self, error: StageError, finished: Finished) -> StageError:
-        """For NaN in the output: run the batch again, unrecorded, to name the stage that it comes from."""
+        """For NaN in the output, run the batch again without spans, to name the stage that returned it first."""
         if finished.error is not None or find_nan(finished.output) is None:
             return error
         data = finished.numbered.batch.data
@@ -161,18 +161,18 @@ class Evaluation:
                     if nan is not None:
                         where = f"batch {finished.numbered.index}: stage {name}"
                         return StageError(f"{where} returned {nan}; it cannot be scored{already}")
-        except Exception:  # it ran once; a stage may not be able to run on the same data again
+        except Exception:  # a stage may be unable to run on the same data twice
             return error
         return error
 
     # -- the data -------------------------------------------------------------------------------------------------
 
     def _warm_up(self) -> None:
-        """Run the first batches once, with spans off; a one-shot source gets them again in its only pass."""
+        """Run the first batches, with spans off. The run takes them again, also when the data has only one pass."""
         data = self._parts.data
         passing = iter(data)
         warmed = warm_up(self._executor, self._first(passing), self._wait_for_result)
-        if warmed.error is not None:  # the run itself meets it at the same batch, and says so
+        if warmed.error is not None:  # the run meets it again at the same batch
             passing = _raising(warmed.error)
         if data.is_one_shot:
             self._rest = passing
@@ -207,7 +207,7 @@ def _raising(error: DataError) -> Iterator[Batch]:
 
 @contextmanager
 def _unrecorded() -> Generator[None]:
-    """Spans off on this thread, for a moment."""
+    """Turn spans off on this thread, for a while."""
     backend = api.PROVIDER.backend
     api.use(OffHere(backend))
     try:

@@ -1,4 +1,4 @@
-"""`mlotel_cli.start_run`: rows for a program that owns its loop and has no OpenTelemetry SDK of its own."""
+"""`mlotel_cli.start_run`: records a program that has its own loop and no OpenTelemetry SDK provider."""
 
 import time
 from collections.abc import Generator, Mapping

@@ -1,7 +1,7 @@
-"""`mlotel monitor`: the pipeline on live input, around the clock.
+"""`mlotel monitor`: runs the pipeline on live input, around the clock.
 
-The main thread takes signals and shows the state; the pipeline runs on a thread of its own, so that even a stage that
-hangs cannot keep a signal from ending the run.
+The main thread takes signals and shows the state. The pipeline runs on another thread, so that a signal ends the run
+even while a stage hangs.
 """
 
 import signal
@@ -71,7 +71,7 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
 
 
 def create_intake(cfg: "DictConfig") -> Intake:
-    """The source that the configuration describes, behind its queue.
+    """Build the source that the configuration describes, and the queue behind it.
 
     Raises:
         UsageError: when it cannot be built.
@@ -85,7 +85,7 @@ def create_intake(cfg: "DictConfig") -> Intake:
 
 
 def _notes(intake: Intake) -> Iterator[str]:
-    """A run that ends well, and did nothing, says why."""
+    """Say why a run that ended well had no input."""
     report = intake.report()
     if not report["received"]:
         lost = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items())
@@ -106,7 +106,7 @@ def _prepare(
 
 
 class _First:
-    """A data set of one batch, the source's first: what an option takes its example inputs from."""
+    """A data set that holds the source's first batch: an option takes its example inputs from it."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
@@ -116,7 +116,7 @@ class _First:
 
 
 def live_settings(cfg: "DictConfig", listener: socket.socket) -> dict[str, Any]:
-    """`Opening.live`: what a monitor's recorder does beyond an evaluation's; it serves HTTP on `listener`.
+    """Return `Opening.live`: what a monitor's recorder does in addition. It serves HTTP on `listener`.
 
     Raises:
         UsageError: when spans are not recorded at all.
@@ -137,7 +137,7 @@ def live_settings(cfg: "DictConfig", listener: socket.socket) -> dict[str, Any]:
 
 
 def supervise(loop: Loop, link: PersistentLink, view: View, *, ending: Ending, board: Board, grace_s: float) -> None:
-    """Run `loop` on a thread of its own until it ends or is asked to, then give it `grace_s` for what is under way.
+    """Run `loop` on another thread until it ends or `ending` has a reason; batches under way then get `grace_s`.
 
     Raises:
         BaseException: what ended the loop, if it failed.

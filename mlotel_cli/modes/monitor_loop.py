@@ -1,4 +1,4 @@
-"""The loop of `mlotel monitor`: warm-up, every batch through the executor, and how it ended. On a thread of its own."""
+"""The loop of `mlotel monitor`: warms up, runs every batch and tells how it ended. It has its own thread."""
 
 import itertools
 from collections.abc import Iterator
@@ -22,26 +22,26 @@ SOURCE_ENDED = "the source ended"
 
 @dataclass(slots=True)
 class Ending:
-    """Why the run is to end. Polled, and without a lock: a signal's handler sets it too.
+    """Why the run should end. The main thread polls it. It has no lock, because a signal handler sets it too.
 
     Attributes:
         reason: empty while the run goes on.
-        is_awaited: whether somebody polls already.
+        is_awaited: whether the main thread polls already.
     """
 
     reason: str = ""
     is_awaited: bool = False
 
     def ask(self, reason: str) -> None:
-        """End the run; the first reason stays."""
+        """Ask for the end of the run; the first reason stays."""
         self.reason = self.reason or reason
 
 
 class Feed:
-    """The intake's batches in one pass, of which the first may be looked at beforehand."""
+    """The intake's batches in one pass; the first ones can be looked at beforehand."""
 
     def __init__(self, intake: Intake) -> None:
-        """Nothing is read yet."""
+        """Prepare; reading begins with the first batch that is asked for."""
         self.intake = intake
         self._head: list[Batch] = []
         self._rest = iter(intake)
@@ -63,7 +63,7 @@ class Feed:
             yield self._head[number]
 
     def forget(self, reason: str) -> None:
-        """What was looked at, and what came meanwhile, is of the past: dropped, and counted under `reason`."""
+        """Drop the batches that were looked at and the items that wait; the intake counts them under `reason`."""
         self.intake.count_dropped(reason, sum(batch.size for batch in self._head))
         self._head.clear()
         self.intake.forget_waiting(reason)
@@ -96,13 +96,13 @@ class Loop:
         self.last_failure = ""
 
     def depths(self) -> dict[str, tuple[int, int]]:
-        """Items and batches that wait now, and how many may, by the name of what they wait for."""
+        """Return how many items and batches wait now, and how many may, by the name of what they wait for."""
         return {"source": self.feed.intake.depth, **self._executor.depths()}
 
     def run(self) -> None:
-        """Until the source ends or is stopped, `monitor.max_batches` are through or one fails; asks for the run's end.
+        """Run batches until the source ends, `monitor.max_batches` have run or an error; then ask for the run's end.
 
-        Raises nothing: see `error`.
+        It raises nothing: see `error`.
         """
         try:
             with self._built.inference():
@@ -113,7 +113,7 @@ class Loop:
                 with timed(self._session.closing):
                     self._run_batches()
             self._ending.ask(SOURCE_ENDED)
-        except BaseException as error:  # a stage may raise SystemExit; the main thread raises it again
+        except BaseException as error:  # also SystemExit of a stage; the main thread raises it again
             self.error = error
             self._ending.ask("an error")
         finally:
@@ -127,7 +127,7 @@ class Loop:
                 self.settle(finished)
 
     def settle(self, finished: Finished) -> None:
-        """Say how a batch ended. Whoever judges live values, or keeps batches worth keeping, sees each one here.
+        """Tell the recorder how a batch ended. Every batch passes here once.
 
         Raises:
             StageError: when it failed and `monitor.on_error=fail`.
@@ -157,7 +157,7 @@ class Loop:
                 raise failure
 
     def _warm_up(self) -> None:
-        """Run the first batches, with spans off. Live ones are over then; a data set's come again in the run."""
+        """Run the first batches, with spans off. The run takes them again; live input is dropped instead."""
         warmed = warm_up(self._executor, self._first(), self._wait_for_result, one_by_one=True)
         if warmed.error is not None:
             raise warmed.error

@@ -1,6 +1,6 @@
-"""A run from opening to closing: recorder, backend, signals; what every mode shares.
+"""A run from its start to its end, for every mode: the recorder, the backend of spans, signals.
 
-One ExitStack of the mode's owns the closing: whatever happens, the recorder learns how the run ended.
+However a run ends, its session tells the recorder how, and waits for it to finish files and sinks.
 """
 
 import json
@@ -31,9 +31,9 @@ from mlotel_cli.telemetry.tracer import Backend, Recording, Span
 _CALIBRATION_SPANS = 500
 _SHOW_CURSOR = b"\x1b[?25h"
 _ONE_SIGNAL_S = 0.3
-"""Signals so close together are one: `timeout` and many wrappers signal the process and its group, both at once."""
+"""Signals so close together count as one: `timeout` and many wrappers signal the process and its group at once."""
 _CLOSING_GRACE_S = 60.0
-"""On top of the tracker's own bounds: merging Parquet and computing intervals."""
+"""Added to the tracker's own time limit: for merging Parquet and computing intervals."""
 
 
 @dataclass(slots=True)
@@ -68,25 +68,25 @@ class Closing:
 
 
 class Room(Protocol):
-    """What tells the loop to wait."""
+    """Tells a loop to wait."""
 
     def wait_for_room(self) -> None:
-        """Between batches: wait while the other side is far behind."""
+        """Wait while the recorder is far behind; call it between batches."""
         ...
 
 
 class Settling(Protocol):
-    """What a loop over batches needs of its run; `Session`, and the far end of one under a profiler."""
+    """What a loop over batches needs of its run: `Session`, or under a profiler `profile.profiled.ResultFile`."""
 
     closing: Closing
 
     @property
     def link(self) -> Room:
-        """Asked between batches."""
+        """Tells the loop to wait between batches."""
         ...
 
     def record(self) -> None:
-        """Warm-up is over."""
+        """Begin to record spans: the warm-up is over."""
         ...
 
     def tell(self, info: Mapping[str, Any]) -> None:
@@ -109,15 +109,15 @@ class Settling(Protocol):
         samples: list[Sample] | None = None,
         error: str = "",
     ) -> None:
-        """A batch is done."""
+        """Tell how a batch ended."""
         ...
 
 
 class Session:
-    """Opens a run and closes it. Enter it before user code is imported: the provider must be there first.
+    """Opens a run and closes it. Create it before user code is imported: that code must find the provider.
 
     Attributes:
-        closing: fill it in while the run goes on.
+        closing: how the run ended; the mode fills it in.
         info: run.json's content, once closed.
     """
 
@@ -138,8 +138,8 @@ class Session:
             say: takes the recorder's messages to the user.
             imports: what the recorder imports at once.
             link: a recorder that was started already.
-            on_signal: told of the first SIGINT or SIGTERM, for a run whose normal end that is; without it, the signal
-                raises Interrupted.
+            on_signal: called with the first SIGINT or SIGTERM, for a run that normally ends by one; without it, the
+                signal raises Interrupted.
             now: seconds, monotonic.
         """
         self.run_dir = run_dir
@@ -165,13 +165,13 @@ class Session:
         return self._link
 
     def __enter__(self) -> Self:
-        """Take over SIGTERM and SIGHUP: like a Ctrl-C they end the run with everything measured so far."""
+        """Take over the signals: SIGTERM and SIGHUP end the run like a Ctrl-C, with everything measured so far."""
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
-                continue  # nohup: the terminal may go
+                continue  # nohup asked for this
             try:
                 self._previous[signum] = signal.signal(signum, self._interrupt)
-            except ValueError:  # not the main thread: the program that runs us owns the signals
+            except ValueError:  # not the main thread: the program owns the signals
                 break
         return self
 
@@ -211,7 +211,7 @@ class Session:
         self._opened = True
 
     def record(self) -> None:
-        """From now on spans are recorded, or become ranges, as the run's backend has it."""
+        """Turn on the run's backend: from now on spans are recorded, or become ranges."""
         if self._recording is not None:
             self.closing.telemetry["span_cost_us"] = measure_span_cost(self._recording)
         if self._backend is not None:
@@ -242,7 +242,7 @@ class Session:
         error: str = "",
         opened: int | None = None,
     ) -> None:
-        """Say that the mode is done with a batch. `start_ns` and `source_time_ns` are `perf_counter_ns` readings.
+        """Tell how a batch ended. `start_ns` and `source_time_ns` are `perf_counter_ns` readings.
 
         `opened` is the number of spans opened in it, for a batch whose spans were not recorded here.
         """
@@ -266,10 +266,10 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stop recording, tell the recorder how it ended, and wait for it to finish every sink.
+        """Stop recording, tell the recorder how the run ended, and wait for it to finish every sink.
 
         Raises:
-            Interrupted: when a signal came meanwhile; by then everything is finished.
+            Interrupted: when a signal came meanwhile, after everything is finished.
         """
         self._is_exiting = True
         api.use(OFF)
@@ -303,14 +303,14 @@ class Session:
                 raise
 
     def _interrupt(self, signum: int, _frame: FrameType | None) -> None:
-        """First signal: end the run in order. Second: leave at once; the recorder finishes what it has."""
+        """End the run in order at the first signal; leave at once at the second, and the recorder finishes alone."""
         now_s = self._now()
         if self._signalled_s is not None:
             if now_s - self._signalled_s >= _ONE_SIGNAL_S:
                 _leave(signum)
             return
         self._signalled_s = now_s
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that goes sends several
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that closes sends several
         if self._is_exiting:
             self._came_late = signum
             os.write(2, b"Finishing files and W&B; once more leaves that to the background.\n")
@@ -341,12 +341,12 @@ def _count_opened(root: trace.Span) -> int:
 
 def _leave(signum: int) -> NoReturn:
     if os.isatty(2):
-        os.write(2, _SHOW_CURSOR)  # a bar or a picture hid it
+        os.write(2, _SHOW_CURSOR)  # the progress bar hid it
     os._exit(128 + signum)
 
 
 def _mark_failed(run_dir: Path, error: str) -> None:
-    """A recorder that died cannot say so in run.json; the workload does."""
+    """Write into run.json that the run failed: a recorder that died cannot do it."""
     path = run_dir / "run.json"
     try:
         info = json.loads(path.read_text())
@@ -355,11 +355,11 @@ def _mark_failed(run_dir: Path, error: str) -> None:
         unfinished.write_text(json.dumps(info, indent=2))
         os.replace(unfinished, path)
     except (OSError, ValueError):
-        return  # nothing was written yet, or nothing can be: the error itself is reported anyway
+        return  # there is no run.json, or the disk is full; the caller raises the error anyway
 
 
 def measure_span_cost(recording: Recording) -> float:
-    """What a bare span costs here and now, in microseconds: the mean of 500 that are thrown away."""
+    """Measure what a bare span costs now, in microseconds: the mean of 500 that are thrown away."""
     discarding = Recording(_discard, faults=recording.faults)
     api.use(discarding)
     tracer = api.PROVIDER.get_tracer(api.SCOPE)

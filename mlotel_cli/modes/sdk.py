@@ -1,7 +1,7 @@
-"""For a program that has its own OpenTelemetry SDK provider: it gets its rows by adding one line.
+"""Records a program that has its own OpenTelemetry SDK provider; the program adds one line.
 
-`MlotelSpanProcessor`, or, behind the SDK's own batching, `WandbSpanMetricsExporter`. Nothing is lost but what
-BatchSpanProcessor itself drops.
+The line adds a `MlotelSpanProcessor`, or a `WandbSpanMetricsExporter` behind the SDK's BatchSpanProcessor. Every span
+that the BatchSpanProcessor does not drop is recorded.
 """
 
 import itertools
@@ -35,10 +35,10 @@ from mlotel_cli.records import BATCH_INDEX
 from mlotel_cli.telemetry.convert import pack
 
 _EXPORT_SETTLE_S = 6.0
-"""An exporter cannot know whether a trace is whole; BatchSpanProcessor brings the rest within its 5 s."""
+"""An exporter cannot tell whether a trace is complete; BatchSpanProcessor exports the rest within its 5 s."""
 _TRACES_REMEMBERED = 10_000
 _HELD_SPANS = 10_000
-"""Spans of one running trace that wait for its number; a root that never ends must not fill the memory."""
+"""Spans of one running trace that may wait for its number: a root that never ends must not fill the memory."""
 _CLOSE_TIMEOUT_S = 100.0
 
 
@@ -77,20 +77,20 @@ class LoopRun:
 
     @property
     def is_open(self) -> bool:
-        """Whether spans still arrive: not after the end, nor after the recorder's, nor in a forked child."""
+        """Whether the run takes spans: False after its end, when the recorder died, and in a forked child."""
         return self._link.is_open
 
     def emit(self, packed: tuple[Any, ...]) -> None:
-        """Hand a packed span over, as long as somebody takes it."""
+        """Hand a packed span over, if the run is open."""
         if self._link.is_open:
             self._link.emit(packed)
 
     def pause(self) -> None:
-        """Between traces: wait while the recorder is far behind."""
+        """Wait while the recorder is far behind; call it between traces."""
         self._link.pause()
 
     def close(self) -> None:
-        """Finish files and W&B; says where they are. Further calls do nothing."""
+        """Finish files and W&B, and say where they are. Further calls do nothing."""
         if self._closed or self._owner != os.getpid():
             return
         self._closed = True
@@ -112,9 +112,12 @@ def _say(text: str) -> None:
 
 @dataclass(slots=True)
 class _Batch:
-    """What the running spans of one batch share; `index` is known when the root carries it, or when the root ends.
+    """What the running spans of one batch share.
 
-    `is_row`: False where nobody can know which row. `held`: ended spans, with their threads, that wait for the index.
+    Attributes:
+        index: of the row; known when the root carries it, or when the root ends.
+        is_row: False where the row cannot be known.
+        held: ended spans, with their threads, that wait for the index.
     """
 
     root_id: int
@@ -131,8 +134,8 @@ class MlotelSpanProcessor(SpanProcessor):
         provider.add_span_processor(mlotel_cli.MlotelSpanProcessor())
 
     Every root span becomes a row, numbered in the order in which they end. From the first span that carries
-    `batch.index` (`mlotel_cli.batch`) on, only such spans do. Costs the program what the SDK costs; recording happens
-    in the recorder process. When that falls far behind, the program waits at the end of a root span.
+    `batch.index` (`mlotel_cli.batch`) on, only such spans become rows. The program pays what the SDK costs; the
+    recorder process does the rest. When that falls far behind, the program waits at the end of a root span.
     """
 
     def __init__(
@@ -165,7 +168,7 @@ class MlotelSpanProcessor(SpanProcessor):
         self._run = LoopRun(
             name=name, directory=Path(directory) if directory else None, tracker=tracker, settle_s=settle_s
         )
-        self._lock = threading.RLock()  # a generator that is collected meanwhile may end its span
+        self._lock = threading.RLock()  # a generator that is garbage-collected inside may end its span
         self._of_span: dict[int, _Batch] = {}
         self._of_trace: OrderedDict[int, _Batch | None] = OrderedDict()
         self._next_index = 0
@@ -185,7 +188,7 @@ class MlotelSpanProcessor(SpanProcessor):
             self._of_span[context.span_id] = batch
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Hand the span over, as soon as its batch has a number."""
+        """Hand the span over as soon as its batch has a number."""
         context = span.context
         with self._lock:
             batch = None if context is None else self._of_span.pop(context.span_id, None)
@@ -210,15 +213,15 @@ class MlotelSpanProcessor(SpanProcessor):
         self._run.close()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Nothing to do: what has a number is handed over every 50 ms."""
+        """Do nothing: spans that have a number are handed over every 50 ms."""
         return True
 
     def _find(self, parent: SpanContext) -> _Batch | None:
-        """The batch of a parent in this process; None when nothing is known of it."""
+        """Find the batch of a parent in this process; None for an unknown parent."""
         running = self._of_span.get(parent.span_id)
         if running is not None or parent.trace_id not in self._of_trace:
             return running
-        # The parent has ended. Where its trace has one batch that is it; where it has more, nobody can know.
+        # The parent has ended. If its trace has one batch, it is that one; among several the right one is unknown.
         return self._of_trace[parent.trace_id] or _Batch(0, is_running=False, is_row=False)
 
     def _begin(self, context: SpanContext, index: int | None) -> _Batch:
@@ -229,7 +232,7 @@ class MlotelSpanProcessor(SpanProcessor):
         return batch
 
     def _number(self, given: int) -> int:
-        """The row of a batch that the program numbers; behind the roots that were rows before the first such batch."""
+        """Return the row of a batch that the program numbers; rows of earlier root spans come before it."""
         if self._shift is None:
             self._shift = self._next_index
             if self._shift:
@@ -278,7 +281,7 @@ class WandbSpanMetricsExporter(SpanExporter):
         self._of_trace: OrderedDict[int, int] = OrderedDict()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Hand the spans over; waits only when the recorder is far behind."""
+        """Hand the spans over; wait only when the recorder is far behind."""
         if not self._run.is_open:
             return SpanExportResult.FAILURE
         for span in spans:
@@ -296,7 +299,7 @@ class WandbSpanMetricsExporter(SpanExporter):
         self._run.close()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Nothing is held back."""
+        """Do nothing: no span is held back."""
         return True
 
     def _batch_of(self, trace_id: int) -> int:

@@ -1,8 +1,8 @@
-"""`mlotel profile`: the spans of an evaluation under a profiler, and the device's work attributed to them.
+"""`mlotel profile`: runs an evaluation under a profiler, and attributes the device's work to its spans.
 
-The profiler runs a process of its own (profiled.py) with the same configuration. When it has ended, its recording
-is read, and its ranges go to the recorder as if they were spans: so a profile has the rows, tables and files of an
-evaluation, and stages.json beside them.
+The profiler runs another process (profiled.py) with the same configuration. When that has ended, this one reads the
+recording and sends its ranges to the recorder as if they were spans. So a profile has the rows, tables and files of an
+evaluation, and also stages.json.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.1
 _END_S = 30.0
-"""How long a process that was asked to end may take, before it is made to."""
+"""How long a process that was asked to end may take before it is killed."""
 _MEASURED = ("accuracy", "accuracy_ci95", "wall_s", "scoring_s", "caller_s", "cpu_s", "cores", "warmup")
-"""What the process alone knows of how it ended, by the names of `Closing`."""
+"""Fields of `Closing` that only the profiled process knows."""
 
 
 def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
@@ -72,10 +72,10 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
 
 
 class Results:
-    """What the profiled process wrote so far; see `modes.profiled.ResultFile`."""
+    """What the profiled process wrote so far; see `profile.profiled.ResultFile`."""
 
     def __init__(self, path: Path) -> None:
-        """`path` need not exist yet."""
+        """Prepare; the file at `path` may come later."""
         self.path = path
         self.pid: int | None = None
         self.started_ns: int | None = None
@@ -86,13 +86,13 @@ class Results:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One a batch."""
+        """The settled batches, a row each."""
         return list(self._rows.values())
 
     def read(self) -> Sequence[dict[str, Any]]:
-        """Take in what is new, whole lines only; returns the new rows.
+        """Read the new whole lines; return the new rows.
 
-        A Ctrl-C may break it off anywhere: then the next call reads the same lines once more.
+        After a Ctrl-C in the middle of it the next call reads the same lines once more.
         """
         before = len(self._rows)
         try:
@@ -117,7 +117,7 @@ class Results:
 
 
 class Profile:
-    """One profile; the state of the parent.
+    """Runs one profile, from the process that waits for it.
 
     Attributes:
         stages: content of stages.json, once the recording is read.
@@ -138,7 +138,7 @@ class Profile:
         self._results = Results(run_dir / f".{REPORT}.results.jsonl")
 
     def run(self) -> None:
-        """Run the workload under the profiler, and give the recorder what both of them have to say."""
+        """Run the workload under the profiler, and give the recorder the results of both."""
         command = self._profiler.command(self._spec)
         sayer(self._console)(f"$ {shlex.join(command)}")
         about = {**self._profiler.describe(), "command": command}
@@ -165,7 +165,7 @@ class Profile:
 
     @contextlib.contextmanager
     def _written_spec(self) -> Generator[None]:
-        """The file that the process reads, for its owner alone and as long as it runs: it may hold passwords."""
+        """Write the file that the process reads, for its owner alone; delete it in the end. It may hold passwords."""
         settings = config.plain(self._cfg)
         settings["telemetry"]["otlp"]["headers"] = {}  # the process sends nothing
         spec = Spec(
@@ -187,7 +187,7 @@ class Profile:
 
     @contextlib.contextmanager
     def _started(self, command: list[str]) -> Generator["subprocess.Popen[bytes]"]:
-        """The process, in a session of its own: a Ctrl-C in the terminal reaches it through here, once."""
+        """Start the process in its own session, so that a Ctrl-C in the terminal reaches only this process."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         try:
             with self._log.open("wb") as log:
@@ -210,7 +210,7 @@ class Profile:
                 self._kill(process)
 
     def _wait(self, process: "subprocess.Popen[bytes]") -> MlotelError | None:
-        """Until the process has ended, with progress; an error when it had to be ended."""
+        """Show progress until the process has ended; return an error if it had to be killed."""
         ended_at: float | None = None
         has_begun = False
         with Progress(self._console, self._cfg.profile.batches) as progress:
@@ -234,7 +234,7 @@ class Profile:
                     )
 
     def _end(self, process: "subprocess.Popen[bytes]") -> None:
-        """Ask the workload to end, wait for the profiler's report, and insist where that does not help."""
+        """Ask the workload to end and wait for the profiler's report; kill both if they take too long."""
         self._results.read()
         with contextlib.suppress(ProcessLookupError):
             if self._results.pid is not None and self._results.closing is None:
@@ -255,7 +255,7 @@ class Profile:
         process.wait()
 
     def _failure(self, code: int, said: str) -> MlotelError | None:
-        """What the workload says went wrong, or what can be told when it says nothing."""
+        """Return the workload's own error, or the best explanation when it left none."""
         closing = self._results.closing
         if closing is not None:
             if not closing["error"]:
@@ -266,15 +266,15 @@ class Profile:
             return MlotelError(f"the profile broke off ({ended}), {full}. {nsys.free_space(self._run_dir)}")
         if refused := nsys.why_refused(self._run_dir, said=said):
             return MlotelError(f"the profile broke off ({ended}), no permission: {refused}. Its output: {self._log}")
-        last = _last_words(said) or "it printed nothing"
+        last = _last_lines(said) or "it printed nothing"
         if self._results.pid is None:
             return MlotelError(f"the profiler ended before the run began ({ended}): {last}. Its output: {self._log}")
-        return MlotelError(f"the profiled process ended without a word ({ended}): {last}. Its output: {self._log}")
+        return MlotelError(f"the profiled process ended without saying why ({ended}): {last}. Its output: {self._log}")
 
     # -- what it left ---------------------------------------------------------------------------------------------
 
     def _take(self, said: str, about: Mapping[str, Any]) -> MlotelError | None:
-        """Read the recording and give everything to the recorder; rows go there without times when it is missing."""
+        """Read the recording and give everything to the recorder; without a recording, rows have no times."""
         attributed: Attributed | None = None
         missing: MlotelError | None = None
         if self._results.rows or self._results.closing is not None:
@@ -311,8 +311,8 @@ class Profile:
                 closing.telemetry["profiled_faults"] = faults
 
 
-def _last_words(said: str) -> str:
-    """The last lines that say something, before any explanation of how to use the program."""
+def _last_lines(said: str) -> str:
+    """Return the last lines that are not empty, and that come before a usage text."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     usage = next((number for number, line in enumerate(lines) if line.lower().startswith("usage:")), 0)
     return " | ".join((lines[:usage] if usage else lines)[-3:]).removesuffix(".")

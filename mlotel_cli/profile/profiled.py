@@ -1,7 +1,7 @@
-"""The program that a profiler runs: an evaluation whose rows go to a file instead of a recorder.
+"""The program that a profiler runs: an evaluation that writes its rows to a file, not to a recorder.
 
-`python -m mlotel_cli.profile.profiled SPEC`, started by profile_command.py. Warm-up is outside the capture. Results are
-one JSON object a line; the last one says how it ended, and a file without it that the process died.
+profile_command.py starts it as `python -m mlotel_cli.profile.profiled SPEC`. The capture begins after the warm-up.
+Results are one JSON object a line; the last line says how it ended, and is missing when the process died.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _PARENT_EVERY_S = 0.5
 
 @dataclass(slots=True)
 class Spec:
-    """What the process is started with; one JSON file.
+    """What the process must know; the content of the SPEC file.
 
     Attributes:
         config: the resolved configuration.
@@ -43,7 +43,7 @@ class Spec:
         results: where to write the results.
         trace: where to write the Chrome trace; torch only.
         batches: how many to record.
-        parent: process that waits for this one; when it is gone, this one ends.
+        parent: id of the process that waits for this one; this one ends when that has ended.
         path: its sys.path.
         max_names: distinct span names kept apart.
     """
@@ -59,12 +59,12 @@ class Spec:
 
 
 class ResultFile:
-    """The far end of a session: lines in a file, which is whole after every line. `modes.session.Settling`."""
+    """Takes what a loop tells its run, and writes it as lines of a file. See `modes.run.Settling`."""
 
     def __init__(
         self, spec: Spec, backend: "Nvtx | TorchRanges", capture: contextlib.AbstractContextManager[Any]
     ) -> None:
-        """`capture` is entered when the warm-up is over."""
+        """Write the first line; `capture` is entered when the warm-up is over."""
         self.closing = Closing()
         self._path = Path(spec.results)
         self._backend = backend
@@ -74,11 +74,11 @@ class ResultFile:
 
     @property
     def link(self) -> "ResultFile":
-        """It is its own."""
+        """The file itself tells the loop to wait."""
         return self
 
     def wait_for_room(self) -> None:
-        """A file has room."""
+        """Return at once: a file always has room."""
 
     def record(self) -> None:
         """Begin the capture."""
@@ -94,7 +94,7 @@ class ResultFile:
             self._capture.__exit__(None, None, None)
 
     def tell(self, info: Mapping[str, Any]) -> None:
-        """For run.json."""
+        """Add to run.json."""
         self.write("info", info)
 
     def settle(
@@ -113,7 +113,7 @@ class ResultFile:
         samples: list[Sample] | None = None,
         error: str = "",
     ) -> None:
-        """A batch is done."""
+        """Write how a batch ended."""
         row = {
             "batch": batch,
             "status": status,
@@ -131,13 +131,13 @@ class ResultFile:
         self.write("settle", row)
 
     def write(self, kind: str, value: Any) -> None:
-        """One line."""
+        """Write one line; the file is complete after each."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({kind: value}, default=str) + "\n")
 
 
 def main() -> None:
-    """Run what the SPEC file says; the exit code is that of the error."""
+    """Run what the SPEC file says; exit with the code of the error, if there was one."""
     spec = Spec(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     sys.path[:] = spec.path
     _end_with(spec.parent)
@@ -211,7 +211,7 @@ def _interrupt(signum: int, _frame: FrameType | None) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A profiler is between this process and the one that wants its results; when that one is killed, this one ends."""
+    """End this process when `parent`, which reads its results, has ended: a profiler between them may live on."""
 
     def watch() -> None:
         while True:

@@ -1,4 +1,4 @@
-"""The profilers of `mlotel profile`: what each is started as, and how its recording is read back."""
+"""The profilers of `mlotel profile`: how each is started, and how its recording is read."""
 
 import sys
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 REPORT = "profile"
-"""Name of its files in the run directory, without suffix."""
+"""Name of a profiler's files in the run directory, without suffix."""
 CAPTURE = "mlotel capture@mlotel"
 
 
@@ -24,23 +24,23 @@ class Profiler(Protocol):
     """Telemetry backend of the process that is profiled."""
 
     def command(self, spec: Path) -> list[str]:
-        """The command line that runs the workload described in `spec`."""
+        """Return the command line that runs the workload described in `spec`."""
         ...
 
     def read(self, said: str) -> Timeline:
-        """What was recorded; `said` is what the process printed.
+        """Read the recording; `said` is what the process printed.
 
         Raises:
-            MlotelError: why there is nothing.
+            MlotelError: when there is none, with the reason.
         """
         ...
 
     def describe(self) -> dict[str, Any]:
-        """For run.json."""
+        """Return kind and version, for run.json."""
         ...
 
     def files(self) -> list[Path]:
-        """What it left in the run directory and is worth keeping elsewhere."""
+        """Return the files in the run directory that the tracker should keep."""
         ...
 
 
@@ -53,7 +53,7 @@ class NsysProfiler:
         """Find the program.
 
         Raises:
-            UsageError: when it is not there.
+            UsageError: when it is not installed.
         """
         settings = cfg.profiler
         self._nsys = nsys.find(settings.command)
@@ -63,7 +63,7 @@ class NsysProfiler:
         self._args: Sequence[str] = list(settings.args)
 
     def command(self, spec: Path) -> list[str]:
-        """`nsys profile` on this Python."""
+        """Return `nsys profile` with this Python."""
         profile = nsys.profile_command(
             self._nsys,
             report=self._report,
@@ -87,11 +87,11 @@ class NsysProfiler:
         return timeline
 
     def describe(self) -> dict[str, Any]:
-        """Program and version."""
+        """Return path, version and what is traced."""
         return {"kind": "nsys", "path": str(self._nsys), "version": nsys.version(self._nsys), "trace": self._trace}
 
     def files(self) -> list[Path]:
-        """The report that the nsys GUI opens."""
+        """Return the report that the nsys GUI opens."""
         return [path for path in (self._report.with_suffix(".nsys-rep"),) if path.exists()]
 
 
@@ -101,11 +101,11 @@ class TorchProfiler:
     backend = "torch"
 
     def __init__(self, run_dir: Path) -> None:
-        """Its trace goes to `run_dir`."""
+        """Prepare; the trace goes to `run_dir`."""
         self.trace = run_dir.absolute() / f"{REPORT}.trace.json"
 
     def command(self, spec: Path) -> list[str]:
-        """This Python."""
+        """Return this Python with the workload."""
         return _workload(spec)
 
     def read(self, said: str) -> Timeline:
@@ -120,18 +120,18 @@ class TorchProfiler:
         return timeline
 
     def describe(self) -> dict[str, Any]:
-        """Version of torch."""
+        """Return the version of torch."""
         from mlotel_cli.hardware import version_of
 
         return {"kind": "torch", "version": version_of("torch")}
 
     def files(self) -> list[Path]:
-        """The Chrome trace."""
+        """Return the Chrome trace."""
         return [path for path in (self.trace,) if path.exists()]
 
 
 def make_profiler(cfg: "DictConfig", run_dir: Path) -> Profiler:
-    """The profiler that `profiler.kind` names.
+    """Create the profiler that `profiler.kind` names.
 
     Raises:
         UsageError: when it is not installed, or cannot show what the executor does.

@@ -251,7 +251,7 @@ def test_a_workload_that_is_killed(tmp_path: Path):
         ),
     )
 
-    with pytest.raises(MlotelError, match=r"ended without a word \(ended by SIGKILL\): the program says 100"):
+    with pytest.raises(MlotelError, match=r"ended without saying why \(ended by SIGKILL\): the program says 100"):
         profile.run()
 
     assert [(row["batch"], row["opened"]) for row in session.settled] == [(0, 0)]
