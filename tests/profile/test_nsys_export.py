@@ -71,7 +71,7 @@ def test_another_stages_work_does_not_make_the_device_idle(tmp_path: Path):
         write_two_stages(file)
         file.call(7, 510, 515)  # in the reader
         file.kernel(7, 505, 515)  # inside the detector's pause of 500-520
-        file.kernel(99, 515, 518)  # and so is this one, of nobody
+        file.kernel(99, 515, 518)  # and so is this one, of no call
 
     attributed = attribute(read_timeline(tmp_path / "x.sqlite"))
 

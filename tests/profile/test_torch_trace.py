@@ -29,7 +29,7 @@ def test_ranges_launches_kernels_and_copies(tmp_path: Path):
         tmp_path / "trace.json",
         event("user_annotation", "mlotel|batch|3|batch", 100.0, 50.0),
         event("user_annotation", "mlotel|internal||reader", 110.0, 20.5),
-        event("user_annotation", "somebody else's", 100.0, 50.0),
+        event("user_annotation", "another library's", 100.0, 50.0),
         event("gpu_user_annotation", "mlotel|internal||reader", 140.0, 20.0, tid=7),
         event("cuda_runtime", "cudaLaunchKernel", 112.0, 1.0, correlation=41),
         event("cuda_runtime", "cudaMemcpyAsync", 114.0, 1.0, correlation=42),

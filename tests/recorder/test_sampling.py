@@ -1,4 +1,4 @@
-"""Which traces of a monitor are sent, and that nothing is kept that nobody asks for."""
+"""Which traces of a monitor are sent, and that no other span is kept."""
 
 import random
 

@@ -259,7 +259,7 @@ def test_a_batch_whose_trace_was_not_kept(tmp_path: Path) -> None:
     assert shown(str(run), "--batch", "0-2")[0] == "batches 0 to 2: 300 ms"
 
 
-def test_a_role_that_nobody_has(tmp_path: Path) -> None:
+def test_a_role_without_a_batch(tmp_path: Path) -> None:
     run = write_run(tmp_path, [pipelined(n, 200.0 * n) for n in range(3)])
     said = refused(str(run), "--batch", "failed")
     assert "has no such batch; it has median, worst, and batches 0 to 2" in said

@@ -48,7 +48,7 @@ def test_each_piece_says_what_it_is() -> None:
 @pytest.mark.parametrize("columns", [40, 60, 80, 100, 140, 200])
 def test_no_line_is_wider_than_the_terminal_and_the_bars_use_its_width(columns: int) -> None:
     trace = pipelined()
-    trace.add("a_very_long_name_of_a_stage_that_nobody_would_want", 60, 100, thread="thread_" * 8)
+    trace.add("a_very_long_name_of_a_stage_that_is_much_too_long", 60, 100, thread="thread_" * 8)
     lines = drawn(trace, columns=columns)
     assert max(map(len, lines)) in (columns - 1, columns)
     assert next(line for line in lines if line.startswith("batch ")).rstrip().endswith("|")

@@ -172,7 +172,7 @@ def test_a_path_that_breaks_says_so_without_saying_why(capsys):
     assert "ValueError('secret')" in capsys.readouterr().err
 
 
-def test_slow_and_silent_clients_hold_nobody_up():
+def test_slow_and_silent_clients_delay_no_other():
     with serving() as server:
         held = [connect(server) for _ in range(module.MAX_CONNECTIONS - 1)]
         for client in held[::2]:
@@ -267,7 +267,7 @@ def test_an_address_that_is_none(host):
     server.close()
 
 
-def test_after_closing_nobody_listens():
+def test_after_closing_no_server_listens():
     with serving() as server:
         parts = urlsplit(server.url)
         held = connect(server)

@@ -111,7 +111,7 @@ def test_an_answer_that_cannot_be_read_rejects_nothing(kind, body):
     assert answer(Reply(headers={"Content-Type": kind}, body=body)).verdict == "taken"
 
 
-def test_nobody_listens():
+def test_no_server_listens():
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         with client(f"http://127.0.0.1:{held.getsockname()[1]}") as posting:
