@@ -1,6 +1,7 @@
-"""Where the spans of a trace lie in a picture: one lane per thread, nested spans in rows below. Pure.
+"""Lays out the spans of a trace for a picture: one lane per thread, nested spans in rows below. Pure.
 
-The terminal and the SVG draw the same layout. Waiting in a queue lies in the lane of the stage that it waited for.
+The terminal and the SVG draw the same layout. Waiting in a queue lies in the lane of the stage that the batch waits
+for.
 """
 
 import math
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from mlotel_cli.records import QUEUE, SpanRecord, SpanRole, span_role
 
 ROOTS = "batch"
-"""The lane of the roots: on which thread one was opened tells nothing, its end is on another."""
+"""The lane of the roots. They have no thread's lane, because most end on another thread than they began on."""
 
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _MAX_LINE = 1_000
@@ -20,7 +21,7 @@ _MAX_LINE = 1_000
 
 @dataclass(slots=True)
 class Bar:
-    """One span in its lane. `row` counts from 0 and is deeper for what is nested or overlaps."""
+    """One span in its lane. `row` counts from 0; a nested or overlapping span has a higher one."""
 
     span: SpanRecord
     kind: SpanRole
@@ -34,7 +35,7 @@ class Bar:
 
 @dataclass(slots=True)
 class Lane:
-    """What happened on one thread; bars by start."""
+    """The spans of one thread, by start."""
 
     name: str
     bars: list[Bar] = field(default_factory=list[Bar])
@@ -43,13 +44,13 @@ class Lane:
 
 @dataclass(slots=True)
 class Waterfall:
-    """A picture of one batch, or several: the roots' lane first, then as a batch meets them. Times in nanoseconds."""
+    """A picture of one or several batches: the lane of the roots, then those of stages in order. Times in ns."""
 
     lanes: list[Lane]
     start_ns: int
     end_ns: int
     is_single: bool
-    """One batch; of several, bars say which."""
+    """True for one batch; with several, each bar names its batch."""
 
     @property
     def duration_ns(self) -> int:
@@ -58,12 +59,12 @@ class Waterfall:
 
 
 def waits_for(span: SpanRecord) -> str:
-    """Name of the stage that a queue span waits for."""
+    """Return the name of the stage that a queue span waits for."""
     return span.name.removeprefix(f"{QUEUE} ")
 
 
 def lay_out(spans: Sequence[SpanRecord]) -> Waterfall:
-    """Lanes and rows of the spans of one or several batches.
+    """Return lanes and rows of the spans of one or several batches.
 
     Raises:
         ValueError: without any span.
@@ -87,7 +88,7 @@ def lay_out(spans: Sequence[SpanRecord]) -> Waterfall:
 
 
 def ranks(spans: Iterable[SpanRecord]) -> dict[int, int]:
-    """The place of each span in its batch, by span id: 0 for the root, then as they start; replicas share a place."""
+    """Return each span's place in its batch, by span id: 0 for the root, then by start; batches share places."""
     places: dict[int, int] = {}
     counts: dict[int | None, int] = {}
     for span in sorted(spans, key=lambda each: (each.start_ns, -each.end_ns)):
@@ -99,7 +100,7 @@ def ranks(spans: Iterable[SpanRecord]) -> dict[int, int]:
 
 
 def _threads_of_stages(spans: Iterable[SpanRecord]) -> dict[tuple[int | None, str], str]:
-    """The thread of each stage, by batch and by name alone (None) for batches that never reached it."""
+    """Return the thread of each stage by batch and name, and by None and name for batches that never reached it."""
     threads: dict[tuple[int | None, str], str] = {}
     for span in spans:
         if span_role(span) == "compute":
@@ -116,7 +117,7 @@ def _lane_of(span: SpanRecord, kind: SpanRole, threads: dict[tuple[int | None, s
 
 
 def _stack(lane: Lane) -> None:
-    """Give every bar the first row that is free; bars come by start, so what is nested comes below its parent."""
+    """Give every bar the first free row. Bars come by start, so a nested one lies below its parent."""
     free_from: list[int] = []
     for bar in lane.bars:
         span = bar.span
