@@ -5,12 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+# More workers than two cores: tests that wait for other processes leave the cores to the others.
+WORKERS ?= 4
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint type format bench soak wheel clean
+.PHONY: help install demo test test-fast lint type format bench soak wheel clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) ## install mlotel, its examples and the tools into .venv
 
@@ -25,8 +28,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## evaluate three models on traffic video: the example in examples/lpr
 	$(BIN)/mlotel eval --config-dir examples/lpr/conf $(ARGS)
 
-test: $(STAMP) ## run the tests; ARGS="-k name" picks some
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## run all tests; ARGS="-k name" picks some, WORKERS=1 runs one at a time
+	$(PYTEST) $(ARGS)
+
+test-fast: $(STAMP) ## run the tests that take a minute together; ARGS as above
+	$(PYTEST) -m "not slow and not system" $(ARGS)
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

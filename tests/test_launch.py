@@ -295,6 +295,7 @@ class TestRunDirectory:
         assert f"cannot be written: {tmp_path} is not writable" in ended.err
 
 
+@pytest.mark.slow
 class TestSweep:
     def test_jobs_have_their_own_directories_and_share_a_group(self, fake: FakeMode, tmp_path: Path) -> None:
         ended = mlotel("eval", "-m", "eval.repeats=1,2", "hydra.sweep.dir=sweeps/first")

@@ -292,6 +292,7 @@ def _fresh_compiler():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_hooks_break_no_graph() -> None:
     backend, graphs = counting_backend()

@@ -120,11 +120,13 @@ def test_a_make_target_of_readme_exists_and_does_what_readme_says(command: str) 
     assert expected.get(command.split()[1], "") in done.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_runs(tmp_path: Path) -> None:
     output = run("mlotel eval --config-dir examples/lpr/conf", ROOT, *SHORT, f"run.dir={tmp_path / 'run'}")
     assert all(name in output for name in ("plate_exact_match", "vehicle_detector", "plate_reader"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -1,5 +1,7 @@
 """The schema, the checks on values, and building objects from configuration."""
 
+import copy
+import functools
 import socket
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -35,9 +37,15 @@ def composed(*overrides: str, mode: str = "eval") -> DictConfig:
     return cfg
 
 
+@functools.cache
+def defaults() -> DictConfig:
+    """Return the default configuration, composed once; to be copied before it is changed."""
+    return composed()
+
+
 def changed(key: str, value: Any) -> DictConfig:
     """Return the default configuration with one value changed."""
-    cfg = composed()
+    cfg = copy.deepcopy(defaults())
     OmegaConf.update(cfg, key, value)
     return cfg
 

@@ -45,6 +45,7 @@ def test_of_a_single_run(fake: FakeMode, tmp_path: Path) -> None:
     assert fake.job.overrides == list(OmegaConf.load(tmp_path / "here/.hydra/overrides.yaml"))
 
 
+@pytest.mark.slow
 def test_of_a_sweep_whose_folders_are_named_by_its_overrides(
     fake: FakeMode, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

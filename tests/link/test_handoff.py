@@ -400,6 +400,7 @@ def test_a_run_that_is_abandoned_is_interrupted(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_child_that_outlives_a_killed_workload_does_not_keep_the_recorder(tmp_path: Path) -> None:
     program = """
         import os, sys

@@ -353,6 +353,7 @@ def test_a_snapshot_reaches_whoever_shows_it(recorders: Recorders, tmp_path: Pat
     end(link, recorders)
 
 
+@pytest.mark.slow
 def test_a_real_recorder_that_is_killed_leaves_its_port_to_the_next(tmp_path: Path) -> None:
     live = {"window_s": 15.0, "slow_ms": None, "background_rate": 0.0, "retention": None, "restarts": 0}
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -369,6 +370,7 @@ def test_a_real_recorder_that_is_killed_leaves_its_port_to_the_next(tmp_path: Pa
         assert link.close({"status": "complete"}, timeout_s=60)["status"] == "complete"
 
 
+@pytest.mark.slow
 def test_a_real_recorder_that_is_killed(tmp_path: Path) -> None:
     link = PersistentLink(tmp_path, imports=("polars",), say=lambda _: None)
     link.open(opening(settle_roots=True, part_s=0.1), flush_ms=5)

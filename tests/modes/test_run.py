@@ -204,6 +204,7 @@ def test_a_signal_while_closing_does_not_hide_why_the_run_failed(session, monkey
         run()
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once_and_the_recorder_finishes(tmp_path):
     program = f"""
         import os, signal, sys, time

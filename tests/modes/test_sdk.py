@@ -416,6 +416,7 @@ EXPORTER = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "mode"), [(PROCESSOR, "offline"), (EXPORTER, "disabled")], ids=["processor", "exporter"]
 )

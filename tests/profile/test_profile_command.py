@@ -294,6 +294,7 @@ def test_a_missing_report_is_the_error_and_the_rows_are_kept(tmp_path: Path):
     assert not (tmp_path / "stages.json").exists()
 
 
+@pytest.mark.slow
 def test_a_profiler_that_never_finishes_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mlotel_cli.profile.profile_command._END_S", 0.2)
     endless = (

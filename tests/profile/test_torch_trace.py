@@ -72,6 +72,7 @@ def test_what_is_no_trace_is_refused(tmp_path: Path, text: str):
         read_timeline(path)
 
 
+@pytest.mark.slow
 def test_what_torch_writes_is_read(tmp_path: Path):
     import torch
 

@@ -402,6 +402,7 @@ def test_a_recorder_killed_leaves_what_it_had_written(tmp_path):
     assert read_run(tmp_path).batches["batch"].to_list() == [0]
 
 
+@pytest.mark.slow
 def test_a_monitors_recorder_serves_metrics_tells_the_workload_and_its_successor_goes_on(tmp_path):
     first = Recorder(tmp_path, "polars")
     first.send(opened(mode="monitor", live=LIVE, part_s=0.05), *done_batch(0), ("live", TOLD))
@@ -451,6 +452,7 @@ def test_a_workload_that_is_gone_needs_no_answer(tmp_path):
     assert recorder.status == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_killed_workload_leaves_a_finished_offline_wandb_run(tmp_path):
     recorder = Recorder(tmp_path, "polars", "wandb")
     tracker = OPENING["tracker"] | {"mode": "offline", "system_metrics": False}

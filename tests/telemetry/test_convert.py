@@ -195,6 +195,7 @@ def run(program: list[Planned]) -> tuple[list[ReadableSpan], list[ReadableSpan]]
     return list(theirs.get_finished_spans()), list(ours.get_finished_spans())
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(programs, min_size=1, max_size=2))
 def test_the_same_calls_give_the_same_spans_as_the_sdk(program: list[Planned]) -> None:

@@ -557,6 +557,7 @@ def live_spans() -> int:
     return sum(type(one) in (Span, CurrentSpan) for one in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_two_hundred_thousand_spans_leave_none_behind() -> None:
     last: deque[Span] = deque(maxlen=1)
     open_span = Provider(Recording(last.append)).get_tracer("test").start_as_current_span

@@ -36,6 +36,7 @@ def server() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_an_instrumented_http_client_inside_a_stage(server: tuple[str, list[str]], tmp_path: Path) -> None:
     address, parents = server
     program = f"""

@@ -21,6 +21,7 @@ def _forget_modules():
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_eval_gives_accuracy_and_the_loops_spans(tmp_path: Path) -> None:
     ended = mlotel(
         "eval",
@@ -43,6 +44,7 @@ def test_eval_gives_accuracy_and_the_loops_spans(tmp_path: Path) -> None:
     assert run.info["name"] == "instrument_only"
 
 
+@pytest.mark.slow
 def test_as_a_plain_script_it_tracks(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     blocked = tmp_path / "mlotel_cli.py"  # found before the installed one

@@ -9,6 +9,8 @@ from lpr.datasets import DATA_SETS
 from mlotel_cli import read_run
 from tests.support.cli import mlotel
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[3] / "examples" / "lpr"
 STAGES = ["vehicle_detector", "plate_detector", "plate_reader"]
 
@@ -70,7 +72,6 @@ def test_a_missing_video_is_one_clear_line(tmp_path: Path) -> None:
     assert "Traceback" not in ended.err
 
 
-@pytest.mark.slow
 def test_the_validation_video_reaches_the_figures_in_the_readme(tmp_path: Path) -> None:
     ended, run_dir = evaluate(tmp_path)
     assert ended.code == 0, ended.err

@@ -14,6 +14,8 @@ from mlotel_cli.execute import Executor, Inference, Numbered, PipelinedExecutor,
 from mlotel_cli.store.reading import Run
 from tests.support.cli import mlotel
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[3] / "examples" / "lpr"
 STAGES = ["vehicle_detector", "plate_detector", "plate_reader"]
 PIPELINED = [

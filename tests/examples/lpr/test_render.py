@@ -73,6 +73,7 @@ def test_a_renewed_text_differs_from_frame_to_frame() -> None:
     assert all(first[track] != second[track] for track in shared)
 
 
+@pytest.mark.slow
 def test_conditions_differ_in_light_as_they_should() -> None:
     light = {
         name: np.mean([next(render_clip(ClipSpec(seed=s, condition=name, num_frames=1)))[0].mean() for s in (11, 12)])
@@ -82,6 +83,7 @@ def test_conditions_differ_in_light_as_they_should() -> None:
     assert light["dusk"] > light["night"] > light["deep_night"]
 
 
+@pytest.mark.slow
 def test_crowded_has_more_vehicles_and_hides_more() -> None:
     def last(*, crowded: bool) -> list[Truth]:
         return [t for s in (21, 22) for t in next(render_clip(ClipSpec(s, "day", 1, crowded=crowded)))[1]]

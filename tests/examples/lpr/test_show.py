@@ -2,6 +2,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from lpr.data import VideoFrames
 from lpr.pipeline import Reading
 from lpr.show import GREEN, GREY, RED, draw_frame, main
@@ -32,6 +33,7 @@ def test_boxes_and_readings_are_drawn_in_their_colours(clip: Path) -> None:
     assert (missed == GREY).all(axis=-1).sum() > 50
 
 
+@pytest.mark.slow
 def test_a_video_and_a_still_are_written(clip: Path, tmp_path: Path) -> None:
     stills = list[bytes]()
     for wanted in ("0", "2"):

@@ -125,6 +125,7 @@ def test_thresholds() -> None:
     assert low_threshold([0.9], [False], precision=0.6) == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_a_few_steps_lower_the_loss_and_weights_survive_saving(name: str, data: TrainingData, tmp_path: Path) -> None:
     torch.manual_seed(0)

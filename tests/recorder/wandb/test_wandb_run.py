@@ -132,6 +132,7 @@ def online(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("WANDB_X_FILE_STREAM_RETRY_WAIT_MIN_SECONDS", "1")
 
 
+@pytest.mark.slow
 def test_offline_the_file_holds_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SERVICE", "3-1-unix-/the/workload's/own")
     said: list[str] = []
@@ -180,6 +181,7 @@ def test_offline_the_file_holds_everything(tmp_path: Path, monkeypatch: pytest.M
     ]
 
 
+@pytest.mark.slow
 def test_online_every_batch_arrives_exactly_once_whatever_the_network_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +218,7 @@ def test_online_every_batch_arrives_exactly_once_whatever_the_network_does(
     assert said == [f"W&B: {described['url']}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["closed", "hang", "reject_key"])
 def test_without_a_willing_server_the_run_is_offline_within_ten_seconds(
     trouble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -289,6 +292,7 @@ def test_a_key_in_the_netrc_file_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     assert (sink.describe()["mode"], sink.describe()["error"], backend.complaints) == ("online", None, [])
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_silent_during_the_run_does_not_hold_the_end_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +394,7 @@ def num_rows(run_dir: Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_without_a_key_nothing_is_asked_and_nothing_shown_but_one_line(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
@@ -405,6 +410,7 @@ def test_without_a_key_nothing_is_asked_and_nothing_shown_but_one_line(tmp_path:
     assert (file.summary["a"], file.exit_code) == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_killed_recorder_loses_at_most_the_last_second(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()

@@ -1,0 +1,55 @@
+"""What holds for every test: Hypothesis has no deadline, one torch thread a worker, and `alone` tests run alone."""
+
+import fcntl
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("busy", deadline=None)  # other workers share the cores: a slow example is no failure
+settings.load_profile("busy")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # torch reads it once; the processes that tests start inherit it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+class Room:
+    """Many tests share it, one `alone` test has it to itself: a lock between the workers of one `pytest -n`.
+
+    A test passes the gate before it enters. A test that is alone keeps the gate until the others have left.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._gate: IO[bytes] = (folder / "gate").open("wb")
+        self._room: IO[bytes] = (folder / "room").open("wb")
+
+    @contextmanager
+    def entered(self, *, alone: bool) -> Generator[None]:
+        fcntl.flock(self._gate, fcntl.LOCK_EX)
+        fcntl.flock(self._room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(self._gate, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._room, fcntl.LOCK_UN)
+
+
+_room = pytest.StashKey[Room]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own beside those of the others
+        config.stash[_room] = Room(Path(config.getoption("basetemp")).parent)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: waiting for the room is no part of a test's time limit
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    room = item.config.stash.get(_room, None)
+    if room is None:
+        return (yield)
+    with room.entered(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
