@@ -22,32 +22,80 @@ app = typer.Typer(
 )
 
 _PANEL = "Hydra"
-_EXAMPLES = """[bold]Examples[/]
+_ROOT_EXAMPLES = """[bold]Start here[/]
 
-mlotel eval
-mlotel eval pipeline=dummy pipeline.time_scale=0.1 eval.max_batches=100
-mlotel eval -cd my_project/conf data=night
-mlotel eval -m pipeline.time_scale=0.1,0.2
-mlotel eval --cfg job
+mlotel doctor  # what this machine has
+mlotel eval    # the built-in dummy pipeline, 2.5 minutes
+make demo      # three trained models on a traffic video; in the repository
+
+[bold]Read more[/]
+
+mlotel COMMAND --help, README.md
+"""
+_EVAL_EXAMPLES = """[bold]Examples[/]
+
+mlotel eval                                # the built-in dummy pipeline
+mlotel eval experiment=quick               # its first 50 batches
+mlotel eval -cd examples/lpr/conf          # a project: its conf folder
+mlotel eval -cd examples/lpr/conf executor=pipelined data=night
+mlotel eval eval.on_error=skip tracker.project=plates
+mlotel eval eval.control=true              # also measures what spans cost
+mlotel eval -m pipeline.time_scale=0.1,0.2 # a sweep: two runs, one group
+mlotel eval --cfg job                      # prints every key, runs nothing
+
+[bold]Read more[/]
+
+README.md: your own pipeline in five minutes
+examples/lpr/README.md: parallel stages, optimize=, figures
+conf/: every key with a comment
 """
 _PROFILE_EXAMPLES = """[bold]Examples[/]
 
-mlotel profile
-mlotel profile -cd my_project/conf profile.batches=200
-mlotel profile profiler=torch
+mlotel profile                             # needs nsys: see mlotel doctor
+mlotel profile profiler=torch              # needs no nsys
+mlotel profile -cd examples/lpr/conf profile.batches=20
 mlotel compare outputs/eval/RUN outputs/profile/RUN
+
+[bold]Read more[/]
+
+examples/lpr/README.md: what is recorded, and how much nsys disturbs
+conf/profile.yaml, conf/profiler/: every key with a comment
 """
 _MONITOR_EXAMPLES = """[bold]Examples[/]
 
-mlotel monitor
-mlotel monitor source=video source.uri=rtsp://127.0.0.1:8554/gate
-mlotel monitor -cd my_project/conf source=video source.uri=traffic.mp4 source.loop=true
+mlotel monitor                             # the dummy pipeline, endlessly
+mlotel monitor source=video source.uri=rtsp://HOST/PATH
+mlotel monitor source=video source.uri=FILE source.loop=true
+mlotel monitor telemetry.otlp.endpoint=http://127.0.0.1:4318
+
+Ctrl-C or SIGTERM ends it in order. Status page: http://127.0.0.1:9464
+
+[bold]Read more[/]
+
+examples/monitoring/README.md: Prometheus, OTLP, W&B, what stays on disk
+conf/monitor.yaml, conf/source/: every key with a comment
+"""
+_COMPARE_EXAMPLES = """[bold]Examples[/]
+
+mlotel compare outputs/eval/RUN outputs/profile/RUN
+mlotel compare outputs/eval/RUN outputs/eval/OTHER
+
+Both runs need the same stages and some batches in common.
+A stage that differs by more than 10 % gets a warning.
 """
 _TRACE_EXAMPLES = """[bold]Examples[/]
 
 mlotel trace outputs/eval/RUN
 mlotel trace outputs/eval/RUN --batch worst
-mlotel trace outputs/eval/RUN --batch 10-30 --format perfetto -o trace.json
+mlotel trace outputs/eval/RUN --batch 10-30 -o trace.svg
+mlotel trace outputs/eval/RUN -b 10-30 -f perfetto -o trace.json
+
+ui.perfetto.dev opens the Perfetto file.
+"""
+_RUNS_EXAMPLES = """[bold]Examples[/]
+
+mlotel runs
+mlotel runs outputs/eval --json
 """
 
 
@@ -94,32 +142,42 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[OVERRIDES]...",
-        help="Hydra overrides: key=value, group=option.",
+        help="Hydra overrides: key=value or group=option.",
         autocompletion=complete_override,
         show_default=False,
     ),
 ]
 Multirun = Annotated[
-    bool, typer.Option("--multirun", "-m", help="Sweep: run every combination of a=1,2.", rich_help_panel=_PANEL)
+    bool, typer.Option("--multirun", "-m", help="Sweep: run every combination, such as a=1,2.", rich_help_panel=_PANEL)
 ]
 Cfg = Annotated[
-    ConfigKind | None, typer.Option("--cfg", "-c", help="Print the configuration, do not run.", rich_help_panel=_PANEL)
+    ConfigKind | None, typer.Option("--cfg", "-c", help="Print the configuration; run nothing.", rich_help_panel=_PANEL)
 ]
 Package = Annotated[
-    str | None, typer.Option("--package", "-p", help="With --cfg: only this part of it.", rich_help_panel=_PANEL)
+    str | None, typer.Option("--package", "-p", help="With --cfg: print only this part.", rich_help_panel=_PANEL)
 ]
-Resolve = Annotated[bool, typer.Option("--resolve", help="With --cfg: resolve ${...}.", rich_help_panel=_PANEL)]
+Resolve = Annotated[bool, typer.Option("--resolve", help="With --cfg: fill in every ${...}.", rich_help_panel=_PANEL)]
 Info = Annotated[
     InfoKind | None,
-    typer.Option("--info", "-i", help="Print how the configuration is composed.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--info",
+        "-i",
+        metavar="WHAT",
+        help="Print how the configuration is composed: all, config, defaults, defaults-tree, plugins or searchpath.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 ConfigDir = Annotated[
     Path | None,
-    typer.Option("--config-dir", "-cd", help="Your conf folder; its files win.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--config-dir", "-cd", help="Your conf folder. Its files win over the built-in ones.", rich_help_panel=_PANEL
+    ),
 ]
 ConfigName = Annotated[
     str | None,
-    typer.Option("--config-name", "-cn", help="Primary file, without .yaml.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--config-name", "-cn", help="Configuration file to start from, without .yaml.", rich_help_panel=_PANEL
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -132,13 +190,13 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog=_ROOT_EXAMPLES)
 def root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Annotate a pipeline once; see accuracy and latency of every batch together."""
+    """Measure accuracy and latency of every batch of a torch pipeline, together."""
 
 
 def _hydra_command(mode: str, *, summary: str, epilog: str) -> Callable[..., None]:
@@ -164,27 +222,27 @@ def _hydra_command(mode: str, *, summary: str, epilog: str) -> Callable[..., Non
 
 
 evaluate = _hydra_command(
-    "eval", summary="Measure accuracy and latency of every batch of a labelled data set.", epilog=_EXAMPLES
+    "eval", summary="Measure accuracy and latency of every batch of a labelled data set.", epilog=_EVAL_EXAMPLES
 )
 profile = _hydra_command(
     "profile",
-    summary="Record the same spans under Nsight Systems, with the device's work attributed to them.",
+    summary="Run the pipeline under nsys, and attribute GPU work to its spans.",
     epilog=_PROFILE_EXAMPLES,
 )
 monitor = _hydra_command(
     "monitor",
-    summary="Run the pipeline on live input around the clock, with the same spans.",
+    summary="Measure the same pipeline on live input, around the clock.",
     epilog=_MONITOR_EXAMPLES,
 )
 
 
-@app.command()
+@app.command(epilog=_COMPARE_EXAMPLES)
 def compare(
-    eval_run: Annotated[Path, typer.Argument(help="Run directory of the evaluation.", show_default=False)],
-    profile_run: Annotated[Path, typer.Argument(help="Run directory of the profile.", show_default=False)],
+    eval_run: Annotated[Path, typer.Argument(help="Run directory, such as an evaluation's.", show_default=False)],
+    profile_run: Annotated[Path, typer.Argument(help="Another one, such as a profile's.", show_default=False)],
     debug: Debug = False,
 ) -> None:
-    """Show what each stage took in both runs, and where the profiler disturbed it."""
+    """Show what each stage took in two runs, side by side."""
     from mlotel_cli.compare.compare_command import main
 
     raise typer.Exit(main(eval_run, profile_run, debug=debug))
@@ -194,26 +252,25 @@ def compare(
 def trace(
     run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
     batch: Annotated[
-        str | None, typer.Option("--batch", "-b", help="N, A-B, median, p95, worst or failed.", show_default="median")
+        str | None,
+        typer.Option("--batch", "-b", help="Which to draw: N, A-B, median, p95, worst, failed.", show_default="median"),
     ] = None,
-    form: Annotated[
-        TraceFormat | None, typer.Option("--format", "-f", help="Write a file for another viewer instead of drawing.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="That file; without it, stdout.")] = None,
+    form: Annotated[TraceFormat | None, typer.Option("--format", "-f", help="Write a file for another viewer.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write; else stdout.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Show the batches worth a look, and who waited for whom in one of them."""
+    """List the slow batches of a run, and draw where their time went."""
     from mlotel_cli.trace.trace_command import main
 
     raise typer.Exit(main(run, batch=batch, form=form, output=output, debug=debug))
 
 
-@app.command()
+@app.command(epilog=_RUNS_EXAMPLES)
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder to look below.")] = Path("outputs"),
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder that holds the runs.")] = Path("outputs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """List all runs of a folder, newest first, with their headline figures."""
+    """List the runs of a folder, newest first, with their main figures."""
     from mlotel_cli.runs import main
 
     raise typer.Exit(main(folder, as_json=as_json))
@@ -221,7 +278,7 @@ def runs(
 
 @app.command()
 def doctor() -> None:
-    """Show what this machine has, and the fix for what is missing."""
+    """Show what this machine has, and how to get what is missing."""
     from mlotel_cli.doctor import print_findings
 
     print_findings()
