@@ -16,6 +16,7 @@ from rich.text import Text
 
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.modes.results import stdout
+from mlotel_cli.store.layout import BATCHES, RUN_JSON
 from mlotel_cli.store.reading import Run, count_rows, read_run
 
 _FIGURES = ("batches", "p50 ms", "p95 ms", "items/s")
@@ -134,7 +135,7 @@ def _row(run: Listed) -> dict[str, Text]:
 def _run_dirs(folder: Path) -> Iterator[Path]:
     """Folders with a run.json; nothing below one is another run."""
     for path, folders, files in os.walk(folder):
-        if "run.json" in files:
+        if RUN_JSON in files:
             folders.clear()
             yield Path(path)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -151,7 +152,7 @@ def _listed(run: Run) -> Listed:
         run_id=info.get("run_id"),
         status="interrupted?" if run.died else str(run.status),
         started_ns=int(info["started_ns"]),
-        batches=sum(counts.values()) if summary else count_rows(run.path / "batches.parquet"),
+        batches=sum(counts.values()) if summary else count_rows(run.path / BATCHES),
         p50_ms=latency.get("p50"),
         p95_ms=latency.get("p95"),
         items_per_s=_part(summary, "throughput").get("items_per_s"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mlotel_cli.errors import RecorderError
+from mlotel_cli.store.layout import RECORDER_LOG
 
 PIPE_BYTES = 1 << 20
 
@@ -37,7 +38,7 @@ def start_recorder(
         fcntl.fcntl(to_recorder, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     command = [sys.executable, "-P", "-m", "mlotel_cli.recorder", str(read_end), str(write_end), str(run_dir), *imports]
     try:
-        with (run_dir / "recorder.log").open("ab") as log:
+        with (run_dir / RECORDER_LOG).open("ab") as log:
             process = subprocess.Popen(
                 command,
                 pass_fds=(read_end, write_end, *(() if listener is None else (listener.fileno(),))),

@@ -24,6 +24,7 @@ from typing import Any
 
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.link.child import how_it_ended, start_recorder
+from mlotel_cli.store.layout import RECORDER_LOG
 from mlotel_cli.telemetry.span import Span
 
 logger = logging.getLogger("mlotel.telemetry")
@@ -129,7 +130,7 @@ class RecorderLink:
         _links.add(self)
 
     def _connect(self) -> None:
-        self._log = self.run_dir / "recorder.log"
+        self._log = self.run_dir / RECORDER_LOG
         self._log_begins = self._log.stat().st_size if self._log.exists() else 0
         self._process, self._to_recorder, from_recorder = start_recorder(
             self.run_dir, self._imports, listener=self._http_listener

@@ -17,6 +17,7 @@ from typing import Any
 
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.link.handoff import HUNG_S, Opening, RecorderLink
+from mlotel_cli.store.run_json import rows_written
 from mlotel_cli.telemetry.span import Span
 
 logger = logging.getLogger("mlotel.telemetry")
@@ -146,20 +147,12 @@ class PersistentLink(RecorderLink):
 
     def _count_gap(self) -> None:
         """What the dead recorder had half, or had not written, is lost."""
-        died = self._num_settled - self._num_died - self._rows_written()
+        died = self._num_settled - self._num_died - rows_written(self.run_dir)
         self._num_died += max(0, died)
         self.batches_lost += max(0, died) + len(self._under_way)
         self._shedding.update(self._under_way)
         self._under_way.clear()
         self.emitted = 0
-
-    def _rows_written(self) -> int:
-        """By the recorders so far, by their own account."""
-        try:
-            totals = json.loads((self.run_dir / "run.json").read_text())["totals"]
-            return sum(int(count) for count in totals["batches"].values())
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return 0  # it died before it had written any
 
     def _pack(self, item: Span | tuple[Any, ...]) -> tuple[Any, ...] | None:
         packed = super()._pack(item)

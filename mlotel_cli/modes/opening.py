@@ -19,6 +19,7 @@ from mlotel_cli.config.otlp_settings import resource_of_environment
 from mlotel_cli.errors import UsageError
 from mlotel_cli.hardware import accelerator, environment
 from mlotel_cli.link.handoff import Opening
+from mlotel_cli.store.claim import holds_run
 from mlotel_cli.telemetry.device import CudaEvents, DeviceTimer
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def recorder_imports(tracker_mode: str) -> tuple[str, ...]:
 
 def check_directory(directory: str | Path | None) -> None:
     """Raise UsageError when `directory` holds a run already."""
-    if directory and Path(directory, "run.json").exists():
+    if directory and holds_run(Path(directory)):
         raise UsageError(f"directory={directory}: it holds a run already; give another one")
 
 

@@ -21,6 +21,7 @@ from mlotel_cli.errors import Interrupted
 from mlotel_cli.link.handoff import Opening, RecorderLink
 from mlotel_cli.modes.results import print_results
 from mlotel_cli.records import Sample, Status
+from mlotel_cli.store.run_json import mark_failed
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.clock import CLOCK
@@ -298,7 +299,7 @@ class Session:
         try:
             self.info = self._link.close(asdict(closing), timeout_s=self._finish_s + _CLOSING_GRACE_S)
         except Exception:
-            _mark_failed(self.run_dir, closing.error or "the recorder process ended")
+            mark_failed(self.run_dir, closing.error or "the recorder process ended")
             if error is None:
                 raise
 
@@ -343,19 +344,6 @@ def _leave(signum: int) -> NoReturn:
     if os.isatty(2):
         os.write(2, _SHOW_CURSOR)  # the progress bar hid it
     os._exit(128 + signum)
-
-
-def _mark_failed(run_dir: Path, error: str) -> None:
-    """Write into run.json that the run failed: a recorder that died cannot do it."""
-    path = run_dir / "run.json"
-    try:
-        info = json.loads(path.read_text())
-        info.update(status="failed", error=error, ended_ns=time.time_ns())
-        unfinished = path.with_name(".run.json.tmp")
-        unfinished.write_text(json.dumps(info, indent=2))
-        os.replace(unfinished, path)
-    except (OSError, ValueError):
-        return  # there is no run.json, or the disk is full; the caller raises the error anyway
 
 
 def measure_span_cost(recording: Recording) -> float:

@@ -31,10 +31,11 @@ from mlotel_cli.modes.run import Session, reporting
 from mlotel_cli.profile.attribution import Attributed, attribute
 from mlotel_cli.profile.profile_view import attachment, print_stages
 from mlotel_cli.profile.profiled import Spec
-from mlotel_cli.profile.profilers import REPORT, Profiler, make_profiler
+from mlotel_cli.profile.profilers import Profiler, make_profiler
 from mlotel_cli.profile.replay import replay
 from mlotel_cli.profile.stages import summarise_stages
 from mlotel_cli.records import Sample
+from mlotel_cli.store.layout import PROFILE, STAGES_JSON
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -133,9 +134,9 @@ class Profile:
         self._session = session
         self._profiler = profiler
         self._console = console
-        self._log = run_dir / f"{REPORT}.log"
-        self._spec = run_dir / f".{REPORT}.spec.json"
-        self._results = Results(run_dir / f".{REPORT}.results.jsonl")
+        self._log = run_dir / f"{PROFILE}.log"
+        self._spec = run_dir / f".{PROFILE}.spec.json"
+        self._results = Results(run_dir / f".{PROFILE}.results.jsonl")
 
     def run(self) -> None:
         """Run the workload under the profiler, and give the recorder the results of both."""
@@ -172,7 +173,7 @@ class Profile:
             config=settings,
             backend=self._profiler.backend,
             results=str(self._results.path.absolute()),
-            trace=str((self._run_dir / f"{REPORT}.trace.json").absolute()),
+            trace=str((self._run_dir / f"{PROFILE}.trace.json").absolute()),
             batches=self._cfg.profile.batches,
             parent=os.getpid(),
             path=[entry or os.getcwd() for entry in sys.path],
@@ -286,7 +287,7 @@ class Profile:
         if attributed is not None:
             top_kernels: int = self._cfg.profile.top_kernels
             self.stages = {"profiler": about, **summarise_stages(attributed, top_kernels=top_kernels)}
-            path = self._run_dir / "stages.json"
+            path = self._run_dir / STAGES_JSON
             path.write_text(json.dumps(self.stages, indent=2), encoding="utf-8")
             self._session.attach(attachment(self.stages, [*self._profiler.files(), path]))
         rows = self._results.rows

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
+from mlotel_cli.store.layout import STAGES_JSON
 
 _HOST = ("host p50", "host p95", "queue p50")
 _DEVICE = ("device", "kernels", "kernel ms", "idle ms", "copies ms", "syncs")
@@ -65,7 +66,7 @@ def print_stages(stages: Mapping[str, Any], run_dir: Path) -> None:
     console.print(table)
     for line in (*_top_kernels(stages), *_left_out(stages)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"profile: {run_dir / 'stages.json'}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"profile: {run_dir / STAGES_JSON}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _figure(value: float | str | None) -> str:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlotel_cli import nsys
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.profile.timeline import Timeline
+from mlotel_cli.store.layout import PROFILE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-REPORT = "profile"
-"""Name of a profiler's files in the run directory, without suffix."""
 CAPTURE = "mlotel capture@mlotel"
 
 
@@ -57,7 +56,7 @@ class NsysProfiler:
         """
         settings = cfg.profiler
         self._nsys = nsys.find(settings.command)
-        self._report = run_dir.absolute() / REPORT
+        self._report = run_dir.absolute() / PROFILE
         self._trace = settings.trace or ("cuda,nvtx" if str(cfg.device).startswith("cuda") else "nvtx")
         self._graph_trace = settings.cuda_graph_trace
         self._args: Sequence[str] = list(settings.args)
@@ -102,7 +101,7 @@ class TorchProfiler:
 
     def __init__(self, run_dir: Path) -> None:
         """Prepare; the trace goes to `run_dir`."""
-        self.trace = run_dir.absolute() / f"{REPORT}.trace.json"
+        self.trace = run_dir.absolute() / f"{PROFILE}.trace.json"
 
     def command(self, spec: Path) -> list[str]:
         """Return this Python with the workload."""

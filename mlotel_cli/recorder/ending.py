@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.bottleneck import find_in_run
 from mlotel_cli.analysis.summarise import summarise
+from mlotel_cli.store.layout import BATCHES, SPANS
 from mlotel_cli.store.reading import newest_rows, read_table
 from mlotel_cli.store.run_json import Totals
 
@@ -22,7 +23,7 @@ def summarise_run(
     run_dir: Path, closing: Mapping[str, Any], *, executor: Mapping[str, Any], mean_scores: bool
 ) -> dict[str, Any]:
     """Summary of every row; see `analysis.summarise`."""
-    rows = read_table(run_dir / "batches.parquet")
+    rows = read_table(run_dir / BATCHES)
     return _summarise(rows, run_dir, closing, executor=executor, mean_scores=mean_scores)
 
 
@@ -36,7 +37,7 @@ def summarise_monitor(
     num_rows: int = NEWEST_ROWS,
 ) -> dict[str, Any]:
     """Counts and throughput of the whole run, statistics of its newest `num_rows` rows; the notes say so."""
-    rows = newest_rows(run_dir / "batches.parquet", num_rows)
+    rows = newest_rows(run_dir / BATCHES, num_rows)
     if rows.height < totals.rows:
         of_rows = {key: value for key, value in closing.items() if key not in _OF_THE_WHOLE}
     else:
@@ -59,5 +60,5 @@ def _summarise(
     rows: "pl.DataFrame", run_dir: Path, closing: Mapping[str, Any], *, executor: Mapping[str, Any], mean_scores: bool
 ) -> dict[str, Any]:
     summary = summarise(rows, closing, mean_scores=mean_scores)
-    summary["bottleneck"] = find_in_run(rows, run_dir / "spans.parquet", closing=closing, executor=executor)
+    summary["bottleneck"] = find_in_run(rows, run_dir / SPANS, closing=closing, executor=executor)
     return summary

@@ -17,6 +17,7 @@ from mlotel_cli.columns import (
 )
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.records import BatchRecord, SpanRecord
+from mlotel_cli.store.layout import BATCHES, SAMPLES, SPANS
 from mlotel_cli.store.rolling import Retention, Rolling
 from mlotel_cli.store.tables import TableWriter, join_rows, span_columns
 
@@ -28,9 +29,9 @@ class ParquetSink:
 
     def __init__(self, run_dir: Path) -> None:
         """Write below `run_dir`."""
-        self._batches = TableWriter[Mapping[str, Any]](run_dir / "batches.parquet", BATCH_TYPES, join_rows)
-        self._spans = TableWriter[SpanRecord](run_dir / "spans.parquet", SPAN_TYPES, span_columns)
-        self._samples = TableWriter[Mapping[str, Any]](run_dir / "samples.parquet", SAMPLE_TYPES, join_rows)
+        self._batches = TableWriter[Mapping[str, Any]](run_dir / BATCHES, BATCH_TYPES, join_rows)
+        self._spans = TableWriter[SpanRecord](run_dir / SPANS, SPAN_TYPES, span_columns)
+        self._samples = TableWriter[Mapping[str, Any]](run_dir / SAMPLES, SAMPLE_TYPES, join_rows)
         self.write_span = self._spans.add
         """Keep a span, whether it belongs to a row or not."""
 

@@ -26,10 +26,9 @@ from mlotel_cli.recorder.monitor_exports import MonitorExports
 from mlotel_cli.recorder.otlp.otlp_sink import CLOSE_S, notes
 from mlotel_cli.recorder.parquet_sink import create_parquet
 from mlotel_cli.recorder.pipe import Answers, read_frames
-from mlotel_cli.recorder.wandb.wandb_run import earlier_run_id
 from mlotel_cli.recorder.wandb.wandb_sink import TrackerSettings, create_tracker
 from mlotel_cli.records import BatchRecord, Sample
-from mlotel_cli.store.run_json import RunFile, Totals
+from mlotel_cli.store.run_json import RunFile, Totals, wandb_id
 
 
 class Recorder:
@@ -215,7 +214,7 @@ def _tracker_settings(opening: Mapping[str, Any], run_dir: Path) -> TrackerSetti
         dir=run_dir,
         window_s=live.get("window_s"),
         started_s=opening["started_ns"] / 1e9,
-        resume_id=earlier_run_id(run_dir) if live.get("restarts") else None,
+        resume_id=wandb_id(run_dir) if live.get("restarts") else None,
     )
 
 

@@ -7,14 +7,24 @@ from collections.abc import Generator
 from pathlib import Path
 
 from mlotel_cli.errors import UsageError
+from mlotel_cli.store.layout import HYDRA, RECORDER_LOG, RUN_JSON, WORKLOAD_LOG
 
-_OF_THE_START = (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "mlotel.log", "recorder.log")
+_OF_THE_START = (
+    *(f"{HYDRA}/{name}.yaml" for name in ("config", "hydra", "overrides")),
+    WORKLOAD_LOG,
+    RECORDER_LOG,
+)
 """What is written before a run is one; a mistake that shows only then leaves nothing else."""
+
+
+def holds_run(directory: Path) -> bool:
+    """Whether there is a run in `directory`, of whatever state."""
+    return (directory / RUN_JSON).exists()
 
 
 def refuse_used(directory: Path) -> None:
     """Raise UsageError when `directory` holds a run."""
-    if (directory / "run.json").exists():
+    if holds_run(directory):
         raise UsageError(f"run.dir={directory}: holds a run already; name another directory or leave run.dir out")
 
 
@@ -76,11 +86,11 @@ class Claim:
     @classmethod
     def _clean(cls) -> None:
         directory = cls.directory
-        if directory is None or not cls._made or (directory / "run.json").exists():
+        if directory is None or not cls._made or holds_run(directory):
             return
         for name in _OF_THE_START:
             (directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # there is more in it
-            for folder in (directory / ".hydra", directory):
+            for folder in (directory / HYDRA, directory):
                 if folder.exists():
                     folder.rmdir()

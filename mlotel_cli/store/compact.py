@@ -7,17 +7,22 @@ A crash at any moment neither loses nor doubles a row: the merged part is writte
 and only then are those that it covers removed. Readers leave out what a merged part covers, and so does the next start.
 """
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlotel_cli.store.reading import current_parts, part_numbers, scan_parts
+from mlotel_cli.store.layout import part_name, part_numbers
+from mlotel_cli.store.reading import current_parts, scan_parts
+from mlotel_cli.store.writing import replacing
 
 FILES_AT_ONCE = 100
 """Parts merged in one go; more go through intermediate ones, which keeps the memory flat."""
 ROW_GROUP = 32_768
+
+
+class _StoppedError(Exception):
+    """The recorder is gone: another one may be at these parts already."""
 
 
 def compact(folder: Path, *, first: int, last: int, may_go_on: Callable[[], bool] = lambda: True) -> None:
@@ -43,17 +48,15 @@ def _within(folder: Path, *, first: int, last: int) -> list[Path]:
 def _merge(folder: Path, parts: Sequence[Path], *, may_go_on: Callable[[], bool]) -> bool:
     """Merge consecutive parts; the new one is as old as the newest row in it."""
     start, end = part_numbers(parts[0])[0], part_numbers(parts[-1])[1]
-    unfinished = folder / f".part-{start:06d}-{end:06d}.parquet.tmp"
     try:
-        scan_parts(parts).sink_parquet(unfinished, row_group_size=ROW_GROUP)
-        written = parts[-1].stat().st_mtime
-        os.utime(unfinished, (written, written))
-        if not may_go_on():
-            return False
-        os.replace(unfinished, folder / f"part-{start:06d}-{end:06d}.parquet")
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+        with replacing(folder / part_name(start, end)) as unfinished:
+            scan_parts(parts).sink_parquet(unfinished, row_group_size=ROW_GROUP)
+            written = parts[-1].stat().st_mtime
+            os.utime(unfinished, (written, written))
+            if not may_go_on():
+                raise _StoppedError
+    except _StoppedError:
+        return False
     for part in parts:
         part.unlink(missing_ok=True)
     return True

@@ -1,8 +1,6 @@
 """Run directories, read back: live, killed and finished ones alike, through one function."""
 
-import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -10,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.errors import UsageError
+from mlotel_cli.store.layout import BATCHES, PARTS, SAMPLES, SPANS, part_numbers
+from mlotel_cli.store.run_json import check_version, read_info
 
 if TYPE_CHECKING:
     import polars as pl
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 RECORDER_MODULE = "mlotel_cli.recorder"
 """What a recorder's command line names, beside its run directory."""
 _ATTEMPTS = 5
-_PART = re.compile(r"part-(\d+)(?:-(\d+))?\.parquet")
 
 
 @dataclass(slots=True)
@@ -47,36 +46,37 @@ class Run:
     @property
     def batches(self) -> "pl.DataFrame":
         """One row a batch, in batch order."""
-        frame = read_table(self.path / "batches.parquet")
+        frame = read_table(self.path / BATCHES)
         return frame.sort("batch") if frame.width else frame
 
     @property
     def spans(self) -> "pl.DataFrame":
         """One row a span, in the order in which they ended."""
-        return read_table(self.path / "spans.parquet")
+        return read_table(self.path / SPANS)
 
     @property
     def samples(self) -> "pl.DataFrame":
         """One row a sample."""
-        return read_table(self.path / "samples.parquet")
+        return read_table(self.path / SAMPLES)
 
 
 def read_run(path: str | Path) -> Run:
     """Open a run directory, whatever state it is in. Tables are read anew at every access.
 
     Raises:
-        UsageError: when `path` is no run directory.
+        UsageError: when `path` is no run directory, or a newer mlotel wrote it.
     """
     folder = Path(path)
     try:
-        info: dict[str, Any] = json.loads((folder / "run.json").read_text())
-        if type(info) is not dict or "status" not in info:
+        info = read_info(folder)
+        if "status" not in info:
             raise ValueError("it has no status")
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{folder} is no run directory: its run.json cannot be read ({error}). "
             "Give the folder that the run printed, such as outputs/eval/<date>_<time>"
         ) from error
+    check_version(info, folder)
     died = info["status"] == "running" and not _is_alive(info.get("recorder_pid"), folder)
     if died:
         info["status"] = "interrupted"
@@ -212,12 +212,6 @@ def _uncovered(listed: Sequence[tuple[int, int, Path]]) -> list[tuple[int, int, 
     return uncovered
 
 
-def part_numbers(part: Path) -> tuple[int, int]:
-    """First and last number that a part covers, by its name; (0, 0) for what is no part."""
-    match = _PART.fullmatch(part.name)
-    return (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-
-
 def _list_parts(folder: Path) -> list[tuple[int, int, Path]]:
-    listed = ((*part_numbers(part), part) for part in folder.glob("part-*.parquet"))
+    listed = ((*part_numbers(part), part) for part in folder.glob(PARTS))
     return sorted(each for each in listed if each[0])

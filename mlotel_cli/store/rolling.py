@@ -1,6 +1,6 @@
 """What keeps a monitor's tables from growing for ever: old parts are merged period by period, the oldest deleted.
 
-Merging happens in a process of its own (`recorder.compact`); here is when, and what is deleted. Called from the
+Merging happens in a process of its own (`store.compact`); here is when, and what is deleted. Called from the
 recorder's main loop, which it does not hold: a pass looks at file sizes and ages, and deletes.
 """
 
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mlotel_cli.store.reading import covered_parts, current_parts, last_part, part_numbers
+from mlotel_cli.store.layout import UNFINISHED_PARTS, part_numbers
+from mlotel_cli.store.reading import covered_parts, current_parts, last_part
 
 logger = logging.getLogger("mlotel.recorder")
 
@@ -86,7 +87,7 @@ class Rolling:
         Args:
             folders: the tables; they need not exist yet.
             retention: what stays.
-            start: starts `recorder.compact` with these arguments.
+            start: starts `store.compact` with these arguments.
             clock: seconds, for intervals; goes on while the machine sleeps, where there is such a clock.
             wall: seconds since the epoch, as file times are.
         """
@@ -207,7 +208,7 @@ def _merged(folder: Path) -> list[Path]:
 
 def _tidy(folder: Path) -> None:
     """Remove what a kill left: files half written, and parts whose rows are in a merged one."""
-    for path in (*folder.glob(".part-*.tmp"), *covered_parts(folder)):
+    for path in (*folder.glob(UNFINISHED_PARTS), *covered_parts(folder)):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 

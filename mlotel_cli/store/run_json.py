@@ -1,6 +1,5 @@
 """run.json: what a run is and how it went, whole at every moment; a recorder that replaces another one continues it."""
 
-import contextlib
 import json
 import os
 import time
@@ -12,11 +11,67 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlotel_cli.errors import RecorderError
+from mlotel_cli.errors import RecorderError, UsageError
 from mlotel_cli.records import COUNTED, BatchRecord
+from mlotel_cli.store.layout import RUN_JSON
+from mlotel_cli.store.writing import replacing
 
 SCHEMA_VERSION = 1
+"""Of what this mlotel writes, and the highest that it reads."""
 _OF_EACH_RECORDER = ("status", "ended_ns", "recorder_pid", "wandb", "summary")
+
+
+def read_info(run_dir: Path) -> dict[str, Any]:
+    """The content of run.json.
+
+    Raises:
+        OSError: when it is not there or cannot be read.
+        ValueError: when it is no JSON object.
+    """
+    info: Any = json.loads((run_dir / RUN_JSON).read_text())
+    if type(info) is not dict:
+        raise ValueError("it is no JSON object")
+    return info  # pyright: ignore[reportUnknownVariableType]
+
+
+def check_version(info: Mapping[str, Any], run_dir: Path) -> None:
+    """Raise UsageError when a newer mlotel wrote this content of run.json."""
+    version = info.get("schema_version", SCHEMA_VERSION)
+    if type(version) is not int or version > SCHEMA_VERSION:
+        raise UsageError(
+            f"{run_dir / RUN_JSON}: schema_version={version!r}: a newer mlotel wrote it; this one reads up to "
+            f"{SCHEMA_VERSION}. Upgrade it: pip install --upgrade mlotel"
+        )
+
+
+def wandb_id(run_dir: Path) -> str | None:
+    """The W&B run that the run is logged to; None when there is none, or no run.json yet."""
+    try:
+        run_id = read_info(run_dir)["wandb"]["id"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return run_id if isinstance(run_id, str) else None
+
+
+def rows_written(run_dir: Path) -> int:
+    """Rows that the recorders of a monitor have written so far, by their own account; 0 before there are any."""
+    try:
+        return Totals.from_json(read_info(run_dir)["totals"]).rows
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return 0
+
+
+def mark_failed(run_dir: Path, error: str) -> None:
+    """Say that a run failed whose recorder died; does nothing where there is no run.json, or no room for another."""
+    try:
+        _write_info(run_dir, read_info(run_dir) | {"status": "failed", "error": error, "ended_ns": time.time_ns()})
+    except (OSError, ValueError):
+        return
+
+
+def _write_info(run_dir: Path, info: Mapping[str, Any]) -> None:
+    with replacing(run_dir / RUN_JSON) as unfinished:
+        unfinished.write_text(json.dumps(info, indent=2, default=str))
 
 
 @dataclass(slots=True)
@@ -104,7 +159,7 @@ class RunFile:
 
     def __init__(self, run_dir: Path, opening: Mapping[str, Any]) -> None:
         """Begin, or go on where a recorder that died left it; writes nothing yet."""
-        self._path = run_dir / "run.json"
+        self._run_dir = run_dir
         self.info: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "mode": opening["mode"],
@@ -136,21 +191,17 @@ class RunFile:
         Raises:
             RecorderError: when it cannot be written.
         """
-        unfinished = self._path.with_name(".run.json.tmp")
         try:
-            unfinished.write_text(json.dumps(self.info, indent=2, default=str))
-            os.replace(unfinished, self._path)
+            _write_info(self._run_dir, self.info)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-            raise RecorderError(f"{self._path} cannot be written: {error}") from error
+            raise RecorderError(f"{self._run_dir / RUN_JSON} cannot be written: {error}") from error
 
     def _continue(self, restarts: int) -> Before:
         """Take over what the last recorder wrote; says so in the notes."""
         when = f"{datetime.fromtimestamp(time.time(), UTC):%Y-%m-%d %H:%M:%S} UTC"
         note = f"recorder {restarts + 1} took over at {when}; what the one before had not written is lost"
         try:
-            told: dict[str, Any] = json.loads(self._path.read_text())
+            told = read_info(self._run_dir)
             before = Before(
                 Totals.from_json(told.get("totals") or {}),
                 max(0.0, (time.time_ns() - int(told["started_ns"])) / 1e9),

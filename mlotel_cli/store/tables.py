@@ -1,14 +1,12 @@
-"""The lossless sink: Parquet parts, written whole and renamed, merged to one file at the end.
+"""Tables of a run directory: Parquet parts, written whole and renamed, merged to one file at the end.
 
-A table is a folder of `part-<first>[-<last>].parquet`; a merged part covers every number between its two, so a reader
-that finds both, in the moment between rename and removal, knows which ones to leave out (`analysis.runs`). Every column
+A table is a folder of `part-<first>[-<last>].parquet`. A merged part covers every number between its two, so a reader
+that finds both, in the moment between rename and removal, knows which ones to leave out (`store.reading`). Every column
 has an explicit type, because a column of nulls in one part must join a column of floats in another.
 """
 
-import contextlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,7 +14,9 @@ from typing import Any, Generic, TypeVar
 from mlotel_cli.columns import type_of
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.records import SpanRecord, valid_text
+from mlotel_cli.store.layout import PARTS, part_name
 from mlotel_cli.store.reading import current_parts, last_part, scan_parts
+from mlotel_cli.store.writing import replacing
 
 logger = logging.getLogger("mlotel.recorder")
 
@@ -81,7 +81,7 @@ class TableWriter(Generic[Row]):
             {name: self._types.get(name) or type_of(name, columns.get(name, nothing)) for name in names},
         )
         try:
-            self._write(frame.write_parquet, f"part-{self._parts + 1:06d}.parquet")
+            self._write(frame.write_parquet, part_name(self._parts + 1))
         except _write_errors() as error:
             raise RecorderError(f"{self.folder} cannot be written: {error}") from error
         self._parts += 1
@@ -103,26 +103,20 @@ class TableWriter(Generic[Row]):
         parts = current_parts(self.folder)
         if len(parts) < 2:
             return
-        merged = f"part-{1:06d}-{self._parts:06d}.parquet"
+        merged = part_name(1, self._parts)
         try:
             self._write(scan_parts(parts).sink_parquet, merged)
         except _write_errors() as error:
             self.note = f"{self.folder.name}: its {len(parts)} parts were not merged: {error}"
             return
-        for part in self.folder.glob("part-*.parquet"):
+        for part in self.folder.glob(PARTS):
             if part.name != merged:
                 part.unlink(missing_ok=True)
 
     def _write(self, write: Callable[[Path], object], name: str) -> None:
-        """Write beside it, and rename: a reader sees the whole part or none."""
         self.folder.mkdir(exist_ok=True)
-        unfinished = self.folder / f".{name}.tmp"
-        try:
+        with replacing(self.folder / name) as unfinished:
             write(unfinished)
-            os.replace(unfinished, self.folder / name)
-        finally:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
 
 
 def join_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

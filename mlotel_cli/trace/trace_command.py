@@ -10,6 +10,7 @@ from typing import Any
 
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.records import SpanRecord
+from mlotel_cli.store.layout import BATCHES, SPANS
 from mlotel_cli.store.reading import Run, read_run
 from mlotel_cli.store.traces import load_spans, traced_range
 from mlotel_cli.trace.perfetto import chrome_trace
@@ -77,11 +78,11 @@ def show(run: Run, *, batch: str | None, form: str | None, output: Path | None) 
     Raises:
         UsageError: when the run has no spans, the batch has none, or the file cannot be written.
     """
-    known = traced_range(run.path / "spans.parquet")
+    known = traced_range(run.path / SPANS)
     if known is None:
         raise UsageError(f"{run.path} has no spans of any batch: {_why_no_spans(run)}")
     named = batch is None or batch in ROLES
-    choice = choose(run.path / "batches.parquet", run.path / "spans.parquet") if named else None
+    choice = choose(run.path / BATCHES, run.path / SPANS) if named else None
     selection = _parse(batch, known) if choice is None else _pick(choice, batch, known, run)
     spans = _load(run, selection, known, limit=_MAX_EXPORTED if form in ("perfetto", "otlp-json") else _MAX_DRAWN)
     if form is not None:
@@ -139,7 +140,7 @@ def _load(run: Run, selection: Selection, known: tuple[int, int], *, limit: int)
     count = min(selection.last, known[1]) - max(selection.first, known[0]) + 1
     if count > limit:
         raise UsageError(f"--batch {selection.first}-{selection.last}: {count} batches are too many; at most {limit}")
-    spans = load_spans(run.path / "spans.parquet", selection.first, selection.last)
+    spans = load_spans(run.path / SPANS, selection.first, selection.last)
     if not spans:
         within = known[0] <= selection.first <= known[1]
         kept = ", but not every trace of them was kept" if within else ""

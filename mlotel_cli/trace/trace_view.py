@@ -18,6 +18,7 @@ from rich.text import Text
 from mlotel_cli.columns import parse_columns
 from mlotel_cli.modes.results import sayer, stdout
 from mlotel_cli.records import KIND, SpanRecord, span_role
+from mlotel_cli.store.layout import BATCHES
 from mlotel_cli.store.reading import Run, query_table
 from mlotel_cli.trace.critical_path import Step, critical_path, shares
 from mlotel_cli.trace.picks import Choice
@@ -176,7 +177,7 @@ def _values(run: Run, batch: int | None) -> str:
     """What was recorded and scored in a batch."""
     import polars as pl
 
-    rows = query_table(run.path / "batches.parquet", lambda frame: frame.filter(pl.col("batch") == batch))
+    rows = query_table(run.path / BATCHES, lambda frame: frame.filter(pl.col("batch") == batch))
     columns = parse_columns(rows.schema)
     given = {name: value for row in rows.head(1).to_dicts() for name, value in row.items() if value is not None}
     parts = [

@@ -15,7 +15,6 @@ import pytest
 
 from mlotel_cli.errors import Interrupted, RecorderError
 from mlotel_cli.link.handoff import Opening
-from mlotel_cli.modes import run as session_module
 from mlotel_cli.modes.opening import identify, new_run_id
 from mlotel_cli.modes.run import Session, measure_span_cost
 from mlotel_cli.records import Sample
@@ -357,13 +356,6 @@ def test_measuring_the_cost_of_a_span_emits_nothing():
     assert 0.1 < cost_us < 1000
     assert emitted == []
     assert api.PROVIDER.backend is OFF
-
-
-def test_a_failure_that_cannot_be_noted_is_not_raised(tmp_path):
-    session_module._mark_failed(tmp_path, "whatever")
-    (tmp_path / "run.json").write_text("{")
-    session_module._mark_failed(tmp_path, "whatever")
-    assert (tmp_path / "run.json").read_text() == "{"
 
 
 class TestIdentify:

@@ -10,7 +10,7 @@ import pytest
 from mlotel_cli.columns import BATCH_TYPES, SAMPLE_TYPES, SPAN_TYPES
 from mlotel_cli.recorder.parquet_sink import ParquetSink, RollingParquetSink, batch_row, create_parquet
 from mlotel_cli.records import BatchRecord, Sample, SpanRecord, StageTime
-from mlotel_cli.store import tables as tables_module
+from mlotel_cli.store import writing
 from mlotel_cli.store.reading import read_table
 
 
@@ -157,10 +157,10 @@ def test_a_disk_that_takes_nothing_costs_rows_and_not_the_run(tmp_path: Path, mo
     def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tables_module.os, "replace", full)
+    monkeypatch.setattr(writing.os, "replace", full)
     fill(sink, 1, 2)
     assert sink.describe()["ok"] is False
-    monkeypatch.setattr(tables_module.os, "replace", replace)
+    monkeypatch.setattr(writing.os, "replace", replace)
     fill(sink, 3)
     assert read_table(tmp_path / "batches.parquet")["batch"].to_list() == [0, 3]
     described = sink.describe()

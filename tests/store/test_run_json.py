@@ -8,7 +8,7 @@ import pytest
 
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.records import BatchRecord
-from mlotel_cli.store.run_json import Before, RunFile, Totals
+from mlotel_cli.store.run_json import Before, RunFile, Totals, mark_failed, read_info, rows_written, wandb_id
 from tests.recorder.test_process import OPENING
 
 RESTARTED = OPENING | {"mode": "monitor", "live": {"restarts": 2}}
@@ -107,3 +107,40 @@ def test_a_folder_that_is_gone_is_said(tmp_path):
     file = RunFile(tmp_path / "gone", OPENING)
     with pytest.raises(RecorderError, match=r"run\.json cannot be written"):
         file.write()
+
+
+@pytest.mark.parametrize(
+    ("content", "run_id"), [('{"wandb": {"id": "abc"}}', "abc"), ('{"wandb": null}', None), ("{", None), ("[]", None)]
+)
+def test_the_wandb_run_of_a_recorder_before(tmp_path, content, run_id):
+    assert wandb_id(tmp_path) is None
+    (tmp_path / "run.json").write_text(content)
+    assert wandb_id(tmp_path) == run_id
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [('{"totals": {"batches": {"done": 5, "failed": 2}}}', 7), ('{"totals": null}', 0), ("{}", 0), ("[", 0)],
+)
+def test_rows_that_the_recorders_before_wrote(tmp_path, content, rows):
+    assert rows_written(tmp_path) == 0
+    (tmp_path / "run.json").write_text(content)
+    assert rows_written(tmp_path) == rows
+
+
+def test_a_run_whose_recorder_died_is_marked_as_failed(tmp_path):
+    RunFile(tmp_path, OPENING).write()
+    before = read_info(tmp_path)
+    mark_failed(tmp_path, "the recorder process ended")
+    after = read_info(tmp_path)
+    assert (after["status"], after["error"]) == ("failed", "the recorder process ended")
+    assert after["ended_ns"] > before["started_ns"]
+    assert {key for key in before if before[key] != after[key]} == {"status", "ended_ns"}
+
+
+def test_a_failure_that_cannot_be_noted_is_not_raised(tmp_path):
+    mark_failed(tmp_path, "whatever")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run.json").write_text("{")
+    mark_failed(tmp_path, "whatever")
+    assert (tmp_path / "run.json").read_text() == "{"

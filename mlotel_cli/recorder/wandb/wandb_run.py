@@ -5,7 +5,6 @@ environment; wandb is imported inside functions. It never prompts: it looks cred
 """
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -273,15 +272,6 @@ def as_wandb(cell: Any) -> Any:
     from PIL import Image
 
     return wandb.Image(Image.open(io.BytesIO(cell)))
-
-
-def earlier_run_id(run_dir: Path) -> str | None:
-    """Return the id of the W&B run that an earlier recorder of this run logged to, from run.json; None without one."""
-    try:
-        run_id = json.loads((run_dir / "run.json").read_text())["wandb"]["id"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return run_id if isinstance(run_id, str) else None
 
 
 def mode_of_environment() -> str | None:

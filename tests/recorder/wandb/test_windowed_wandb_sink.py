@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlotel_cli.recorder.wandb import wandb_sink as wandb
-from mlotel_cli.recorder.wandb.wandb_run import TrackerSettings, earlier_run_id
+from mlotel_cli.recorder.wandb.wandb_run import TrackerSettings
 from mlotel_cli.recorder.wandb.wandb_sink import WindowedWandbSink, anchored_clock, create_tracker
 from mlotel_cli.records import BatchRecord, StageTime
 from tests.recorder.wandb.test_wandb_run import KEY, _own_process_state  # noqa: F401 - an autouse fixture
@@ -138,13 +138,6 @@ def test_what_the_workload_reports_is_in_the_row_and_nonsense_is_not():
 
 def test_only_a_monitor_has_windows(tmp_path: Path):
     assert not isinstance(create_tracker(settings(tmp_path, window_s=None), say=print), WindowedWandbSink)
-
-
-def test_the_run_before_is_found_by_its_run_json(tmp_path: Path):
-    assert earlier_run_id(tmp_path) is None
-    for content, expected in (('{"wandb": {"id": "abc"}}', "abc"), ('{"wandb": null}', None), ("{", None)):
-        (tmp_path / "run.json").write_text(content)
-        assert earlier_run_id(tmp_path) == expected
 
 
 # -- the real wandb ---------------------------------------------------------------------------------------------------
