@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 
 from mlotel_cli.config import otlp_settings
 from mlotel_cli.config.config_errors import CONFIG_EXCEPTIONS, did_you_mean, listed, readable
-from mlotel_cli.config.schema import SourcePolicy
+from mlotel_cli.config.policies import SourcePolicy
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.hardware import check_device
 

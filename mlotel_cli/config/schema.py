@@ -10,10 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-
-def _bounded(default: Any, *, low: float, high: float | None = None) -> Any:
-    """A number that `check` holds between `low` and `high`, both allowed; None is left alone."""
-    return field(default=default, metadata={"low": low, "high": high})
+from mlotel_cli.config.policies import Retention, TrackerMode, bounded
 
 
 class OnError(StrEnum):
@@ -45,15 +42,6 @@ class Autocast(StrEnum):
     float16 = "float16"
 
 
-class TrackerMode(StrEnum):
-    """Where W&B rows go; auto is online with a key, else offline."""
-
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
-
-
 @dataclass(slots=True)
 class RunConfig:
     """`run`: what the run is called and where it is written."""
@@ -68,11 +56,11 @@ class RunConfig:
 class EvalSettings:
     """`eval`: how the data set is gone through."""
 
-    warmup_batches: int = _bounded(3, low=0)
+    warmup_batches: int = bounded(3, low=0)
     """Batches run once beforehand, unscored and in no file."""
-    max_batches: int | None = _bounded(None, low=1)
+    max_batches: int | None = bounded(None, low=1)
     """Stop after so many batches of a pass; null takes all."""
-    repeats: int = _bounded(1, low=1)
+    repeats: int = bounded(1, low=1)
     """Passes over the data set."""
     on_error: OnError = OnError.fail
     """fail ends the run at the first batch that fails; skip counts it and goes on."""
@@ -88,11 +76,11 @@ class ExecutorConfig:
     """sequential: one batch after the other in one thread; pipelined: a thread per stage, several batches at once."""
     autocast: Autocast | None = None
     """dtype that torch casts to where that is safe, in every thread that runs a stage; null does not cast."""
-    queue_size: int = _bounded(2, low=1, high=10_000)
+    queue_size: int = bounded(2, low=1, high=10_000)
     """pipelined: batches that may wait before each stage."""
     replicas: dict[str, int] = field(default_factory=dict[str, int])
     """pipelined: threads per stage name, where more than one; the order of batches is restored behind them."""
-    stage_timeout_s: float | None = _bounded(None, low=0.001, high=86_400)
+    stage_timeout_s: float | None = bounded(None, low=0.001, high=86_400)
     """pipelined: a batch that a stage holds longer than this fails, and the run ends; null waits for ever."""
 
 
@@ -107,11 +95,11 @@ class OtlpConfig:
     """Base URL, such as http://127.0.0.1:4318; /v1/traces and /v1/metrics are appended."""
     headers: dict[str, str] = field(default_factory=dict[str, str])
     """Sent with every request."""
-    timeout_s: float | None = _bounded(None, low=0.1, high=600)
+    timeout_s: float | None = bounded(None, low=0.1, high=600)
     """Seconds for one request; null: the standard variable, or 10. It is sent again for up to five minutes."""
-    queue_size: int = _bounded(20_000, low=1, high=10_000_000)
+    queue_size: int = bounded(20_000, low=1, high=10_000_000)
     """Spans that may wait to be sent; what does not fit is dropped and counted."""
-    metrics_interval_s: float = _bounded(15.0, low=0.1, high=3600)
+    metrics_interval_s: float = bounded(15.0, low=0.1, high=3600)
     """Seconds between two metric exports."""
 
 
@@ -121,19 +109,19 @@ class TelemetryConfig:
 
     backend: Backend = Backend.otel
     """nvtx: spans are ranges for nsys, rows have no latencies; off is a control run: spans cost next to nothing."""
-    flush_ms: int = _bounded(50, low=5, high=1000)
+    flush_ms: int = bounded(50, low=5, high=1000)
     """Milliseconds between two hand-overs to the recorder."""
-    settle_s: float = _bounded(5.0, low=0.1, high=3600)
+    settle_s: float = bounded(5.0, low=0.1, high=3600)
     """Seconds after which a batch that is not complete is written as incomplete."""
-    part_s: float = _bounded(1.0, low=0.05, high=2)
+    part_s: float = bounded(1.0, low=0.05, high=2)
     """Seconds between two Parquet parts."""
     strict: bool = False
     """True raises faults inside the telemetry instead of counting them."""
-    max_names: int = _bounded(200, low=1, high=10_000)
+    max_names: int = bounded(200, low=1, high=10_000)
     """Distinct stage names kept apart; later ones are counted together."""
-    slow_ms: float | None = _bounded(None, low=0)
+    slow_ms: float | None = bounded(None, low=0)
     """Monitor: a batch slower than this keeps its trace; null: one above the p99 of the last minutes."""
-    background_rate: float = _bounded(0.01, low=0, high=1)
+    background_rate: float = bounded(0.01, low=0, high=1)
     """Monitor: share of all other batches that keep their trace."""
     otlp: OtlpConfig = field(default_factory=OtlpConfig)
 
@@ -154,9 +142,9 @@ class TrackerConfig:
     """W&B tags."""
     notes: str | None = None
     """W&B notes."""
-    init_timeout_s: float = _bounded(5.0, low=0.5, high=60)
+    init_timeout_s: float = bounded(5.0, low=0.5, high=60)
     """Seconds to reach the server before going offline."""
-    finish_timeout_s: float = _bounded(30.0, low=1, high=3600)
+    finish_timeout_s: float = bounded(30.0, low=1, high=3600)
     """Seconds to wait for the upload at the end."""
 
 
@@ -167,7 +155,7 @@ class EvalConfig:
     Pipeline, data, metrics and optimize are open: they hold `_target_` and arguments.
     """
 
-    seed: int = _bounded(0, low=0, high=2**32 - 1)
+    seed: int = bounded(0, low=0, high=2**32 - 1)
     """Seeds Python, numpy and torch."""
     device: str = "auto"
     """auto | cpu | cuda | cuda:N."""
@@ -203,7 +191,7 @@ class ProfilerConfig:
     """node gives every kernel of a CUDA graph; graph, only the graph as a whole, disturbs less."""
     args: list[str] = field(default_factory=list[str])
     """More arguments of `nsys profile`."""
-    timeout_s: float = _bounded(120.0, low=1, high=86_400)
+    timeout_s: float = bounded(120.0, low=1, high=86_400)
     """Seconds that the profiler may take to write its report after the last batch."""
 
 
@@ -211,9 +199,9 @@ class ProfilerConfig:
 class ProfileSettings:
     """`profile`: how much is recorded."""
 
-    batches: int = _bounded(100, low=1)
+    batches: int = bounded(100, low=1)
     """Batches recorded, after `eval.warmup_batches`; eval.max_batches and eval.repeats do not apply."""
-    top_kernels: int = _bounded(5, low=0)
+    top_kernels: int = bounded(5, low=0)
     """Kernels listed by name per stage, those that took longest."""
 
 
@@ -225,48 +213,14 @@ class ProfileConfig(EvalConfig):
     profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
 
 
-class WhenFull(StrEnum):
-    """What a live source does with a frame that finds no room."""
-
-    drop_oldest = "drop_oldest"
-    drop_newest = "drop_newest"
-    block = "block"
-
-
-@dataclass(slots=True)
-class SourcePolicy:
-    """The keys of `source` that say how its items are queued and batched; the others are the source's own."""
-
-    when_full: WhenFull | None = None
-    """drop_oldest | drop_newest: a camera never waits; block: the source does, as a file can; null: as it is live."""
-    queue_size: int = _bounded(8, low=1, high=100_000)
-    """Items that may wait to be batched."""
-    batch_size: int = _bounded(1, low=1, high=100_000)
-    """Items in a batch, at most."""
-    batch_wait_ms: float = _bounded(50.0, low=0, high=60_000)
-    """A batch that is not full by then runs as it is; counted from its first item's arrival."""
-
-
 @dataclass(slots=True)
 class HttpConfig:
     """`monitor.http`: /metrics, /healthz, /readyz and the status page."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
-    port: int = _bounded(9464, low=0, high=65_535)
+    port: int = bounded(9464, low=0, high=65_535)
     """0 takes a free one; the terminal and run.json say which."""
-
-
-@dataclass(slots=True)
-class RetentionConfig:
-    """`monitor.retention`: how much of the run stays on disk; the oldest hours go first."""
-
-    max_gb: float = _bounded(10.0, low=0.001)
-    """Gigabytes of batches and spans together."""
-    max_age_h: float = _bounded(168.0, low=0.01)
-    """Hours."""
-    compact_s: float = _bounded(3600.0, low=1, high=86_400)
-    """Seconds after which the small part files of a period are merged to one."""
 
 
 @dataclass(slots=True)
@@ -274,15 +228,15 @@ class MonitorSettings:
     """`monitor`: a run on live input."""
 
     http: HttpConfig = field(default_factory=HttpConfig)
-    window_s: float = _bounded(15.0, low=0.5, high=3600)
+    window_s: float = bounded(15.0, low=0.5, high=3600)
     """Seconds that one W&B row sums up."""
-    grace_s: float = _bounded(10.0, low=0, high=3600)
+    grace_s: float = bounded(10.0, low=0, high=3600)
     """After the first SIGTERM or SIGINT: seconds in which batches under way may finish."""
     on_error: OnError = OnError.skip
     """skip counts a batch that fails and goes on; fail ends the run."""
-    max_batches: int | None = _bounded(None, low=1)
+    max_batches: int | None = bounded(None, low=1)
     """End after so many batches; null runs until a signal or the source's end."""
-    retention: RetentionConfig = field(default_factory=RetentionConfig)
+    retention: Retention = field(default_factory=Retention)
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ from mlotel_cli.modes.monitor_view import View, create_view
 from mlotel_cli.modes.opening import open_run, recorder_imports
 from mlotel_cli.modes.results import stderr
 from mlotel_cli.modes.run import Session, reporting
-from mlotel_cli.sources import Batches, Intake, Policy
+from mlotel_cli.sources import Batches, Intake
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -77,11 +77,7 @@ def create_intake(cfg: "DictConfig") -> Intake:
         UsageError: when it cannot be built.
     """
     policy, node = config.split_source(cfg.source)
-    when_full = None if policy.when_full is None else str(policy.when_full)
-    return Intake(
-        config.instantiate(node, "source"),
-        Policy(when_full, policy.queue_size, policy.batch_size, policy.batch_wait_ms),
-    )
+    return Intake(config.instantiate(node, "source"), policy)
 
 
 def _notes(intake: Intake) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.config.otlp_settings import resource_of_environment
+from mlotel_cli.config.policies import TrackerMode
 from mlotel_cli.errors import UsageError
 from mlotel_cli.hardware import accelerator, environment
 from mlotel_cli.link.handoff import Opening
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     from mlotel_cli.config.schema import Job
     from mlotel_cli.modes.run import Session
-
-_TRACKER_MODES = ("auto", "online", "offline", "disabled")
 
 
 def open_run(
@@ -159,6 +158,6 @@ def tracker_settings(*, project: str, entity: str | None, group: str | None, mod
     Raises:
         UsageError: when `mode` is none of W&B's.
     """
-    if mode not in _TRACKER_MODES:
-        raise UsageError(f"mode={mode!r}: allowed are {', '.join(_TRACKER_MODES)}")
+    if mode not in [*TrackerMode]:
+        raise UsageError(f"mode={mode!r}: allowed are {', '.join(TrackerMode)}")
     return {"mode": mode, "project": project, "entity": entity, "group": group}

@@ -15,10 +15,11 @@ from mlotel_cli.columns import (
     score_column,
     stage_column,
 )
+from mlotel_cli.config.policies import Retention
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.records import BatchRecord, SpanRecord
 from mlotel_cli.store.layout import BATCHES, SAMPLES, SPANS
-from mlotel_cli.store.rolling import Retention, Rolling
+from mlotel_cli.store.rolling import Rolling
 from mlotel_cli.store.tables import TableWriter, join_rows, span_columns
 
 logger = logging.getLogger("mlotel.recorder")
@@ -131,7 +132,7 @@ class RollingParquetSink(ParquetSink):
 def create_parquet(
     run_dir: Path, retention: Mapping[str, Any] | None, *, say: Callable[[str], None]
 ) -> ParquetSink | RollingParquetSink:
-    """The sink of a run; with `retention`, the fields of `RetentionConfig`, one that rolls."""
+    """The sink of a run; with `retention`, the fields of `Retention`, one that rolls."""
     return ParquetSink(run_dir) if retention is None else RollingParquetSink(run_dir, Retention(**retention), say=say)
 
 

@@ -16,28 +16,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from mlotel_cli.config.policies import SourcePolicy, WhenFull
 from mlotel_cli.errors import DataError, MlotelError, UsageError
 from mlotel_cli.records import Batch
 
 CONNECTING, CONNECTED, ENDED = "connecting", "connected", "ended"
 _JOIN_S = 0.3
-
-
-@dataclass(slots=True)
-class Policy:
-    """How items are queued and batched; `None` for `when_full` means block for a source that waits to be asked.
-
-    Attributes:
-        when_full: drop_oldest | drop_newest | block.
-        queue_size: items that may wait.
-        batch_size: items in a batch, at most.
-        batch_wait_ms: counted from the arrival of a batch's first item; it then runs as it is.
-    """
-
-    when_full: str | None = None
-    queue_size: int = 8
-    batch_size: int = 1
-    batch_wait_ms: float = 50.0
 
 
 @dataclass(slots=True)
@@ -77,7 +61,7 @@ class Intake:
     """
 
     def __init__(
-        self, source: Any, policy: Policy, *, key: str = "source", now: Callable[[], int] = time.perf_counter_ns
+        self, source: Any, policy: SourcePolicy, *, key: str = "source", now: Callable[[], int] = time.perf_counter_ns
     ) -> None:
         """Prepare; the reading thread starts with the first iteration.
 
@@ -101,7 +85,7 @@ class Intake:
             )
         self._source = source = cast("Any", source)
         self._is_live = bool(getattr(source, "is_live", True))
-        self._when_full = policy.when_full or ("drop_oldest" if self._is_live else "block")
+        self._when_full = policy.when_full or (WhenFull.drop_oldest if self._is_live else WhenFull.block)
         self._policy = policy
         self._key = key
         self._now = now
@@ -270,10 +254,10 @@ class Intake:
                 return False
             self._received += 1
             if len(items) >= capacity:
-                if self._when_full == "drop_newest":
+                if self._when_full == WhenFull.drop_newest:
                     self._dropped["full"] += 1
                     return True
-                if self._when_full == "drop_oldest":
+                if self._when_full == WhenFull.drop_oldest:
                     items.popleft()
                     self._dropped["full"] += 1
                 else:

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mlotel_cli.config.policies import Retention
 from mlotel_cli.store.layout import UNFINISHED_PARTS, part_numbers
 from mlotel_cli.store.reading import covered_parts, current_parts, last_part
 
@@ -30,21 +30,6 @@ JUMP_S = 60.0
 """A wall clock that goes on by so much more than time did was set: a small computer learns the time after a while."""
 LAST_COMPACTION_S = 5.0
 """What the end of a run waits for the parts since the last compaction to be merged."""
-
-
-@dataclass(slots=True)
-class Retention:
-    """How much stays on disk.
-
-    Attributes:
-        max_gb: gigabytes of all tables together.
-        max_age_h: hours.
-        compact_s: seconds after which the parts of a period are merged.
-    """
-
-    max_gb: float
-    max_age_h: float
-    compact_s: float
 
 
 class Compaction(Protocol):

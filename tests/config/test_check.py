@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mlotel_cli import launch
 from mlotel_cli.config.check import check, check_port, instantiate, listen, plain, resolve_device, split_source
 from mlotel_cli.config.paths import builtin_conf
-from mlotel_cli.config.schema import EvalConfig, MonitorConfig, ProfileConfig, SourcePolicy, WhenFull
+from mlotel_cli.config.policies import SourcePolicy, WhenFull
+from mlotel_cli.config.schema import EvalConfig, MonitorConfig, ProfileConfig
 from mlotel_cli.errors import DataError, MlotelError, UsageError
 
 CONF = builtin_conf()

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from mlotel_cli.config.policies import SourcePolicy, WhenFull
 from mlotel_cli.errors import DataError, StageError
 from mlotel_cli.execute import Inference, create_executor
 from mlotel_cli.modes.build import Built
 from mlotel_cli.modes.monitor_loop import SOURCE_ENDED, Ending, Feed, Loop
 from mlotel_cli.modes.run import Closing
-from mlotel_cli.sources import Endless, Intake, Policy
+from mlotel_cli.sources import Endless, Intake
 from tests.support.feeding import HandFed, until
 from tests.support.parts import Numbers, Raises, Stages
 
@@ -47,7 +48,7 @@ def loop(
     source: Any,
     pipeline: Any = None,
     *,
-    policy: Policy | None = None,
+    policy: SourcePolicy | None = None,
     warmup_batches: int = 0,
     max_batches: int | None = None,
     on_error: str = "skip",
@@ -62,7 +63,7 @@ def loop(
     inference, stages = Inference("cpu"), (pipeline or Stages()).stages
     built = Built(pipeline, stages, create_executor(stages, inference=inference, kind=kind), inference)
     session, ending = Noting(), Ending()
-    feed = Feed(Intake(source, policy or Policy(queue_size=100)))
+    feed = Feed(Intake(source, policy or SourcePolicy(queue_size=100)))
     return Loop(cfg, session, feed, built, ending), session, ending
 
 
@@ -98,7 +99,7 @@ def test_max_batches_ends_an_endless_source(kind: str) -> None:
 
 
 def test_a_batch_that_fails_is_counted_and_the_others_go_on(kind: str) -> None:
-    running, session, ending = loop(numbers(0, 1, 2), Raises(at=1), policy=Policy("block", 4), kind=kind)
+    running, session, ending = loop(numbers(0, 1, 2), Raises(at=1), policy=SourcePolicy(WhenFull.block, 4), kind=kind)
     running.run()
     assert session.column("status") == ["done", "failed", "done"]
     assert session.rows[1]["error"] == "batch 1: stage double raised RuntimeError: no double of 2 [see manual]"
@@ -184,7 +185,7 @@ def test_depths_of_all_queues() -> None:
 
 
 def test_what_was_looked_at_comes_again() -> None:
-    feed = Feed(Intake(numbers(0, 1, 2), Policy("block")))
+    feed = Feed(Intake(numbers(0, 1, 2), SourcePolicy(WhenFull.block)))
     assert [int(batch.data) for batch in feed.look(2)] == [0, 1]
     assert [int(batch.data) for batch in feed.look(1)] == [0]
     assert [int(batch.data) for batch in feed] == [0, 1, 2]

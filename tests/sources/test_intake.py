@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from mlotel_cli.config.policies import SourcePolicy, WhenFull
 from mlotel_cli.errors import DataError, UsageError
 from mlotel_cli.records import Batch
-from mlotel_cli.sources import Arrival, Endless, Health, Intake, Policy
+from mlotel_cli.sources import Arrival, Endless, Health, Intake
 from mlotel_cli.sources import intake as intake_module
 from mlotel_cli.sources.intake import CONNECTED, CONNECTING, ENDED
 from tests.support.feeding import HandFed, until
@@ -62,7 +63,7 @@ def values(batch: Batch) -> list[Any]:
 @pytest.mark.parametrize(("when_full", "kept"), [("drop_oldest", ["c", "d", "e"]), ("drop_newest", ["a", "b", "c"])])
 def test_what_finds_no_room_is_dropped_and_counted(when_full: str, kept: list[str], opened: list[Intake]) -> None:
     source = HandFed(*"abcde")
-    intake = started(Intake(source, Policy(when_full, queue_size=3)), opened)
+    intake = started(Intake(source, SourcePolicy(when_full, queue_size=3)), opened)
     received(intake, 5)
     assert intake.report()["dropped"] == {"full": 2}
     assert intake.depth == (3, 3)
@@ -73,21 +74,21 @@ def test_what_finds_no_room_is_dropped_and_counted(when_full: str, kept: list[st
 def test_a_source_that_may_wait_loses_nothing(opened: list[Intake]) -> None:
     source = HandFed(*range(50))
     source.end()
-    intake = started(Intake(source, Policy("block", queue_size=2)), opened)
+    intake = started(Intake(source, SourcePolicy(WhenFull.block, queue_size=2)), opened)
     until(lambda: intake.depth == (2, 2))
     assert [values(batch) for batch in intake] == [[n] for n in range(50)]
     assert (intake.report()["received"], intake.report()["dropped"]) == (50, {})
 
 
 def test_a_full_queue_drops_by_default_only_what_comes_by_itself() -> None:
-    live, data = Intake(HandFed(), Policy()), Intake(Endless([1]), Policy())
+    live, data = Intake(HandFed(), SourcePolicy()), Intake(Endless([1]), SourcePolicy())
     assert (live._when_full, live.is_live) == ("drop_oldest", True)
     assert (data._when_full, data.is_live) == ("block", False)
 
 
 def test_a_batch_is_full_by_count(clock: Clock, opened: list[Intake]) -> None:
     source = HandFed(*"abcdefg")
-    intake = started(Intake(source, Policy(batch_size=3), now=clock), opened)
+    intake = started(Intake(source, SourcePolicy(batch_size=3), now=clock), opened)
     received(intake, 7)
     batches = iter(intake)
     first, second = next(batches), next(batches)
@@ -100,7 +101,7 @@ def test_a_batch_is_full_by_count(clock: Clock, opened: list[Intake]) -> None:
 def test_a_batch_that_is_late_runs_as_it_is(clock: Clock, opened: list[Intake]) -> None:
     """The deadline counts from the arrival of its first item, so waiting in the queue is no reason to wait longer."""
     source = HandFed("a", "b")
-    intake = started(Intake(source, Policy(batch_size=4, batch_wait_ms=20), now=clock), opened)
+    intake = started(Intake(source, SourcePolicy(batch_size=4, batch_wait_ms=20), now=clock), opened)
     received(intake, 2)
     clock.ns += 20_000_000
     batch = next(iter(intake))
@@ -109,7 +110,7 @@ def test_a_batch_that_is_late_runs_as_it_is(clock: Clock, opened: list[Intake]) 
 
 def test_a_batch_waits_for_its_deadline(clock: Clock, opened: list[Intake]) -> None:
     source = HandFed("a")
-    intake = started(Intake(source, Policy(batch_size=4, batch_wait_ms=20), now=clock), opened)
+    intake = started(Intake(source, SourcePolicy(batch_size=4, batch_wait_ms=20), now=clock), opened)
     received(intake, 1)
     taken: list[Batch] = []
     taker = threading.Thread(target=lambda: taken.append(next(iter(intake))))
@@ -133,7 +134,7 @@ def test_a_source_that_waits_to_be_asked_fills_its_batches(clock: Clock) -> None
                 clock.ns += 10**9
                 yield number
 
-    batches = list(Intake(Numbers(), Policy(batch_size=2, batch_wait_ms=0), now=clock))
+    batches = list(Intake(Numbers(), SourcePolicy(batch_size=2, batch_wait_ms=0), now=clock))
     assert [values(batch) for batch in batches] == [[0, 1], [2, 3], [4]]
     assert [batch.source_time_ns for batch in batches] == [None] * 3
 
@@ -142,7 +143,7 @@ def test_frames_become_one_tensor(opened: list[Intake]) -> None:
     frames = [torch.full((3, 4, 5), n, dtype=torch.uint8) for n in range(2)]
     source = HandFed(*frames)
     source.end()
-    (batch,) = Intake(source, Policy(batch_size=2, batch_wait_ms=10_000))
+    (batch,) = Intake(source, SourcePolicy(batch_size=2, batch_wait_ms=10_000))
     assert (batch.data.shape, batch.data.dtype, batch.data[1, 0, 0, 0].item()) == ((2, 3, 4, 5), torch.uint8, 1)
 
 
@@ -151,7 +152,7 @@ def test_arrays_become_one_tensor() -> None:
 
     source = HandFed(np.zeros((2, 2)), np.ones((2, 2)))
     source.end()
-    (batch,) = Intake(source, Policy(batch_size=2, batch_wait_ms=10_000))
+    (batch,) = Intake(source, SourcePolicy(batch_size=2, batch_wait_ms=10_000))
     assert isinstance(batch.data, torch.Tensor)
     assert batch.data[1].tolist() == [[1, 1], [1, 1]]
 
@@ -159,21 +160,21 @@ def test_arrays_become_one_tensor() -> None:
 def test_frames_of_another_size_begin_a_new_batch() -> None:
     source = HandFed(torch.zeros(3, 4, 4), torch.zeros(3, 8, 8), torch.zeros(3, 8, 8))
     source.end()
-    batches = list(Intake(source, Policy(batch_size=4, batch_wait_ms=10_000)))
+    batches = list(Intake(source, SourcePolicy(batch_size=4, batch_wait_ms=10_000)))
     assert [tuple(batch.data.shape) for batch in batches] == [(1, 3, 4, 4), (2, 3, 8, 8)]
 
 
 def test_items_of_another_kind_begin_a_new_batch() -> None:
     """They could not be stacked, and a monitor must not end by that."""
     items = [torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.uint8), np.zeros(2, np.uint8), [0, 0]]
-    batches = list(Intake(items, Policy(batch_size=4, batch_wait_ms=10_000)))
+    batches = list(Intake(items, SourcePolicy(batch_size=4, batch_wait_ms=10_000)))
     assert [batch.size for batch in batches] == [2, 1, 1, 1]
 
 
 def test_latency_starts_when_the_source_says_it_arrived() -> None:
     source = HandFed(Arrival("a", 17, "frame-1"), Arrival("b", 18))
     source.end()
-    (batch,) = Intake(source, Policy(batch_size=2, batch_wait_ms=10_000), now=lambda: 20)
+    (batch,) = Intake(source, SourcePolicy(batch_size=2, batch_wait_ms=10_000), now=lambda: 20)
     assert (batch.source_time_ns, batch.ids) == (17, ["frame-1", "0.1"])
 
 
@@ -182,7 +183,7 @@ def test_batches_of_a_source_are_taken_as_they_are_but_numbered(clock: Clock) ->
     given = [Batch(7, ["x"], "a"), Batch(7, ["y"], "b", source_time_ns=5)]
     source = HandFed(*given)
     source.end()
-    batches = list(Intake(source, Policy(batch_size=4, batch_wait_ms=10_000), now=clock))
+    batches = list(Intake(source, SourcePolicy(batch_size=4, batch_wait_ms=10_000), now=clock))
     assert [(b.index, b.ids, b.data, b.source_time_ns) for b in batches] == [
         (0, ["x"], "a", 1_000),
         (1, ["y"], "b", 5),
@@ -192,14 +193,14 @@ def test_batches_of_a_source_are_taken_as_they_are_but_numbered(clock: Clock) ->
 def test_a_batch_and_items_do_not_mix() -> None:
     source = HandFed("a", Batch(0, ["x"], "whole"), "b")
     source.end()
-    batches = list(Intake(source, Policy(batch_size=4, batch_wait_ms=10_000)))
+    batches = list(Intake(source, SourcePolicy(batch_size=4, batch_wait_ms=10_000)))
     assert [batch.data for batch in batches] == [["a"], "whole", ["b"]]
 
 
 def test_a_source_that_fails_says_so_after_what_it_gave() -> None:
     source = HandFed("a")
     source.fail(OSError("cable pulled"))
-    batches = iter(Intake(source, Policy(), key="source"))
+    batches = iter(Intake(source, SourcePolicy(), key="source"))
     assert values(next(batches)) == ["a"]
     with pytest.raises(DataError, match="source: it failed after 1 items: OSError: cable pulled"):
         next(batches)
@@ -207,18 +208,18 @@ def test_a_source_that_fails_says_so_after_what_it_gave() -> None:
 
 def test_a_source_that_ends_before_anything_came_is_an_error() -> None:
     with pytest.raises(DataError, match=r"^source: it ended before anything came$"):
-        list(Intake([], Policy()))
+        list(Intake([], SourcePolicy()))
 
 
 def test_an_error_that_explains_itself_is_passed_on() -> None:
     source = HandFed()
     source.fail(UsageError("source.uri: wrong"))
     with pytest.raises(UsageError, match=r"^source\.uri: wrong$"):
-        next(iter(Intake(source, Policy())))
+        next(iter(Intake(source, SourcePolicy())))
 
 
 def test_stop_ends_a_taker_that_waits(opened: list[Intake]) -> None:
-    intake = started(Intake(HandFed(), Policy()), opened)
+    intake = started(Intake(HandFed(), SourcePolicy()), opened)
     ended = threading.Thread(target=lambda: list(intake))
     ended.start()
     intake.stop()
@@ -227,7 +228,7 @@ def test_stop_ends_a_taker_that_waits(opened: list[Intake]) -> None:
 
 
 def test_stop_drops_what_waits(opened: list[Intake]) -> None:
-    intake = started(Intake(HandFed(*"abc"), Policy()), opened)
+    intake = started(Intake(HandFed(*"abc"), SourcePolicy()), opened)
     received(intake, 3)
     intake.stop()
     assert list(intake) == []
@@ -235,7 +236,7 @@ def test_stop_drops_what_waits(opened: list[Intake]) -> None:
 
 
 def test_stop_ends_a_reader_that_waits_for_room(opened: list[Intake]) -> None:
-    intake = started(Intake(HandFed(*"abc"), Policy("block", queue_size=1)), opened)
+    intake = started(Intake(HandFed(*"abc"), SourcePolicy(WhenFull.block, queue_size=1)), opened)
     until(lambda: intake.report()["received"] == 2)
     intake.stop()
     intake._reader.join(5)
@@ -245,7 +246,7 @@ def test_stop_ends_a_reader_that_waits_for_room(opened: list[Intake]) -> None:
 
 def test_close_closes_the_source_and_ends_its_thread() -> None:
     source = HandFed("a")
-    intake = Intake(source, Policy())
+    intake = Intake(source, SourcePolicy())
     next(iter(intake))
     intake.close()
     assert (source.closed, intake._reader.is_alive()) == (1, False)
@@ -253,7 +254,7 @@ def test_close_closes_the_source_and_ends_its_thread() -> None:
 
 def test_close_of_a_generator_at_work_is_no_error() -> None:
     source = HandFed()
-    intake = Intake((item for item in source), Policy())
+    intake = Intake((item for item in source), SourcePolicy())
     intake._reader.start()
     intake.close()
     source.end()
@@ -262,7 +263,7 @@ def test_close_of_a_generator_at_work_is_no_error() -> None:
 
 
 def test_what_came_during_the_warm_up_is_forgotten(opened: list[Intake]) -> None:
-    intake = started(Intake(HandFed(*"abc"), Policy()), opened)
+    intake = started(Intake(HandFed(*"abc"), SourcePolicy()), opened)
     received(intake, 3)
     intake.count_dropped("warmup", 2)
     intake.forget_waiting("warmup")
@@ -271,7 +272,7 @@ def test_what_came_during_the_warm_up_is_forgotten(opened: list[Intake]) -> None
 
 def test_the_report_of_a_plain_source(opened: list[Intake]) -> None:
     source = HandFed()
-    intake = started(Intake(source, Policy()), opened)
+    intake = started(Intake(source, SourcePolicy()), opened)
     plain = {"kind": "handfed", "received": 0, "dropped": {}, "reconnects": 0}
     assert intake.report() == {**plain, "state": CONNECTING}
     source.feed("a")
@@ -285,7 +286,7 @@ def test_the_report_of_a_source_that_keeps_its_health(opened: list[Intake]) -> N
     source: Any = HandFed("a", "b")
     source.health, source.kind = Health(CONNECTED, reconnects=3), "camera"
     source.health.dropped["corrupt"] = 4
-    intake = started(Intake(source, Policy("drop_newest", queue_size=1)), opened)
+    intake = started(Intake(source, SourcePolicy(WhenFull.drop_newest, queue_size=1)), opened)
     received(intake, 2)
     assert intake.report() == {
         "kind": "camera",
@@ -298,9 +299,9 @@ def test_the_report_of_a_source_that_keeps_its_health(opened: list[Intake]) -> N
 
 def test_a_source_that_cannot_be_iterated_is_refused() -> None:
     with pytest.raises(UsageError, match="source: int cannot be iterated; it must yield items"):
-        Intake(3, Policy())
+        Intake(3, SourcePolicy())
 
 
 def test_a_queue_that_could_never_fill_a_batch_is_refused() -> None:
     with pytest.raises(UsageError, match=r"source\.queue_size=8: allowed: at least source\.batch_size=16"):
-        Intake(HandFed(), Policy(batch_size=16))
+        Intake(HandFed(), SourcePolicy(batch_size=16))

@@ -11,8 +11,9 @@ import av
 import numpy as np
 import pytest
 
+from mlotel_cli.config.policies import SourcePolicy
 from mlotel_cli.errors import DataError, MissingExtraError, UsageError
-from mlotel_cli.sources import Arrival, Intake, Policy
+from mlotel_cli.sources import Arrival, Intake
 from mlotel_cli.sources.intake import CONNECTED, CONNECTING
 from mlotel_cli.sources.video import Video
 from tests.support.camera import transport_stream
@@ -84,7 +85,7 @@ def test_frames_of_a_file(video: Path) -> None:
 
 
 def test_a_batch_of_frames_is_what_the_pipelines_take(video: Path) -> None:
-    first, second = Intake(Video(str(video), realtime=False), Policy(batch_size=4))
+    first, second = Intake(Video(str(video), realtime=False), SourcePolicy(batch_size=4))
     assert (first.data.shape, second.data.shape, first.ids) == ((4, 3, 48, 64), (2, 3, 48, 64), ["0", "1", "2", "3"])
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from mlotel_cli.config.policies import Retention
 from mlotel_cli.store.compact import compact
 from mlotel_cli.store.reading import count_rows, current_parts, newest_rows, read_table
-from mlotel_cli.store.rolling import HANGS_S, LAST_COMPACTION_S, LOOK_EVERY_S, Retention, Rolling
+from mlotel_cli.store.rolling import HANGS_S, LAST_COMPACTION_S, LOOK_EVERY_S, Rolling
 
 NOW = 1_000_000.0
 

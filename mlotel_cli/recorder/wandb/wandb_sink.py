@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mlotel_cli.config.policies import TrackerMode
 from mlotel_cli.errors import UsageError
 from mlotel_cli.recorder.wandb.wandb_rows import BatchOrder, Row, RowBuilder, RowMerger, WorstSamples
 from mlotel_cli.recorder.wandb.wandb_run import TrackerRun, TrackerSettings, first_line, mode_of_environment, open_run
@@ -21,7 +22,6 @@ from mlotel_cli.records import BatchRecord
 
 __all__ = ["NullTracker", "TrackerSettings", "WandbSink", "WindowedWandbSink", "create_tracker"]
 
-MODES = ("auto", "online", "offline", "disabled")
 TICK_S = 0.2
 """How often the thread checks for merged rows and gaps that are due while nothing arrives."""
 CLOSE_GRACE_S = 10.0
@@ -35,8 +35,8 @@ OpenRun = Callable[..., TrackerRun]
 
 def create_tracker(settings: TrackerSettings, *, say: Callable[[str], None]) -> "WandbSink | NullTracker":
     """Return the sink for `settings.mode`. `say` takes one line for the user. Raises UsageError for an unknown mode."""
-    if settings.mode not in MODES:
-        raise UsageError(f"tracker.mode={settings.mode} is not a mode. Allowed: {', '.join(MODES)}.")
+    if settings.mode not in [*TrackerMode]:
+        raise UsageError(f"tracker.mode={settings.mode} is not a mode. Allowed: {', '.join(TrackerMode)}.")
     mode = mode_of_environment() if settings.mode == "auto" else settings.mode
     if mode == "disabled":
         return NullTracker()

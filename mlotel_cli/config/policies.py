@@ -1,0 +1,53 @@
+"""Parts of the configuration that the layers below the modes take as they are. Standard library only."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+def bounded(default: Any, *, low: float, high: float | None = None) -> Any:
+    """A number that `config.check` holds between `low` and `high`, both allowed; None is left alone."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+class TrackerMode(StrEnum):
+    """Where W&B rows go; auto is online with a key, else offline."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class WhenFull(StrEnum):
+    """What a live source does with a frame that finds no room."""
+
+    drop_oldest = "drop_oldest"
+    drop_newest = "drop_newest"
+    block = "block"
+
+
+@dataclass(slots=True)
+class SourcePolicy:
+    """The keys of `source` that say how its items are queued and batched; the others are the source's own."""
+
+    when_full: WhenFull | None = None
+    """drop_oldest | drop_newest: a camera never waits; block: the source does, as a file can; null: as it is live."""
+    queue_size: int = bounded(8, low=1, high=100_000)
+    """Items that may wait to be batched."""
+    batch_size: int = bounded(1, low=1, high=100_000)
+    """Items in a batch, at most."""
+    batch_wait_ms: float = bounded(50.0, low=0, high=60_000)
+    """A batch that is not full by then runs as it is; counted from its first item's arrival."""
+
+
+@dataclass(slots=True)
+class Retention:
+    """`monitor.retention`: how much of the run stays on disk; the oldest hours go first."""
+
+    max_gb: float = bounded(10.0, low=0.001)
+    """Gigabytes of batches and spans together."""
+    max_age_h: float = bounded(168.0, low=0.01)
+    """Hours."""
+    compact_s: float = bounded(3600.0, low=1, high=86_400)
+    """Seconds after which the small part files of a period are merged to one."""
