@@ -108,6 +108,11 @@ def test_telemetry_never_names_the_recorder() -> None:
     assert [edge for edge in EDGES if top(edge[0]) == "telemetry" and top(edge[1]) == "recorder"] == []
 
 
+def test_no_mode_imports_another() -> None:
+    modes = {f"modes.{name}" for name in ("evaluate", "loop", "monitor", "sdk")}
+    assert [(name, target) for name, target in EDGES if name != target and {name, target} <= modes] == []
+
+
 @pytest.mark.parametrize(("lower", "upper"), list(pairwise(LAYERS)))
 def test_the_rule_can_fail(lower: set[str], upper: set[str]) -> None:
     assert is_allowed(f"{min(upper)}.x", f"{min(lower)}.y")

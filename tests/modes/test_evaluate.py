@@ -14,7 +14,7 @@ from torch import nn
 from mlotel_cli.errors import DataError, StageError
 from mlotel_cli.execute import Inference, SequentialExecutor, create_executor
 from mlotel_cli.metrics import Scorer
-from mlotel_cli.modes import batch_steps, evaluate
+from mlotel_cli.modes import evaluate
 from mlotel_cli.modes.build import Built, Parts
 from mlotel_cli.modes.evaluate import Evaluation
 from mlotel_cli.modes.run import Closing
@@ -440,16 +440,6 @@ def test_a_dead_recorder_ends_the_run_after_the_batch() -> None:
 
 
 # -- the device ------------------------------------------------------------------------------------------------------
-
-
-def test_on_cuda_a_result_is_waited_for_before_the_scoring_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[str] = []
-    stream = SimpleNamespace(synchronize=lambda: waited.append("stream"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: waited.append(device) or stream)
-    assert batch_steps.result_waiter("cpu")() == 0
-    assert waited == []
-    assert batch_steps.result_waiter("cuda:1")() > 0
-    assert waited == ["cuda:1", "stream"]
 
 
 def test_the_result_is_there_before_it_is_scored() -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlotel_cli.errors import DataError, StageError, UsageError
-from mlotel_cli.modes.build import executor_of
+from mlotel_cli.errors import DataError, StageError
 from mlotel_cli.telemetry import api
 from tests.modes.test_evaluate import BAD, Noting, evaluation
 from tests.support.gates import PATIENCE_S, Gate, until
@@ -214,24 +213,6 @@ def test_scores_are_taken_outside_every_span() -> None:
     with recording() as spans:
         run(Numbers(num_batches=2), metrics={"looks": Looks()}, session=Noting().recorded_by(spans))
     assert current == [api.trace.INVALID_SPAN] * 2
-
-
-def configured(*, control: bool = False, **given: Any) -> Any:
-    settings = {"kind": "pipelined", "queue_size": 2, "replicas": {}, "stage_timeout_s": None, "autocast": None} | given
-    return SimpleNamespace(device="cpu", eval=SimpleNamespace(control=control), executor=SimpleNamespace(**settings))
-
-
-def test_the_executor_is_the_one_that_is_configured() -> None:
-    stages = {"a": abs, "b": abs}
-    made = executor_of(configured(queue_size=3, replicas={"b": 2}), stages)
-    assert made.depths() == {"a": (0, 3), "b": (0, 3)}
-    assert not executor_of(configured(kind="sequential"), stages).is_concurrent
-
-
-def test_control_needs_batches_one_after_the_other() -> None:
-    with pytest.raises(UsageError, match=r"eval\.control=true .*; use executor=sequential"):
-        executor_of(configured(control=True), {"a": abs})
-    executor_of(configured(control=True, kind="sequential"), {"a": abs})
 
 
 @pytest.mark.parametrize("kind", ["sequential", "pipelined"])

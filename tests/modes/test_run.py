@@ -15,7 +15,6 @@ import pytest
 
 from mlotel_cli.errors import Interrupted, RecorderError
 from mlotel_cli.link.handoff import Opening
-from mlotel_cli.modes.opening import identify, new_run_id
 from mlotel_cli.modes.run import Session, measure_span_cost
 from mlotel_cli.records import Sample
 from mlotel_cli.store.reading import Run, read_run
@@ -356,33 +355,6 @@ def test_measuring_the_cost_of_a_span_emits_nothing():
     assert 0.1 < cost_us < 1000
     assert emitted == []
     assert api.PROVIDER.backend is OFF
-
-
-class TestIdentify:
-    """What connects a run's row, trace and alert."""
-
-    def test_a_configuration_has_one_hash_whatever_its_order(self):
-        one, other, third = (
-            identify(config, run_id="r", name="dummy", git=None)["config.hash"]
-            for config in ({"a": 1, "b": {"c": 2}}, {"b": {"c": 2}, "a": 1}, {"a": 2})
-        )
-        assert one == other != third
-        assert len(one) == 16
-
-    def test_the_service_is_named_by_the_environment_first(self, monkeypatch):
-        monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
-        assert identify({}, run_id="r", name="dummy", git=None)["service.name"] == "dummy"
-        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "a=1,service.name=gate")
-        assert identify({}, run_id="r", name="dummy", git=None)["service.name"] == "gate"
-        monkeypatch.setenv("OTEL_SERVICE_NAME", "plates")
-        identity = identify({}, run_id="r", name="dummy", git={"commit": "abc", "dirty": False})
-        assert identity["service.name"] == "plates"
-        assert (identity["git.commit"], identity["mlotel.run.id"]) == ("abc", "r")
-
-    def test_runs_and_instances_differ(self):
-        first, second = (identify({}, run_id="r", name="n", git=None) for _ in range(2))
-        assert first["service.instance.id"] != second["service.instance.id"]
-        assert new_run_id() != new_run_id()
 
 
 def _wait_until(condition, *, timeout_s: float = 30) -> None:

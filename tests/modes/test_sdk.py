@@ -320,13 +320,6 @@ def loop_run(directory: Path | None = None) -> Any:
 
 
 @pytest.mark.usefixtures("fake_link")
-def test_two_runs_in_the_same_second_have_a_directory_each(tmp_path: Path) -> None:
-    runs = [loop_run() for _ in range(3)]
-    assert len({run.directory for run in runs}) == 3
-    assert all((tmp_path / run.directory).is_dir() for run in runs)
-
-
-@pytest.mark.usefixtures("fake_link")
 def test_a_run_without_wandb_does_not_import_it() -> None:
     assert loop_run()._link.options["imports"] == ("polars",)
     online = LoopRun(name="n", directory=None, tracker={"mode": "online"}, settle_s=1.0)
