@@ -1,6 +1,7 @@
-"""The examples that `--help` shows are commands that compose, and fit into a terminal of 80 columns."""
+"""The examples of `--help` and of conf/ are commands that compose; those of `--help` fit into 80 columns."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.support.cli import mlotel
 ROOT = Path(cli.__file__).parents[1]
 APP = typer.main.get_command(cli.app)
 COMMANDS = {"": APP, **APP.commands}  # pyright: ignore[reportAttributeAccessIssue]
+HYDRA = ("eval", "profile", "monitor")
 EPILOGS = {name: Text.from_markup(command.epilog or "").plain for name, command in COMMANDS.items()}
 
 
@@ -21,13 +23,20 @@ def examples() -> list[str]:
     return sorted({line for line in lines if line.startswith("mlotel ") and "COMMAND" not in line})
 
 
+def examples_of_conf() -> list[str]:
+    lines = [line for path in (ROOT / "conf").rglob("*.yaml") for line in path.read_text().splitlines()]
+    return sorted(line.removeprefix("#   ") for line in lines if line.startswith("#   mlotel "))
+
+
 def composed(command: str) -> list[str]:
     """The words of a command that prints its configuration; of a sweep, its first run's."""
-    words = [re.sub(r",.*", "", word) for word in command.split()[1:] if word != "-m"]
+    words = shlex.split(command)[1:]
+    if "-m" in words:
+        words = [re.sub(r",.*", "", word) for word in words if word != "-m"]
     return words if "--cfg" in words else [*words, "--cfg", "job"]
 
 
-@pytest.mark.parametrize("command", [each for each in examples() if each.split()[1] in ("eval", "profile", "monitor")])
+@pytest.mark.parametrize("command", [each for each in [*examples(), *examples_of_conf()] if each.split()[1] in HYDRA])
 def test_an_example_composes(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     ended = mlotel(*composed(command))
