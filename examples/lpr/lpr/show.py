@@ -1,7 +1,7 @@
 """Draws what the pipeline sees: `python -m lpr.show` writes shown.mp4 and shown.png in the current folder.
 
-A green box is a vehicle. Its reading stands above it: green when right, red when wrong, white when the truth is unknown.
-A yellow box is its plate. A grey box is a vehicle of the ground truth that was missed.
+A green box is a vehicle. Its reading stands above it: green when right, red when wrong, white when the truth is not
+known. A yellow box is its plate. A grey box is a vehicle of the ground truth that was missed.
 """
 
 import argparse
