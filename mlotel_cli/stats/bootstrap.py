@@ -48,7 +48,7 @@ def block_bootstrap(
 
     Nominal 95 % covered 92 to 98 % in simulation, for normal and lognormal AR(1) series up to phi = 0.9 and for stalls
     in bursts: mean and p50 from about 30 effective values, percentiles whose effective sample size is clearly above
-    `MIN_EFFECTIVE_N` of describe.py. Below 100 effective values it may cover up to 99 %. Where it does not hold:
+    `MIN_EFFECTIVE_N` of thresholds.py. Below 100 effective values it may cover up to 99 %. Where it does not hold:
     - A percentile close to that minimum in a strongly correlated series: what passes has a size estimated too high.
       With phi = 0.9, p99 covered 82 % at 1,000 values (a third passed), 91 % at 2,000, 93 % at 4,000.
     - Few bursts of slow batches: with about 8 of them the percentiles near their share covered 84 to 89 %, with 20 and

@@ -33,11 +33,7 @@ from mlotel_cli.stats.bootstrap import (
     segment_groups,
     student_quantile,
 )
-
-MIN_EFFECTIVE_N = {"p90": 36, "p95": 72, "p99": 368, "p99.9": 3687}
-"""Fewest effective values for a percentile. Below, its two-sided 95 % order-statistic interval has no upper end."""
-MIN_EFFECTIVE_N_INTERVAL = 6
-"""Fewest effective values for the interval of mean and median: 2 * 0.5 ** 6 < 5 %, five do not bound a median."""
+from mlotel_cli.stats.thresholds import MIN_EFFECTIVE_N, MIN_EFFECTIVE_N_INTERVAL
 
 __all__ = [
     "MIN_EFFECTIVE_N",

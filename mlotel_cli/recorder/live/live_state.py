@@ -15,7 +15,7 @@ from typing import Any
 from mlotel_cli.recorder.sketch import RollingSketch, Sketch, mean
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import COUNTED, BatchRecord
-from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
+from mlotel_cli.stats.thresholds import MIN_EFFECTIVE_N
 from mlotel_cli.store.run_json import Totals
 
 SLOT_S = 1.0

@@ -19,7 +19,7 @@ from mlotel_cli.recorder.live.charts import Points, bar, line_chart, span_of
 from mlotel_cli.recorder.live.http_server import Reply
 from mlotel_cli.recorder.live.live_state import NUM_POINTS, POINT_SLOTS, SLOT_S, Event, Published
 from mlotel_cli.recorder.workload import INTENDED
-from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
+from mlotel_cli.stats.thresholds import MIN_EFFECTIVE_N
 
 _POINT_S = POINT_SLOTS * SLOT_S
 SOURCE = "source"
