@@ -269,11 +269,12 @@ def trace(
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder that holds the runs.")] = Path("outputs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    debug: Debug = False,
 ) -> None:
     """List the runs of a folder, newest first, with their main figures."""
     from mlotel_cli.runs import main
 
-    raise typer.Exit(main(folder, as_json=as_json))
+    raise typer.Exit(main(folder, as_json=as_json, debug=debug))
 
 
 @app.command()

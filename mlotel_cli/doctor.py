@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rich.text import Text
+
+from mlotel_cli.figures import print_table, stdout, text_column
 from mlotel_cli.hardware import cpu_model, environment_variables, memory_bytes, usable_cores, version_of
 from mlotel_cli.nsys import importer_fix, output
 
@@ -55,22 +58,12 @@ def findings() -> Iterator[Finding]:
 
 def print_findings() -> None:
     """Print all findings as one table."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     colours = {"ok": "green", "absent": "yellow", "problem": "red"}
-    title = f"mlotel {version_of('mlotel') or '(not installed)'} on this machine"
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("", "found", "fix"):
-        table.add_column(column, overflow="fold")
-    console = Console()
+    console = stdout()
     with console.status("looking at this machine ..."):
-        for found in findings():
-            name = Text(found.name, style=colours[found.state])
-            table.add_row(name, Text(found.value), Text(found.fix))
-    console.print(table)
+        rows = [(Text(found.name, style=colours[found.state]), found.value, found.fix) for found in findings()]
+    title = f"mlotel {version_of('mlotel') or '(not installed)'} on this machine"
+    print_table(console, [text_column(each) for each in ("", "found", "fix")], rows, title=title)
 
 
 def find_python() -> Finding:

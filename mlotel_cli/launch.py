@@ -8,7 +8,6 @@ experiment wins over the user's file as well. What a mode does is not known here
 import logging
 import sys
 import time
-import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from mlotel_cli.config.saved_config import SavedConfig, secret_keys
 from mlotel_cli.config.schema import EvalConfig, Job, MonitorConfig, ProfileConfig
 from mlotel_cli.config.sweep import JobStatus, SweepWatch, finished_jobs, print_sweep
 from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.figures import print_error
 from mlotel_cli.hardware import environment_variables
 from mlotel_cli.store.claim import Claim, check_run_dir, refuse_used
 
@@ -171,7 +171,7 @@ class Task:
         except Exception as error:
             status.exit_code, status.error = exit_code(error), message(error)
             status.status = "refused" if status.exit_code == UsageError.exit_code else "failed"
-            print(f"mlotel: job {job.job_num}: {status.error}", file=sys.stderr)
+            print_error(error, text=f"job {job.job_num}: {status.error}")
             # Hydra's own sweeper would leave out its later jobs; another one has to learn that this one failed.
             if not str(HydraConfig.get().sweeper["_target_"]).endswith(".BasicSweeper"):
                 raise
@@ -205,10 +205,8 @@ def stop_code(stop: BaseException) -> int:
 
 def report(error: BaseException, *, debug: bool) -> None:
     """Print one short message on stderr, and the traceback with `debug`."""
-    if debug:
-        traceback.print_exception(error)
     hint = "" if debug or isinstance(error, (MlotelError, *CONFIG_EXCEPTIONS)) else " (--debug shows where)"
-    print(f"mlotel: {message(error)}{hint}", file=sys.stderr)
+    print_error(error, text=f"{message(error)}{hint}", debug=debug)
 
 
 def _launch(mode: Mode, flags: HydraFlags, overrides: list[str]) -> int:

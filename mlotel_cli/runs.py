@@ -9,23 +9,32 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from mlotel_cli.errors import MlotelError, UsageError
-from mlotel_cli.modes.results import stdout
+from mlotel_cli.errors import UsageError
+from mlotel_cli.figures import (
+    Column,
+    Row,
+    figure,
+    print_table,
+    run_command,
+    sayer,
+    stderr,
+    stdout,
+    text_column,
+)
 from mlotel_cli.store.layout import BATCHES, RUN_JSON
 from mlotel_cli.store.reading import Run, count_rows, read_run
 
-_FIGURES = ("batches", "p50 ms", "p95 ms", "items/s")
-_HEADINGS = {name: Text(name) for name in ("started", "mode", "name", "status", *_FIGURES, "accuracy", "path")}
-_EXPENDABLE = ("name", "accuracy", "p95 ms", "started", "items/s", "batches", "p50 ms")
-"""In the order in which columns are left out on a narrow terminal."""
-_GAP = 2
-_PATH_WIDTH = 40
-"""A longer path goes on in the next line."""
+_COLUMNS = (
+    *(text_column(title, fold_at=None) for title in ("started", "mode", "name", "status")),
+    *(Column(title) for title in ("batches", "p50 ms", "p95 ms", "items/s")),
+    text_column("accuracy", fold_at=None),
+    text_column("path", fold_at=40),
+)
+_LEFT_OUT = (("name",), ("accuracy",), ("p95 ms",), ("started",), ("items/s",), ("batches",), ("p50 ms",))
+"""Columns that a narrow terminal has no room for, in this order."""
 _STYLES = {"complete": "green", "running": "cyan", "failed": "red"}
 
 
@@ -60,27 +69,25 @@ class Listed:
     accuracy: dict[str, float | None] = field(default_factory=dict[str, float | None])
 
 
-def main(folder: Path, *, as_json: bool = False) -> int:
+def main(folder: Path, *, as_json: bool = False, debug: bool = False) -> int:
     """Print the list; returns the exit code."""
-    try:
-        if not folder.is_dir():
-            what = "is no folder" if folder.exists() else "no such folder"
-            raise UsageError(
-                f"{folder}: {what}. Give one that holds runs; they are written below outputs, or in run.dir"
-            )
-        runs, skipped = list_runs(folder)
-    except MlotelError as error:
-        print(f"mlotel: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
+    return run_command(lambda: _show(folder, as_json=as_json), about=folder, debug=debug)
+
+
+def _show(folder: Path, *, as_json: bool) -> None:
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "no such folder"
+        raise UsageError(f"{folder}: {what}. Give one that holds runs; they are written below outputs, or in run.dir")
+    runs, skipped = list_runs(folder)
+    say = sayer(stderr())
     for note in skipped:
-        print(f"skipped: {note}", file=sys.stderr)  # noqa: T201
+        say(f"skipped: {note}")
     if as_json:
-        print(json.dumps([asdict(run) for run in runs], indent=2))  # noqa: T201
+        sys.stdout.write(json.dumps([asdict(run) for run in runs], indent=2) + "\n")
     elif runs:
         print_runs(runs)
     else:
-        print(f"{folder} holds no run", file=sys.stderr)  # noqa: T201
-    return 0
+        say(f"{folder} holds no run")
 
 
 def list_runs(folder: Path) -> tuple[list[Listed], list[str]]:
@@ -99,37 +106,23 @@ def list_runs(folder: Path) -> tuple[list[Listed], list[str]]:
 
 def print_runs(runs: list[Listed], *, console: Console | None = None) -> None:
     """The table on stdout. Where it is too wide, columns are left out: a figure is never cut, nor the path."""
-    console = console or stdout()
-    rows = [_row(run) for run in runs]
-    widths = {name: max(cell_len(row[name].plain) for row in [_HEADINGS, *rows]) for name in _HEADINGS}
-    path_width = min(widths.pop("path"), _PATH_WIDTH)
-    for name in _EXPENDABLE:
-        if sum(widths.values()) + len(widths) * _GAP + path_width <= console.width:
-            break
-        del widths[name]
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
-    for name in widths:
-        table.add_column(name, justify="right" if name in _FIGURES else "left", no_wrap=True)
-    table.add_column("path", overflow="fold")
-    for row in rows:
-        table.add_row(*(row[name] for name in widths), row["path"])
-    console.print(table)
+    print_table(console or stdout(), _COLUMNS, list(map(_row, runs)), left_out=_LEFT_OUT, is_ruled=False)
 
 
-def _row(run: Listed) -> dict[str, Text]:
+def _row(run: Listed) -> Row:
     started = datetime.fromtimestamp(run.started_ns / 1e9, tz=UTC).astimezone()
-    return {
-        "started": Text(started.strftime("%Y-%m-%d %H:%M:%S")),
-        "mode": _plain(run.mode),
-        "name": _plain(run.name),
-        "status": Text(run.status, style=_STYLES.get(run.status, "yellow")),
-        "batches": Text("" if run.batches is None else f"{run.batches:,}"),
-        "p50 ms": Text(_figure(run.p50_ms)),
-        "p95 ms": Text(_figure(run.p95_ms)),
-        "items/s": Text(_figure(run.items_per_s)),
-        "accuracy": _headline(run.accuracy),
-        "path": _plain(run.path),
-    }
+    return (
+        started.strftime("%Y-%m-%d %H:%M:%S"),
+        _plain(run.mode),
+        _plain(run.name),
+        Text(run.status, style=_STYLES.get(run.status, "yellow")),
+        "" if run.batches is None else f"{run.batches:,}",
+        figure(run.p50_ms),
+        figure(run.p95_ms),
+        figure(run.items_per_s),
+        _headline(run.accuracy),
+        _plain(run.path),
+    )
 
 
 def _run_dirs(folder: Path) -> Iterator[Path]:
@@ -167,21 +160,15 @@ def _part(summary: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     return summary
 
 
-def _figure(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def _headline(accuracy: Mapping[str, float | None]) -> Text:
+def _headline(accuracy: Mapping[str, float | None]) -> str:
     """The first metric, and how many more there are."""
     if not accuracy:
-        return Text("")
+        return ""
     name, value = next(iter(accuracy.items()))
     more = f" +{len(accuracy) - 1}" if len(accuracy) > 1 else ""
     return _plain(f"{name} {'n/a' if value is None else format(value, '.3f')}{more}")
 
 
-def _plain(text: str) -> Text:
-    """Text as it is: no markup, and nothing that a terminal obeys."""
-    return Text("".join(letter for letter in text if letter.isprintable()))
+def _plain(text: str) -> str:
+    """Text without what a terminal obeys."""
+    return "".join(letter for letter in text if letter.isprintable())

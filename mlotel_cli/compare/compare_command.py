@@ -1,24 +1,20 @@
 """`mlotel compare EVAL_RUN PROFILE_RUN`: both figures of every stage, their ratio, and where the profiler disturbed."""
 
-import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from mlotel_cli.compare.stage_pairs import (
     CONFIGURED,
     DISTURBED,
     Comparison,
-    StageComparison,
     compare_stages,
     differences,
 )
-from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.errors import UsageError
+from mlotel_cli.figures import Column, Row, print_table, run_command, sayer, stdout, text_column
 from mlotel_cli.store.reading import Run, read_run
 
 _SHOWN = 5
@@ -27,15 +23,12 @@ _SHOWN = 5
 
 def main(left: Path, right: Path, *, debug: bool = False) -> int:
     """Print the comparison; returns the exit code."""
-    try:
+
+    def show() -> None:
         runs = read_run(left), read_run(right)
         print_comparison(compare(*runs), *runs)
-    except MlotelError as error:
-        if debug:
-            traceback.print_exception(error)
-        print(f"mlotel: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    return 0
+
+    return run_command(show, about=f"{left}, {right}", debug=debug)
 
 
 def compare(left: Run, right: Run) -> Comparison:
@@ -66,23 +59,20 @@ def compare(left: Run, right: Run) -> Comparison:
 
 def print_comparison(comparison: Comparison, left: Run, right: Run) -> None:
     """Print one row per figure, then the warnings."""
-    console = Console()
+    console = stdout()
     modes = [str(run.info.get("mode", "run")) for run in (left, right)]
     names = modes if modes[0] != modes[1] else [f"{modes[0]} 1", f"{modes[1]} 2"]
-    title = f"p50 over {comparison.num_common} common batches, ms"
-    table = Table(title=title, title_justify="left")
-    table.add_column("stage")
-    for column in (*names, f"{names[1]} / {names[0]}"):
-        table.add_column(column, justify="right")
+    rows: list[Row] = []
     for row in comparison.rows:
         if row.left_ms is None and row.right_ms is None:
             continue
         label = row.name if row.measure in ("host", "latency") else f"  {row.name} {row.measure}"
         style = "yellow" if row.is_disturbed else ""
-        table.add_row(Text(label), _ms(row.left_ms), _ms(row.right_ms), Text(_ratio(row), style=style))
-    console.print(table)
+        rows.append((label, _decimals(row.left_ms), _decimals(row.right_ms), Text(_decimals(row.ratio), style=style)))
+    columns = [text_column("stage"), *map(Column, (*names, f"{names[1]} / {names[0]}"))]
+    print_table(console, columns, rows, title=f"p50 over {comparison.num_common} common batches, ms")
     for line in _warnings(comparison, left, right):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        sayer(console)(line)
 
 
 def _warnings(comparison: Comparison, left: Run, right: Run) -> Iterator[str]:
@@ -137,9 +127,6 @@ def _said(value: Any) -> str:
     return "(none)" if value is None else str(value)
 
 
-def _ms(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def _ratio(row: StageComparison) -> str:
-    return "" if row.ratio is None else f"{row.ratio:.3f}"
+def _decimals(value: float | None) -> str:
+    """Three decimals, of times and of their ratio: two columns that are compared have the same precision."""
+    return "" if value is None else f"{value:,.3f}"

@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Literal
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from rich.text import Text
 
 from mlotel_cli.errors import MlotelError
+from mlotel_cli.figures import Column, print_table, stdout, text_column
 
 JOB_FILE = "job.json"
 """In the directory of each job of a sweep: how it ended, also when it ended before its run.json existed."""
@@ -57,20 +59,19 @@ def finished_jobs() -> list[JobStatus]:
 
 def print_sweep() -> int:
     """Print how each job of the sweep ended; return the sweep's exit code."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     jobs = finished_jobs()
     if not jobs:
         return 0
-    title = Text(f"sweep {SweepWatch.directory}", style="bold")
-    table = Table("job", "status", "seconds", "overrides", title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for job in jobs:
-        style = "green" if job.status == "complete" else "red"
-        what = "\n".join(filter(None, [" ".join(job.overrides), job.error]))
-        table.add_row(str(job.job), Text(job.status, style=style), f"{job.seconds:.1f}", Text(what))
-    Console().print(table)
+    columns = (Column("job"), text_column("status", fold_at=None), Column("seconds"), text_column("overrides"))
+    rows = [
+        (
+            str(job.job),
+            Text(job.status, style="green" if job.status == "complete" else "red"),
+            f"{job.seconds:.1f}",
+            "\n".join(filter(None, [" ".join(job.overrides), job.error])),
+        )
+        for job in jobs
+    ]
+    print_table(stdout(), columns, rows, title=f"sweep {SweepWatch.directory}", left_out=[("seconds",)])
     codes = {job.exit_code for job in jobs}
     return next(iter(codes)) if len(codes) == 1 else MlotelError.exit_code

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlotel_cli.errors import UsageError
+from mlotel_cli.figures import sayer, stderr
 from mlotel_cli.hardware import environment
 from mlotel_cli.modes.opening import (
     changed_environment,
@@ -17,7 +18,6 @@ from mlotel_cli.modes.opening import (
     recorder_imports,
     tracker_settings,
 )
-from mlotel_cli.modes.results import sayer, stderr
 from mlotel_cli.modes.run import Session, reporting
 from mlotel_cli.telemetry import api
 

@@ -10,14 +10,22 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mlotel_cli.figures import Column, Row, build_table, clock, figure, percentile, shortened, text_column
 from mlotel_cli.modes.monitor_status import Board
 from mlotel_cli.sources.intake import CONNECTED
-from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
 
 _STALE_S = 5.0
 _BAR = 10
 _WIDE = 80
 _LONGEST_NAME = 16
+"""What comes behind the name of a run must stay on the line."""
+_COLUMNS = (
+    text_column("stage", fold_at=None),
+    *(Column(title) for title in ("p50 ms", "p95 ms", "queue p95", "waiting")),
+    text_column("busy", fold_at=None),
+)
+_LEFT_OUT = (("waiting",), ("queue p95",), ("busy",))
+"""Columns of the stages that a narrow terminal has no room for, in this order."""
 
 
 def line(board: Board) -> str:
@@ -47,7 +55,7 @@ def picture(board: Board, *, now: float, width: int, height: int) -> RenderableT
     bottom = [*_sinks(board), Text("Ctrl-C ends the run in order; twice, at once", style="dim")]
     room = max(1, height - len(top) - len(bottom) - 5)
     values = list(_values(board))
-    stages = _stages(board, limit=max(1, room - len(values)), is_narrow=is_narrow)
+    stages = _stages(board, limit=max(1, room - len(values)), width=width)
     return Group(*top, Text(), stages, *values[: max(0, room - 1)], Text(), *bottom)
 
 
@@ -57,9 +65,9 @@ def _header(board: Board, *, now: float, is_narrow: bool) -> Iterator[Text]:
     style = "yellow" if board.ending or board.phase != "running" else "green"
     yield _row(
         ("" if is_narrow else "mlotel monitor ", "bold"),
-        (f"{_shortened(board.name)}  ", "bold" if is_narrow else ""),
+        (f"{shortened(board.name, _LONGEST_NAME)}  ", "bold" if is_narrow else ""),
         (f"{phase}  ", style),
-        (f"{_duration(snapshot.get('uptime_s', 0.0))}  ", ""),
+        (f"{clock(snapshot.get('uptime_s', 0.0))}  ", ""),
         (str(snapshot.get("http") or ""), "cyan"),
     )
     if board.heard_s is not None and now - board.heard_s > _STALE_S:
@@ -99,26 +107,25 @@ def _source(board: Board, source: Mapping[str, Any]) -> Iterator[Text]:
         yield _row(("dropped  ", "dim"), (counts, "yellow" if set(dropped) - {"warmup", "stopped"} else ""))
 
 
-def _stages(board: Board, *, limit: int, is_narrow: bool) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
-    table.add_column("stage", overflow="ellipsis", no_wrap=True, max_width=16 if is_narrow else 24)
-    for name in ("p50 ms", "p95 ms", "queue p95", "waiting"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("busy", no_wrap=True)
+def _stages(board: Board, *, limit: int, width: int) -> Table:
+    is_narrow = width < _WIDE
     stages = sorted(_mapping(board.snapshot, "stages").items(), key=lambda item: _is_stage(item[1]))
+    rows: list[Row] = []
     for name, stage in stages[:limit]:
         depth = board.queues.get(name)
-        table.add_row(
-            Text(name),
-            _ms(stage.get("p50_ms")),
-            _percentile(stage, "p95", key="p95_ms"),
-            _percentile(stage, "p95", key="queue_p95_ms", count="queue_count"),
-            "" if depth is None else f"{depth[0]}/{depth[1]}",
-            _bar(stage.get("busy") or 0.0, length=0 if is_narrow else _BAR) if _is_stage(stage) else "",
+        rows.append(
+            (
+                shortened(name, 16 if is_narrow else 24),
+                figure(stage.get("p50_ms"), missing="-"),
+                _percentile(stage, "p95", key="p95_ms"),
+                _percentile(stage, "p95", key="queue_p95_ms", count="queue_count"),
+                "" if depth is None else f"{depth[0]}/{depth[1]}",
+                _bar(stage.get("busy") or 0.0, length=0 if is_narrow else _BAR) if _is_stage(stage) else "",
+            )
         )
     if len(stages) > limit:
-        table.add_row(Text(f"and {len(stages) - limit} more", style="dim"))
-    return table
+        rows.append((Text(f"and {len(stages) - limit} more", style="dim"), "", "", "", "", ""))
+    return build_table(_COLUMNS, rows, width=width, left_out=_LEFT_OUT, is_ruled=False, title_style="dim")
 
 
 def _is_stage(stage: Mapping[str, Any]) -> bool:
@@ -129,9 +136,8 @@ def _is_stage(stage: Mapping[str, Any]) -> bool:
 def _values(board: Board) -> Iterator[Text]:
     for name, value in _mapping(board.snapshot, "data").items():
         unit = str(value.get("unit") or "").strip("{}")
-        yield _row(
-            ("value    ", "dim"), (f"{name}  mean {_ms(value.get('mean'))}  p50 {_ms(value.get('p50'))} {unit}", "")
-        )
+        mean, median = (figure(value.get(key), missing="-") for key in ("mean", "p50"))
+        yield _row(("value    ", "dim"), (f"{name}  mean {mean}  p50 {median} {unit}", ""))
 
 
 def _sinks(board: Board) -> Iterator[Text]:
@@ -163,28 +169,5 @@ def _bar(share: float, *, length: int) -> Text:
     )
 
 
-def _shortened(name: str) -> str:
-    """What comes behind a name must stay on the line."""
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
-
-
 def _percentile(figures: Mapping[str, Any], name: str, *, key: str = "", count: str = "count") -> str:
-    """As the table of an evaluation has it: `n<72` where there are too few batches for that percentile."""
-    value = figures.get(key or name)
-    if value is None and name in MIN_EFFECTIVE_N and figures.get(count):
-        return f"n<{MIN_EFFECTIVE_N[name]}"
-    return _ms(value)
-
-
-def _ms(value: float | None) -> str:
-    """Three digits or more, whatever the size."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days}d {hours:02}:{minutes:02}:{rest:02}" if days else f"{hours:02}:{minutes:02}:{rest:02}"
+    return percentile(name, figures.get(key or name), count=figures.get(count) or 0, missing="-")

@@ -3,65 +3,32 @@
 Names and messages are the user's own text and are printed as they are: nothing in them is markup.
 """
 
-import contextlib
-import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich import box
 from rich import progress as rich_progress
 from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
+from rich.table import Column as ProgressColumn
 
 from mlotel_cli.analysis.verdicts import UNDECIDED
-from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
+from mlotel_cli.figures import Column, Row, percentile, print_table, sayer, stdout, text_column
+from mlotel_cli.stats.thresholds import MIN_EFFECTIVE_N
 
 _LINE_EVERY_S = 10.0
 _BAR_EVERY_S = 0.25
-_PIPE_COLUMNS = 200
 _FIGURES = ("mean", "p50", "p95", "p99", "max")
-_LABEL_WIDTH = 10
-"""Longer names of stages are folded rather than a column left out."""
-_NARROWER = (
-    ("count", *_FIGURES, "share"),
-    ("count", "p50", "p95", "p99", "share"),
-    ("p50", "p95", "p99"),
-    ("p50", "p95"),
-)
-"""Columns of the latencies; on a narrow terminal some are left out, because half a figure is a wrong one."""
+_LATENCY_COLUMNS = ("count", *_FIGURES, "share")
+_LEFT_OUT = (("mean", "max"), ("count", "share"), ("p99",))
+"""Columns of the latencies that a narrow terminal has no room for, in this order."""
 _UNTIMED = {
     "device_abandoned": "the device did not come to their end in time",
     "device_captured": "a CUDA graph was being captured",
     "device_elsewhere": "another device was the current one",
 }
-
-
-class Screen(Console):
-    """A console whose reader may go away, as `| head` does: a run goes on without it, and ends as it would have."""
-
-    def on_broken_pipe(self) -> None:
-        """Print nothing any more; rich would end the program."""
-        self.quiet = True
-        with contextlib.suppress(OSError, ValueError):  # what is still buffered goes nowhere
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.file.fileno())
-            os.close(nowhere)
-
-
-def stderr() -> Console:
-    """A console for what a run says while it goes on."""
-    return Screen(stderr=True)
-
-
-def sayer(console: Console) -> Callable[[str], None]:
-    """A function that prints a line on `console` as it is; a long one is left to the terminal, so it can be copied."""
-    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class Progress:
@@ -90,7 +57,7 @@ class Progress:
                 rich_progress.TextColumn(
                     "{task.fields[note]}",
                     markup=False,
-                    table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+                    table_column=ProgressColumn(ratio=1, no_wrap=True, overflow="ellipsis"),
                 ),
                 console=self._console,
                 transient=True,
@@ -154,35 +121,16 @@ def print_results(info: Mapping[str, Any], run_dir: Path, *, console: Console | 
         say(line)
 
 
-def stdout() -> Console:
-    """A console on stdout. Nobody narrows a file's or a pipe's lines: tables take what they need there.
-
-    A character that stdout's encoding does not have becomes a question mark: stages may be called anything.
-    """
-    reconfigure: Any = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Screen() if known else Screen(width=_PIPE_COLUMNS)
-
-
-def _table(title: str, first: str, *rest: str) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column(first, overflow="fold")
-    for name in rest:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
 def _print_accuracy(console: Console, summary: Mapping[str, Any]) -> None:
     if not summary["accuracy"]:
         return
-    table = _table("accuracy", "metric", "value", "95 % interval")
+    rows: list[Row] = []
     for name, score in summary["accuracy"].items():
         value, interval = score["value"], score["ci95"]
         shown = "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
-        table.add_row(Text(name), "not computed" if value is None else f"{value:.4f}", shown)
-    console.print(table)
+        rows.append((name, "not computed" if value is None else f"{value:.4f}", shown))
+    columns = (text_column("metric"), Column("value"), Column("95 % interval"))
+    print_table(console, columns, rows, title="accuracy", left_out=[("95 % interval",)])
 
 
 def _print_latency(console: Console, summary: Mapping[str, Any]) -> None:
@@ -190,16 +138,14 @@ def _print_latency(console: Console, summary: Mapping[str, Any]) -> None:
     if not latency["batch"]["count"]:
         return
     rows = list(_latency_rows(latency))
-    folded = max(0, max(len(label) for label, _, _ in rows) - _LABEL_WIDTH)
-    table = _latency_table(rows, columns=_NARROWER[0])
-    for columns in _NARROWER[1:]:
-        wide = console.options.update(width=_PIPE_COLUMNS + folded)
-        if table.__rich_measure__(console, wide).maximum - folded <= console.width:
-            break
-        table = _latency_table(rows, columns=columns)
-    console.print(table)
-    shown = [name for name in _FIGURES if name in [column.header for column in table.columns]]
-    hidden = [name for name in shown if any(figures[name] is None for _, figures, _ in rows)]
+    shown = print_table(
+        console,
+        [text_column("stage"), *(Column(name) for name in _LATENCY_COLUMNS)],
+        list(_latency_cells(rows)),
+        title="latency, ms a batch",
+        left_out=_LEFT_OUT,
+    )
+    hidden = [name for name in _FIGURES if name in shown and any(figures[name] is None for _, figures, _ in rows)]
     if hidden:
         needs = ", ".join(f"{name} takes {MIN_EFFECTIVE_N[name]}" for name in hidden)
         sayer(console)(f"n<: too few independent batches for that percentile ({needs})")
@@ -220,21 +166,11 @@ def _latency_rows(latency: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str
         yield "source wait", wait, ""
 
 
-def _latency_table(rows: Sequence[tuple[str, Mapping[str, Any], str]], *, columns: Sequence[str]) -> Table:
-    table = _table("latency, ms a batch", "stage", *columns)
+def _latency_cells(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> Iterator[Row | None]:
     for label, figures, share in rows:
         if label == "batch":
-            table.add_section()
-        table.add_row(Text(label), *(_latency_cell(name, figures, share) for name in columns))
-    return table
-
-
-def _latency_cell(column: str, figures: Mapping[str, Any], share: str) -> str:
-    if column == "share":
-        return share
-    if column == "count":
-        return str(figures["count"])
-    return f"n<{MIN_EFFECTIVE_N[column]}" if figures[column] is None else _ms(figures[column])
+            yield None
+        yield (label, f"{figures['count']:,}", *(percentile(name, figures[name]) for name in _FIGURES), share)
 
 
 def _verdict_lines(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -244,11 +180,6 @@ def _verdict_lines(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         names = ", ".join(name for name in given if given[name] == verdict)
         which = " (or without work for the device: mlotel profile tells)" if verdict == UNDECIDED else ""
         yield f"{verdict}{which}: {names}"
-
-
-def _ms(value: float) -> str:
-    """Three digits or more, whatever the size."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
 def _closing_lines(info: Mapping[str, Any], run_dir: Path) -> Iterator[str]:

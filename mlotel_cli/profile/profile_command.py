@@ -25,8 +25,9 @@ from mlotel_cli import nsys
 from mlotel_cli.config import check as config
 from mlotel_cli.config.schema import Job
 from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.figures import sayer, stderr
 from mlotel_cli.modes.opening import open_run, recorder_imports
-from mlotel_cli.modes.results import Progress, sayer, stderr
+from mlotel_cli.modes.results import Progress
 from mlotel_cli.modes.run import Session, reporting
 from mlotel_cli.profile.attribution import Attributed, attribute
 from mlotel_cli.profile.profile_view import attachment, print_stages

@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from mlotel_cli.stats.describe import MIN_EFFECTIVE_N
+from mlotel_cli.figures import Column, Row, figure, percentile, print_table, sayer, stdout, text_column
 from mlotel_cli.store.layout import STAGES_JSON
 
 _HOST = ("host p50", "host p95", "queue p50")
 _DEVICE = ("device", "kernels", "kernel ms", "idle ms", "copies ms", "syncs")
+_LEFT_OUT = (("copies ms",), ("idle ms",), ("syncs",), ("kernel ms",), ("kernels",), ("queue p50",), ("host p95",))
+"""Columns that a narrow terminal has no room for, in this order."""
 
 
 def stage_rows(stages: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
@@ -44,35 +42,26 @@ def attachment(stages: Mapping[str, Any], files: Sequence[Path]) -> dict[str, An
 
 def print_stages(stages: Mapping[str, Any], run_dir: Path) -> None:
     """Print the table, and what the recording could not tell."""
-    console = Console(soft_wrap=False)
+    console = stdout()
+    say = sayer(console)
     _, rows = stage_rows(stages)
     has_device = any(stage["device"] for stage in stages["stages"].values())
     has_queue = any(row[3] is not None for row in rows)
-    title = f"stages under {stages['profiler']['kind']}, a batch ({stages['batches']} batches)"
-    table = Table(title=title, title_justify="left")
-    table.add_column("stage")
-    host = _HOST if has_queue else _HOST[:2]
-    for column in (*host, *(_DEVICE if has_device else ()), "verdict"):
-        table.add_column(column, justify="left" if column == "verdict" else "right")
-    withheld = f"n<{MIN_EFFECTIVE_N['p95']}"
+    figures = [*(_HOST if has_queue else _HOST[:2]), *(_DEVICE if has_device else ())]
+    shown: list[Row] = []
     for name, p50, p95, queue, *device, verdict in rows:
-        figures = [
-            p50,
-            withheld if p95 is None else p95,
-            *([queue] if has_queue else []),
-            *(device if has_device else []),
-        ]
-        table.add_row(Text(str(name)), *map(_figure, figures), str(verdict))
-    console.print(table)
+        host = (figure(p50), percentile("p95", p95), *([figure(queue)] if has_queue else []))
+        shown.append((str(name), *host, *(map(figure, device) if has_device else ()), str(verdict)))
+    print_table(
+        console,
+        [text_column("stage"), *map(Column, figures), text_column("verdict", fold_at=13)],
+        shown,
+        title=f"stages under {stages['profiler']['kind']}, a batch ({stages['batches']} batches)",
+        left_out=_LEFT_OUT,
+    )
     for line in (*_top_kernels(stages), *_left_out(stages)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"profile: {run_dir / STAGES_JSON}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _figure(value: float | str | None) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+        say(line)
+    say(f"profile: {run_dir / STAGES_JSON}")
 
 
 def _top_kernels(stages: Mapping[str, Any]) -> list[str]:

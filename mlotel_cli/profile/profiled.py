@@ -175,8 +175,8 @@ def main() -> None:
 
 def _evaluate(spec: Spec, results: ResultFile) -> None:
     from omegaconf import OmegaConf
-    from rich.console import Console
 
+    from mlotel_cli.figures import silent
     from mlotel_cli.modes.batch_steps import seed_everything
     from mlotel_cli.modes.build import apply_option, build
     from mlotel_cli.modes.evaluate import Evaluation
@@ -189,7 +189,7 @@ def _evaluate(spec: Spec, results: ResultFile) -> None:
     try:
         with parts.built.inference():
             results.tell({"optimize": apply_option(cfg, parts.built, parts.data)})
-            Evaluation(cfg, results, parts, Console(quiet=True)).run()
+            Evaluation(cfg, results, parts, silent()).run()
     finally:
         parts.data.close()
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.columns import DataType, StageColumn, parse_columns
+from mlotel_cli.figures import format_ms
 from mlotel_cli.records import COUNTED
 from mlotel_cli.store.reading import query_table
-from mlotel_cli.trace.waterfall import format_ms
 
 if TYPE_CHECKING:
     import polars as pl

@@ -2,13 +2,13 @@
 
 import json
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.errors import UsageError
+from mlotel_cli.figures import format_ms, run_command, sayer, stderr
 from mlotel_cli.records import SpanRecord
 from mlotel_cli.store.layout import BATCHES, SPANS
 from mlotel_cli.store.reading import Run, read_run
@@ -16,7 +16,7 @@ from mlotel_cli.store.traces import load_spans, traced_range
 from mlotel_cli.trace.perfetto import chrome_trace
 from mlotel_cli.trace.picks import Choice, Pick, choose
 from mlotel_cli.trace.trace_view import print_choice, print_waterfall
-from mlotel_cli.trace.waterfall import format_ms, lay_out
+from mlotel_cli.trace.waterfall import lay_out
 from mlotel_cli.trace.waterfall_svg import draw_svg
 
 ROLES = ("median", "p95", "worst", "failed")
@@ -55,21 +55,9 @@ def main(
         output: the file to write; None prints.
         debug: show an error's traceback.
     """
-    try:
-        show(read_run(path), batch=batch, form=form or _form_of(output), output=output)
-    except MlotelError as error:
-        if debug:
-            traceback.print_exception(error)
-        print(f"mlotel: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    except BrokenPipeError:
-        raise  # the reader has closed the pipe
-    except OSError as error:
-        if debug:
-            raise
-        print(f"mlotel: {path}: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    return 0
+    return run_command(
+        lambda: show(read_run(path), batch=batch, form=form or _form_of(output), output=output), about=path, debug=debug
+    )
 
 
 def show(run: Run, *, batch: str | None, form: str | None, output: Path | None) -> None:
@@ -191,4 +179,4 @@ def _write(text: str, output: Path | None) -> None:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"-o {output}: cannot be written: {error.strerror or error}") from error
-    print(output, file=sys.stderr)  # noqa: T201
+    sayer(stderr())(str(output))

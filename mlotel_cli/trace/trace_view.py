@@ -16,13 +16,23 @@ from rich.table import Table
 from rich.text import Text
 
 from mlotel_cli.columns import parse_columns
-from mlotel_cli.modes.results import sayer, stdout
+from mlotel_cli.figures import (
+    Column,
+    Row,
+    build_table,
+    format_ms,
+    print_table,
+    sayer,
+    significant,
+    stdout,
+    text_column,
+)
 from mlotel_cli.records import KIND, SpanRecord, span_role
 from mlotel_cli.store.layout import BATCHES
 from mlotel_cli.store.reading import Run, query_table
 from mlotel_cli.trace.critical_path import Step, critical_path, shares
-from mlotel_cli.trace.picks import Choice
-from mlotel_cli.trace.waterfall import format_ms, lay_out, one_line
+from mlotel_cli.trace.picks import Choice, Pick
+from mlotel_cli.trace.waterfall import lay_out, one_line
 from mlotel_cli.trace.waterfall_text import ASCII, UNICODE, Glyphs, draw
 
 _STYLES = {"compute": "cyan", "waiting": "yellow", "batch": "bright_black", "failed": "red", "axis": "bright_black"}
@@ -33,8 +43,8 @@ _FILE_COLUMNS = 120
 _MIN_SHARE = 0.005
 """Steps of the critical path below this share of it are left out of the sentence."""
 _MAX_INSIDE = 3
-_TIME_COLUMNS = 8
 _GAP = 2
+_TIMES = ("from, ms", "took, ms")
 _SHARES = (0.4, 0.2, 0.4)
 """Of the room that the times leave: names, threads, notes."""
 _LEAST = (len("span"), len("thread"), 1)
@@ -51,19 +61,9 @@ def print_choice(choice: Choice, run: Run, *, console: Console | None = None) ->
     say(f"{info.get('mode', 'run')} {info.get('name', '')}: {run.status}, {choice.num_batches} batches{traced}")
     if not choice.picks:
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("batch", justify="right")
-    table.add_column("ms", justify="right")
-    table.add_column("", no_wrap=True)
-    table.add_column("why", overflow="fold")
-    for pick in choice.picks:
-        latency = "" if pick.latency_ms is None else format_ms(pick.latency_ms * 1e6)
-        role = pick.status if pick.role == "failed" else pick.role
-        table.add_row(
-            str(pick.batch), latency, role, Text(one_line(pick.why), style="red" if pick.role == "failed" else "")
-        )
     console.print()
-    console.print(table)
+    columns = (Column("batch"), Column("ms"), text_column("", fold_at=None), text_column("why"))
+    print_table(console, columns, list(map(_pick_row, choice.picks)), is_ruled=False)
     listed = sum(pick.role == "failed" for pick in choice.picks)
     if choice.num_failed > listed:
         say(f"and {choice.num_failed - listed} more that did not go through")
@@ -71,6 +71,13 @@ def print_choice(choice: Choice, run: Run, *, console: Console | None = None) ->
     example = roles.get("failed", roles.get("worst", choice.picks[0].batch))
     say(f"Draw one: mlotel trace {shlex.quote(str(run.path))} --batch {example}")
     console.print()
+
+
+def _pick_row(pick: Pick) -> Row:
+    is_failed = pick.role == "failed"
+    latency = "" if pick.latency_ms is None else format_ms(pick.latency_ms * 1e6)
+    why = Text(one_line(pick.why), style="red" if is_failed else "")
+    return str(pick.batch), latency, pick.status if is_failed else pick.role, why
 
 
 def print_waterfall(
@@ -115,23 +122,23 @@ def _span_table(spans: Sequence[SpanRecord], *, columns: int) -> Table:
         (Text(indent * depths[span.span_id] + one_line(span.name)), Text(one_line(span.thread)), _notes(span))
         for span in shown
     ]
+    times = [(format_ms(span.start_ns - start_ns), format_ms(span.end_ns - span.start_ns)) for span in shown]
     needed = [max(least, *(row[place].cell_len for row in texts)) for place, least in enumerate(_LEAST)]
-    names, threads, notes = _widths(needed, columns - 2 * _TIME_COLUMNS - 4 * _GAP)
-    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
-    table.add_column("span", no_wrap=True, overflow="ellipsis", width=names)
-    table.add_column("thread", no_wrap=True, overflow="ellipsis", width=threads)
-    for title in ("from, ms", "took, ms"):
-        table.add_column(title, justify="right", no_wrap=True, width=_TIME_COLUMNS)
-    table.add_column("", no_wrap=True, overflow="ellipsis", width=notes)
-    for span, (name, thread, note) in zip(shown, texts, strict=True):
-        from_ns, took_ns = span.start_ns - start_ns, span.end_ns - span.start_ns
-        table.add_row(name, thread, format_ms(from_ns), format_ms(took_ns), note)
-    return table
+    times_width = sum(max(map(len, column)) for column in zip(_TIMES, *times, strict=True))
+    for row in texts:
+        for text, width in zip(row, _widths(needed, columns - times_width - 4 * _GAP), strict=True):
+            text.truncate(width, overflow="ellipsis")
+    name, thread, note = (text_column(title, fold_at=None) for title in ("span", "thread", ""))
+    rows = [(text[0], text[1], *time, text[2]) for text, time in zip(texts, times, strict=True)]
+    kinds = (name, thread, *map(Column, _TIMES), note)
+    return build_table(kinds, rows, width=columns, left_out=[("thread",)], is_ruled=False)
 
 
 def _widths(needed: Sequence[int], room: int) -> list[int]:
     """What each column needs where there is room; else its share, and what the others leave of theirs."""
-    widths = [max(1, min(need, round(share * room))) for need, share in zip(needed, _SHARES, strict=True)]
+    widths = [
+        max(least, min(need, round(share * room))) for need, share, least in zip(needed, _SHARES, _LEAST, strict=True)
+    ]
     for place, need in enumerate(needed):
         widths[place] += max(0, min(need - widths[place], room - sum(widths)))
     return widths
@@ -169,7 +176,7 @@ def _notes(span: SpanRecord) -> Text:
 
 def _brief(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return significant(value, digits=4)
     return value if isinstance(value, str) else json.dumps(value)
 
 

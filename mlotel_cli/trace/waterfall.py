@@ -6,10 +6,12 @@ for.
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from rich.cells import cell_len, chop_cells
+
+from mlotel_cli.figures import format_ms
 from mlotel_cli.records import QUEUE, SpanRecord, SpanRole, span_role
 
 ROOTS = "batch"
@@ -145,31 +147,17 @@ def one_line(text: str) -> str:
     return " ".join("".join(each if each.isprintable() else " " for each in head).split())
 
 
-def columns_of(text: str) -> int:
-    """How many columns of a terminal it takes: some characters take two, accents of their own none."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(each) else 1 + (unicodedata.east_asian_width(each) in ("W", "F")) for each in text
-    )
-
-
 def fit(text: str, columns: int) -> str:
     """One line of at most so many columns; a text that is too long keeps both its ends."""
     text = one_line(text)
-    if columns_of(text) <= columns:
+    if cell_len(text) <= columns:
         return text
     head = _head(text, (columns - 2) // 2)
-    return f"{head}..{_head(text[::-1], columns - 2 - columns_of(head))[::-1]}"
+    return f"{head}..{_head(text[::-1], columns - 2 - cell_len(head))[::-1]}"
 
 
 def _head(text: str, columns: int) -> str:
-    taken = 0
-    for end, each in enumerate(text):
-        taken += columns_of(each)
-        if taken > columns:
-            return text[:end]
-    return text
+    return next(iter(chop_cells(text, columns)), "") if columns > 0 else ""
 
 
 def ticks(duration_ns: int, *, at_most: int) -> list[int]:
@@ -178,17 +166,3 @@ def ticks(duration_ns: int, *, at_most: int) -> list[int]:
     magnitude = 10 ** math.floor(math.log10(step)) if step > 1 else 1
     size = next(round(magnitude * each) for each in (1, 2, 5, 10, 20) if magnitude * each >= step)
     return list(range(0, duration_ns + 1, max(1, size)))[: at_most + 1]
-
-
-def format_ms(duration_ns: float) -> str:
-    """Milliseconds with three digits or so, without unit."""
-    ms = duration_ns / 1e6
-    digits = 0 if ms >= 100 else 1 if ms >= 10 else 2 if ms >= 1 else 3
-    return f"{ms:.{digits}f}"
-
-
-def format_tick(time_ns: int, step_ns: int) -> str:
-    """A tick's label in milliseconds, with the decimals that its step needs."""
-    digits = max(0, min(6, 6 - math.floor(math.log10(step_ns)))) if step_ns else 0
-    text = f"{time_ns / 1e6:.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text and time_ns == 0 else text

@@ -3,19 +3,10 @@
 from collections.abc import Iterator
 from html import escape
 
-from mlotel_cli.trace.waterfall import (
-    Bar,
-    Lane,
-    Waterfall,
-    bar_texts,
-    columns_of,
-    fit,
-    format_ms,
-    format_tick,
-    one_line,
-    ticks,
-    waits_for,
-)
+from rich.cells import cell_len
+
+from mlotel_cli.figures import format_ms, format_tick
+from mlotel_cli.trace.waterfall import Bar, Lane, Waterfall, bar_texts, fit, one_line, ticks, waits_for
 
 WIDTH = 960
 _ROW = 26
@@ -50,7 +41,7 @@ _HATCH = (
 
 def draw_svg(waterfall: Waterfall, *, title: str) -> str:
     """The file's text; `title` is also what a screen reader says."""
-    left = 24 + _CHARACTER * min(32, max(columns_of(fit(lane.name, 32)) for lane in waterfall.lanes))
+    left = 24 + _CHARACTER * min(32, max(cell_len(fit(lane.name, 32)) for lane in waterfall.lanes))
     title = one_line(title)
     scale = (WIDTH - left - 16) / waterfall.duration_ns
     height = _TOP + sum(lane.num_rows * _ROW + _LANE_GAP for lane in waterfall.lanes) + 12
@@ -103,9 +94,9 @@ def _lane(lane: Lane, waterfall: Waterfall, *, left: float, scale: float, y: flo
         yield f"<g><title>{escape(_hover(bar))}</title>"
         yield f'<rect class="{classes}" x="{x:.2f}" y="{top:.1f}" width="{width:.2f}" height="{_BAR}" rx="2"/>'
         texts = bar_texts(bar, lane, is_single=waterfall.is_single)
-        text = next((text for text in texts if _CHARACTER * columns_of(text) + 10 <= width), "")
+        text = next((text for text in texts if _CHARACTER * cell_len(text) + 10 <= width), "")
         if text and bar.kind == "waiting":  # letters on a hatch are hard to read: give them ground
-            ground = _CHARACTER * columns_of(text) + 6
+            ground = _CHARACTER * cell_len(text) + 6
             yield (
                 f'<rect class="hatch-back" x="{x + width / 2 - ground / 2:.2f}" '
                 f'y="{top + 2:.1f}" width="{ground:.1f}" height="{_BAR - 4}"/>'

@@ -6,7 +6,10 @@ Compute is a solid bar, waiting a dotted one, a batch a line with ends; a failed
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlotel_cli.trace.waterfall import Bar, Lane, Waterfall, bar_texts, columns_of, fit, format_tick, ticks
+from rich.cells import cell_len
+
+from mlotel_cli.figures import format_tick
+from mlotel_cli.trace.waterfall import Bar, Lane, Waterfall, bar_texts, fit, one_line, ticks
 
 MIN_COLUMNS = 40
 MAX_ROWS = 24
@@ -51,14 +54,14 @@ def draw(waterfall: Waterfall, *, columns: int, glyphs: Glyphs = UNICODE) -> lis
     A span shorter than a character is one wide; where several of them fall into one character, one is shown.
     """
     columns = max(columns, MIN_COLUMNS)
-    label_width = min(_MAX_LABEL, columns // 3, max(columns_of(lane.name) for lane in waterfall.lanes))
+    label_width = min(_MAX_LABEL, columns // 3, max(cell_len(one_line(lane.name)) for lane in waterfall.lanes))
     width = columns - label_width - 2
     indent = Piece(" " * (label_width + 1))
     lines: list[Line] = [[indent, Piece(text, "axis")] for text in _axis(waterfall.duration_ns, width, glyphs)]
     for lane in waterfall.lanes:
         for row in range(min(lane.num_rows, MAX_ROWS)):
             label = fit(lane.name, label_width) if row == 0 else ""
-            padding = " " * (label_width - columns_of(label) + 1)
+            padding = " " * (label_width - cell_len(label) + 1)
             lines.append([Piece(f"{label}{padding}", "lane"), *_draw_row(lane, row, waterfall, width, glyphs)])
         if lane.num_rows > MAX_ROWS:
             lines.append([indent, Piece(f"and {lane.num_rows - MAX_ROWS} rows more")])
@@ -93,10 +96,10 @@ def _draw_row(lane: Lane, row: int, waterfall: Waterfall, width: int, glyphs: Gl
         )
         at = end
         free = (placed[number + 1][1] if number + 1 < len(placed) else width) - end - 1
-        text = next((text for text in texts if columns_of(text) <= free), None)
+        text = next((text for text in texts if cell_len(text) <= free), None)
         if text is not None and not _inside(texts, end - first):
             line.append(Piece(f" {text}"))
-            at += columns_of(text) + 1
+            at += cell_len(text) + 1
     return [piece for piece in line if piece.text]
 
 
@@ -120,7 +123,7 @@ def _place(bars: Sequence[Bar], waterfall: Waterfall, width: int) -> list[tuple[
 def _inside(texts: Sequence[str], length: int) -> str:
     """The longest text that fits on a bar with some of the bar on both sides; empty when none does."""
     padded = [f" {text} " for text in texts]
-    return next((text for text in (*padded, *texts) if columns_of(text) + 2 <= length), "")
+    return next((text for text in (*padded, *texts) if cell_len(text) + 2 <= length), "")
 
 
 def _bar(bar: Bar, length: int, texts: Sequence[str], glyphs: Glyphs, *, touches: bool) -> str:
@@ -139,5 +142,5 @@ def _bar(bar: Bar, length: int, texts: Sequence[str], glyphs: Glyphs, *, touches
 
 
 def _centred(text: str, length: int, fill: str) -> str:
-    room = length - columns_of(text)
+    room = length - cell_len(text)
     return fill * (room // 2) + text + fill * (room - room // 2)

@@ -1,7 +1,6 @@
 """What a run says: progress on a terminal and in a pipe, and the figures of the closing table."""
 
 import io
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mlotel_cli.modes import results as display
-from mlotel_cli.modes.results import Progress, print_results, sayer
+from mlotel_cli.modes.results import Progress, print_results
 from mlotel_cli.stats.describe import describe
 
 
@@ -33,19 +31,6 @@ def terminal(width: int = 80) -> Console:
 def text_of(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
-
-
-def test_a_reader_that_goes_away_ends_nothing() -> None:
-    """As `mlotel monitor 2>&1 | tee log` whose tee is killed."""
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    with open(write_end, "w") as file:
-        console = display.Screen(file=file)
-        for _ in range(3):
-            console.print("x")
-        assert console.quiet
-    assert isinstance(display.stderr(), display.Screen)
-    assert isinstance(display.stdout(), display.Screen)
 
 
 # -- progress --------------------------------------------------------------------------------------------------------
@@ -132,12 +117,6 @@ def test_metric_names_are_no_markup() -> None:
         progress.advance(1, {"ap[50]": 0.5, "[/red]": 0.5})
         progress._bar.refresh()  # type: ignore[union-attr]
     assert "ap[50] ~0.500" in text_of(console)
-
-
-def test_what_is_said_is_printed_as_it_is() -> None:
-    console = pipe(20)
-    sayer(console)("[red]a path[/red] that is longer than the console is wide [0]")
-    assert text_of(console) == "[red]a path[/red] that is longer than the console is wide [0]\n"
 
 
 # -- the closing table -----------------------------------------------------------------------------------------------
@@ -313,18 +292,18 @@ def test_long_names_fold_and_figures_stay_whole(width: int) -> None:
     assert max(map(len, table)) <= width
     first = next(line for line in table if line.strip().startswith("model."))
     assert first.split()[1:] == ["100", "50.50", "50.50", "95.05", "99.01", "100", "50.0%"]
-    folded = "".join(
-        line.split()[0] for line in table if not line.split()[0].startswith(("stage", "─", "batch", "lat"))
-    )
-    assert folded.startswith(name[: len(name) // 2])
+    folded = "".join(line.split()[0] for line in table[3:])
+    assert folded.startswith(name)
 
 
 @pytest.mark.parametrize(
     ("width", "columns"),
     [
         (80, "stage count mean p50 p95 p99 max share"),
-        (60, "stage count p50 p95 p99 share"),
-        (45, "stage p50 p95 p99"),
+        (60, "stage count mean p50 p95 p99 max share"),
+        (50, "stage count p50 p95 p99 share"),
+        (40, "stage p50 p95 p99"),
+        (25, "stage p50 p95"),
     ],
 )
 def test_a_narrow_terminal_keeps_names_and_whole_figures(width: int, columns: str) -> None:
@@ -342,10 +321,3 @@ def test_paths_below_the_current_folder_are_shown_short(tmp_path: Path, monkeypa
     lines = printed(content, run_dir=tmp_path / "out puts" / "one")
     assert lines[-1] == "run: out puts/one"
     assert "  upload: wandb sync 'out puts/one/wandb'/offline-run-*" in lines
-
-
-def test_a_pipe_is_wide_and_a_terminal_as_wide_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    assert display.stdout().width == 200
-    monkeypatch.setenv("COLUMNS", "70")
-    assert display.stdout().width == 70

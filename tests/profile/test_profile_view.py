@@ -22,8 +22,8 @@ def profile(**stages: dict[str, Any]) -> dict[str, Any]:
 def test_a_percentile_that_is_withheld_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     print_stages(profile(reader=stage(p95=None), writer=stage(p95=0.25)), tmp_path)
     reader, writer = (line for line in capsys.readouterr().out.splitlines() if "host-bound" in line)
-    assert [cell.strip() for cell in reader.split("│")[1:-1]] == ["reader", "1.50", "n<72", "host-bound"]
-    assert [cell.strip() for cell in writer.split("│")[1:-1]] == ["writer", "1.50", "0.250", "host-bound"]
+    assert reader.split() == ["reader", "1.50", "n<72", "host-bound"]
+    assert writer.split() == ["writer", "1.50", "0.250", "host-bound"]
 
 
 def test_figures_of_the_device_stand_beside_those_of_the_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlotel_cli.trace.waterfall import format_ms, format_tick, lay_out, ticks
+from mlotel_cli.trace.waterfall import lay_out, ticks
 from tests.support.traces import EPOCH_NS, Trace, pipelined
 
 
@@ -113,18 +113,3 @@ def test_ticks_are_few_and_inside(duration_ns: int, at_most: int) -> None:
     assert found[0] == 0
     assert len(found) <= at_most + 1
     assert found[-1] <= duration_ns
-
-
-@pytest.mark.parametrize(
-    ("ns", "text"), [(123_456_789, "123"), (12_345_678, "12.3"), (1_234_567, "1.23"), (4_321, "0.004"), (0, "0.000")]
-)
-def test_milliseconds_have_three_digits(ns: int, text: str) -> None:
-    assert format_ms(ns) == text
-
-
-@pytest.mark.parametrize(
-    ("time_ns", "step_ns", "text"),
-    [(0, 10**7, "0"), (20 * 10**6, 10**7, "20"), (10**6, 500_000, "1.0"), (0, 500_000, "0"), (40_000, 20_000, "0.04")],
-)
-def test_tick_labels_have_the_decimals_of_their_step(time_ns: int, step_ns: int, text: str) -> None:
-    assert format_tick(time_ns, step_ns) == text

@@ -3,8 +3,9 @@
 import itertools
 
 import pytest
+from rich.cells import cell_len
 
-from mlotel_cli.trace.waterfall import columns_of, lay_out
+from mlotel_cli.trace.waterfall import lay_out
 from mlotel_cli.trace.waterfall_text import ASCII, MAX_ROWS, UNICODE, Glyphs, draw
 from tests.support.traces import Trace, pipelined
 
@@ -112,8 +113,8 @@ def test_lanes_line_up_whatever_the_width_of_their_characters() -> None:
     for n, name in enumerate(names):
         trace.add("work", 10 * n, 10 * n + 10, thread=name)
     axis, *lanes = drawn(trace, columns=80)[1:]
-    starts = [columns_of(line[: line.index("work")]) for line in lanes[1:]]
-    assert max(columns_of(line) for line in lanes) == columns_of(axis)
+    starts = [cell_len(line[: line.index("work")]) for line in lanes[1:]]
+    assert max(cell_len(line) for line in lanes) == cell_len(axis)
     assert [b - a for a, b in itertools.pairwise(starts)] == pytest.approx([len(axis.strip()) / 4] * 3, abs=1)
 
 
