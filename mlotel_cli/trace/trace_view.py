@@ -1,6 +1,6 @@
-"""What `mlotel trace` prints: the batches worth a look, a waterfall, its spans, and its critical path.
+"""Prints what `mlotel trace` shows: the batches worth a look, a waterfall, its spans, and its critical path.
 
-Names and messages are the user's own text: nothing in them is markup.
+Names and messages are the user's own text and never treated as markup.
 """
 
 import json
@@ -39,21 +39,21 @@ _STYLES = {"compute": "cyan", "waiting": "yellow", "batch": "bright_black", "fai
 _MAX_LISTED = 30
 _MAX_COLUMNS = 200
 _FILE_COLUMNS = 120
-"""Of a picture that goes to a file or a pipe: people read it there, or paste it somewhere."""
+"""The width of a picture that is written to a file or a pipe."""
 _MIN_SHARE = 0.005
-"""Steps of the critical path below this share of it are left out of the sentence."""
+"""The sentence leaves out steps with less than this share of the critical path."""
 _MAX_INSIDE = 3
 _GAP = 2
 _TIMES = ("from, ms", "took, ms")
 _SHARES = (0.4, 0.2, 0.4)
-"""Of the room that the times leave: names, threads, notes."""
+"""The shares of names, threads and notes of the room that the times leave."""
 _LEAST = (len("span"), len("thread"), 1)
 _DEEP = 5
 """From this depth on, spans are indented by one character a level."""
 
 
 def print_choice(choice: Choice, run: Run, *, console: Console | None = None) -> None:
-    """The batches worth a look, and how to draw one."""
+    """Print the batches worth a look, and the command that draws one."""
     console = console or stdout()
     say = sayer(console)
     info = run.info
@@ -66,7 +66,7 @@ def print_choice(choice: Choice, run: Run, *, console: Console | None = None) ->
     print_table(console, columns, list(map(_pick_row, choice.picks)), is_ruled=False)
     listed = sum(pick.role == "failed" for pick in choice.picks)
     if choice.num_failed > listed:
-        say(f"and {choice.num_failed - listed} more that did not go through")
+        say(f"and {choice.num_failed - listed} more that failed")
     roles = {pick.role: pick.batch for pick in reversed(choice.picks)}
     example = roles.get("failed", roles.get("worst", choice.picks[0].batch))
     say(f"Draw one: mlotel trace {shlex.quote(str(run.path))} --batch {example}")
@@ -83,7 +83,7 @@ def _pick_row(pick: Pick) -> Row:
 def print_waterfall(
     spans: Sequence[SpanRecord], run: Run, *, title: str, is_single: bool, console: Console | None = None
 ) -> None:
-    """The picture; of a single batch also its spans, its values and its critical path."""
+    """Print the picture; for a single batch, also its spans, its values and its critical path."""
     console = console or stdout()
     glyphs = _glyphs(console)
     console.print(Text(title, style="bold"))
@@ -113,7 +113,7 @@ def _glyphs(console: Console) -> Glyphs:
 
 
 def _span_table(spans: Sequence[SpanRecord], *, columns: int) -> Table:
-    """The first spans; where it is narrow, names and notes are cut, and the times stay."""
+    """Return a table of the first spans. In a narrow one, names and notes are cut, and the times stay."""
     start_ns = min(span.start_ns for span in spans)
     depths = _depths(spans)
     indent = "  " if max(depths.values()) <= _DEEP else " "
@@ -135,7 +135,7 @@ def _span_table(spans: Sequence[SpanRecord], *, columns: int) -> Table:
 
 
 def _widths(needed: Sequence[int], room: int) -> list[int]:
-    """What each column needs where there is room; else its share, and what the others leave of theirs."""
+    """Return the width of each column: what it needs, or where room is short, its share and what others leave."""
     widths = [
         max(least, min(need, round(share * room))) for need, share, least in zip(needed, _SHARES, _LEAST, strict=True)
     ]
@@ -156,7 +156,7 @@ def _depths(spans: Sequence[SpanRecord]) -> Mapping[int, int]:
 
 
 def _notes(span: SpanRecord) -> Text:
-    """The error first, then device time, events and attributes."""
+    """Return the error first, then device time, events and attributes."""
     notes = Text()
     if span.status == "ERROR":
         notes.append(f"ERROR {one_line(span.status_message)}  ", style="red")
@@ -165,7 +165,7 @@ def _notes(span: SpanRecord) -> Text:
     if span.device_ns is not None:
         notes.append(f"device {format_ms(span.device_ns)} ms  ")
     for _, name, _ in span.events:
-        if name != "exception":  # the status says it already
+        if name != "exception":  # the status has it already
             notes.append(f"event {one_line(name)}  ")
     for name, value in span.attributes.items():
         if name != KIND and not name.startswith("batch."):
@@ -181,7 +181,7 @@ def _brief(value: Any) -> str:
 
 
 def _values(run: Run, batch: int | None) -> str:
-    """What was recorded and scored in a batch."""
+    """Return the status of a batch, its error, and its scores and recorded values."""
     import polars as pl
 
     rows = query_table(run.path / BATCHES, lambda frame: frame.filter(pl.col("batch") == batch))
@@ -199,13 +199,13 @@ def _values(run: Run, batch: int | None) -> str:
 
 
 def _path(spans: Sequence[SpanRecord]) -> str:
-    """The critical path in one sentence."""
+    """Return the critical path in one sentence; empty where there is none."""
     steps = critical_path(spans)
     whole_ns = sum(step.duration_ns for step in steps)
     traced = [step for step in steps if step.kind != "untraced"]
     parts = [_part(stage, group, whole_ns) for stage, group in groupby(traced, key=lambda step: step.stage)]
-    said = " > ".join(part for part in parts if part)
-    if not said:
+    path = " > ".join(part for part in parts if part)
+    if not path:
         return ""
     kinds = shares(steps)
     shown = [
@@ -213,11 +213,11 @@ def _path(spans: Sequence[SpanRecord]) -> str:
         for kind, text in (("waiting", "waiting"), ("untraced", "in no span"))
         if kinds.get(kind, 0.0) >= _MIN_SHARE
     ]
-    return f"critical path, ms: {said}{''.join(shown)}"
+    return f"critical path, ms: {path}{''.join(shown)}"
 
 
 def _part(stage: str, steps: Iterable[Step], whole_ns: int) -> str:
-    """A stage of the path, and in brackets the spans inside that have most of it; empty for next to nothing."""
+    """Return a stage of the path, with its longest inner spans in brackets; empty for a negligible stage."""
     times: Counter[str] = Counter()
     for step in steps:
         times[step.name] += step.duration_ns

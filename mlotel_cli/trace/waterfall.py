@@ -129,7 +129,7 @@ def _stack(lane: Lane) -> None:
 
 
 def bar_texts(bar: Bar, lane: Lane, *, is_single: bool) -> list[str]:
-    """What may stand on a bar, the longest first."""
+    """Return the texts that a bar may have, the longest first."""
     took = f"{format_ms(bar.span.end_ns - bar.span.start_ns)} ms"
     number = str(bar.span.batch)
     if bar.kind == "batch":
@@ -142,13 +142,13 @@ def bar_texts(bar: Bar, lane: Lane, *, is_single: bool) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """A user's text as one line of what can be shown: terminals obey control characters, XML has none of them."""
+    """Return a user's text as one printable line: terminals obey control characters, and XML allows none."""
     head = _ESCAPE.sub("", text[:_MAX_LINE])
     return " ".join("".join(each if each.isprintable() else " " for each in head).split())
 
 
 def fit(text: str, columns: int) -> str:
-    """One line of at most so many columns; a text that is too long keeps both its ends."""
+    """Return `text` as one line of at most `columns` columns; one that is too long keeps its two ends."""
     text = one_line(text)
     if cell_len(text) <= columns:
         return text
@@ -161,7 +161,7 @@ def _head(text: str, columns: int) -> str:
 
 
 def ticks(duration_ns: int, *, at_most: int) -> list[int]:
-    """Round times from 0 on, at most so many, that divide a duration; nanoseconds."""
+    """Return round times that divide a duration, from 0 and in nanoseconds: `at_most` of them after 0."""
     step = duration_ns / max(1, at_most)
     magnitude = 10 ** math.floor(math.log10(step)) if step > 1 else 1
     size = next(round(magnitude * each) for each in (1, 2, 5, 10, 20) if magnitude * each >= step)

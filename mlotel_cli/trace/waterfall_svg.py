@@ -1,4 +1,4 @@
-"""A waterfall as one SVG file: no script, no font, no link; follows the reader's light or dark scheme. Pure."""
+"""Draws a waterfall as one SVG file without script, font or link, in the reader's light or dark scheme. Pure."""
 
 from collections.abc import Iterator
 from html import escape
@@ -14,7 +14,7 @@ _BAR = 20
 _LANE_GAP = 8
 _TOP = 64
 _CHARACTER = 7.0
-"""Width of one, roughly; monospace at 12 px."""
+"""The approximate width of a character: monospace at 12 px."""
 _STYLE = """
 :root { --back: #ffffff; --text: #1f2328; --faint: #d1d9e0; --compute: #8ec5f0; --waiting: #fbe3a6;
   --hatch: #9a6700; --batch: #e6eaef; --failed: #cf222e; --edge: #57606a; }
@@ -40,7 +40,7 @@ _HATCH = (
 
 
 def draw_svg(waterfall: Waterfall, *, title: str) -> str:
-    """The file's text; `title` is also what a screen reader says."""
+    """Return the file's text. A screen reader reads `title` out."""
     left = 24 + _CHARACTER * min(32, max(cell_len(fit(lane.name, 32)) for lane in waterfall.lanes))
     title = one_line(title)
     scale = (WIDTH - left - 16) / waterfall.duration_ns
@@ -95,7 +95,7 @@ def _lane(lane: Lane, waterfall: Waterfall, *, left: float, scale: float, y: flo
         yield f'<rect class="{classes}" x="{x:.2f}" y="{top:.1f}" width="{width:.2f}" height="{_BAR}" rx="2"/>'
         texts = bar_texts(bar, lane, is_single=waterfall.is_single)
         text = next((text for text in texts if _CHARACTER * cell_len(text) + 10 <= width), "")
-        if text and bar.kind == "waiting":  # letters on a hatch are hard to read: give them ground
+        if text and bar.kind == "waiting":  # text on a hatch is hard to read without a ground
             ground = _CHARACTER * cell_len(text) + 6
             yield (
                 f'<rect class="hatch-back" x="{x + width / 2 - ground / 2:.2f}" '

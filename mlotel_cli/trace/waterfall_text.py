@@ -1,6 +1,6 @@
-"""A waterfall in characters: lanes, bars, a time axis; readable without colour. Pure: text and what each piece is.
+"""Draws a waterfall in characters, readable without colour: lanes, bars and a time axis. Pure.
 
-Compute is a solid bar, waiting a dotted one, a batch a line with ends; a failed bar has crosses at its end.
+Compute is a solid bar, waiting a dotted one, a batch a line with ends; a failed bar has a cross at its end.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from mlotel_cli.trace.waterfall import Bar, Lane, Waterfall, bar_texts, fit, one
 
 MIN_COLUMNS = 40
 MAX_ROWS = 24
-"""Of a lane; spans that are nested deeper are counted."""
+"""The most rows of a lane that are drawn; the others are counted."""
 _MAX_LABEL = 26
 _TICK_COLUMNS = 8
 
@@ -34,12 +34,12 @@ class Glyphs:
 
 UNICODE = Glyphs()
 ASCII = Glyphs("#", ".", "|", "-", "||", "X", "+", "-")
-"""For terminals and files that cannot show the other ones."""
+"""For terminals and files that cannot show the characters of `UNICODE`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text of a line and what it is: compute | waiting | batch | failed | axis | lane, empty for none."""
+    """A part of a line. `what` is compute | waiting | batch | failed | axis | lane, or empty."""
 
     text: str
     what: str = ""
@@ -49,9 +49,9 @@ Line = list[Piece]
 
 
 def draw(waterfall: Waterfall, *, columns: int, glyphs: Glyphs = UNICODE) -> list[Line]:
-    """Lines of at most `columns` characters: the axis, then every lane with its rows.
+    """Return lines of at most `columns` characters: the axis, then every lane with its rows.
 
-    A span shorter than a character is one wide; where several of them fall into one character, one is shown.
+    A span shorter than a character is one character wide. Of several spans in one character, one is shown.
     """
     columns = max(columns, MIN_COLUMNS)
     label_width = min(_MAX_LABEL, columns // 3, max(cell_len(one_line(lane.name)) for lane in waterfall.lanes))
@@ -69,7 +69,7 @@ def draw(waterfall: Waterfall, *, columns: int, glyphs: Glyphs = UNICODE) -> lis
 
 
 def _axis(duration_ns: int, width: int, glyphs: Glyphs) -> list[str]:
-    """Labels, and the line below them with a mark per tick."""
+    """Return the labels, and the line below them with a mark per tick."""
     at_ns = ticks(duration_ns, at_most=max(2, width // _TICK_COLUMNS))
     step_ns = at_ns[1] if len(at_ns) > 1 else duration_ns
     labels, marks = [" "] * (width + 1), [glyphs.axis] * width
@@ -104,7 +104,7 @@ def _draw_row(lane: Lane, row: int, waterfall: Waterfall, width: int, glyphs: Gl
 
 
 def _place(bars: Sequence[Bar], waterfall: Waterfall, width: int) -> list[tuple[Bar, int, int]]:
-    """First and end column of each bar; one that would lie under its neighbour is left out."""
+    """Return the first and end column of each bar, without bars that would lie under their neighbour."""
     placed: list[tuple[Bar, int, int]] = []
     used = 0
     scale = width / waterfall.duration_ns
@@ -121,7 +121,7 @@ def _place(bars: Sequence[Bar], waterfall: Waterfall, width: int) -> list[tuple[
 
 
 def _inside(texts: Sequence[str], length: int) -> str:
-    """The longest text that fits on a bar with some of the bar on both sides; empty when none does."""
+    """Return the longest text that fits on a bar and leaves some of it on both sides; empty when none fits."""
     padded = [f" {text} " for text in texts]
     return next((text for text in (*padded, *texts) if cell_len(text) + 2 <= length), "")
 
