@@ -1,4 +1,4 @@
-"""Where batches come from: a data set (`dataset`), a video (`video`), and the queue before a pipeline."""
+"""The sources of batches: a data set (`dataset`), a video (`video`), and the queue for live input (`intake`)."""
 
 from mlotel_cli.sources.dataset import Batches, Endless
 from mlotel_cli.sources.intake import Arrival, Health, Intake

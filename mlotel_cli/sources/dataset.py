@@ -1,4 +1,4 @@
-"""A data set: anything that can be iterated, seen as Batches, once or endlessly."""
+"""A data set as Batches, once or endlessly; any iterable is a data set."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -10,15 +10,14 @@ from mlotel_cli.records import Batch
 
 
 class Batches:
-    """A data set as Batches, as often as it is iterated.
+    """A data set as Batches; every iteration is a new pass.
 
-    Items may be `Batch` objects or `(data, targets)` pairs, so that a `torch.utils.data.DataLoader` works as it is; a
-    pair's size is the length of its data (of the first value when it is a mapping; else 1), its ids are
-    `<batch>.<item>`.
+    Items may be `Batch` objects or `(data, targets)` pairs, as a `torch.utils.data.DataLoader` yields them. A pair's
+    size is the length of its data, or of the first value of a mapping, else 1; its ids are `<batch>.<item>`.
     """
 
     def __init__(self, source: Any, *, key: str = "data") -> None:
-        """Wrap `source`; `key` is its place in the configuration, for messages.
+        """Wrap `source`; messages name `key`, its path in the configuration.
 
         Raises:
             UsageError: when it cannot be iterated.
@@ -32,7 +31,7 @@ class Batches:
         self._key = key
 
     def __len__(self) -> int:
-        """Number of batches; 0 when the source does not say."""
+        """Return the number of batches; 0 when it is unknown."""
         if not isinstance(self._source, Sized):
             return 0
         try:
@@ -42,15 +41,15 @@ class Batches:
 
     @property
     def is_one_shot(self) -> bool:
-        """True for a generator and its like, which end after one pass."""
+        """True for an iterator, such as a generator, which ends after one pass."""
         return isinstance(self._source, Iterator)
 
     def __iter__(self) -> Iterator[Batch]:
         """Start a pass.
 
         Raises:
-            DataError: naming the batch, when the source fails on it or yields what is no batch. Nobody knows what a
-                source that raised would yield next, so there is no going on after it.
+            DataError: naming the batch, when the source fails or yields something else than a batch. The pass then
+                ends, because the next item of a source that raised is undefined.
         """
         items: Iterator[Any] | None = None
         for index in itertools.count():
@@ -67,7 +66,7 @@ class Batches:
             yield self._as_batch(index, item)
 
     def close(self) -> None:
-        """Close the source, if it can be closed: not a generator that a thread was left behind in."""
+        """Close the source if it has `close`, unless it is a generator that another thread still runs."""
         close = getattr(self._source, "close", None)
         if callable(close) and not getattr(self._source, "gi_running", False):
             close()
@@ -88,16 +87,16 @@ class Batches:
 
 
 class Endless:
-    """A data set over and over again: `source=data`. Batch indexes go on rising, pass after pass.
+    """Repeats a data set endlessly: `source=data`. Batch indexes rise over all passes.
 
-    Nothing arrives here by itself, so the latency of a batch starts when it is picked up.
+    The batches have no arrival time, so the latency of a batch starts at its pick-up.
     """
 
     is_live = False
     kind = "data"
 
     def __init__(self, data: Any) -> None:
-        """Go round `data`, which may yield what an evaluation's data set may.
+        """Repeat `data`, an iterable as for `Batches`.
 
         Raises:
             UsageError: when it cannot be iterated.
@@ -105,7 +104,7 @@ class Endless:
         self._batches = Batches(data)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches without end; only data that can be iterated once ends with its only pass.
+        """Yield batches without end; an iterator, which allows only one pass, ends after it.
 
         Raises:
             DataError: when the data is empty, or cannot be read.
@@ -122,7 +121,7 @@ class Endless:
                 return
 
     def close(self) -> None:
-        """Close the data, if it can be closed."""
+        """Close the data if it has `close`."""
         self._batches.close()
 
 
@@ -131,7 +130,7 @@ def _is_pair(item: Any) -> bool:
 
 
 def _size(data: Any) -> int:
-    """Number of items in a pair's data."""
+    """Return the number of items in a pair's data."""
     if isinstance(data, Mapping):
         values = list(cast("Mapping[Any, Any]", data).values())
         return _size(values[0]) if values else 0

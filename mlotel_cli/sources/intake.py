@@ -1,11 +1,13 @@
-"""Between live input and a pipeline: one reading thread, a bounded queue, and batches by count and deadline.
+"""Connects live input to a pipeline: one reading thread, a bounded queue, and batches by count and deadline.
 
-A camera never waits: what finds no room is dropped and counted. What a source is, and how it is reached, is not known
-here; it is anything that can be iterated.
+A camera does not wait: items that find the queue full are dropped and counted. A source is any iterable; this module
+does not know its type or its connection.
 
-A source may say more of itself: `is_live` (False: nothing arrives by itself, it waits to be asked), `kind` (a word for
-the status page), `health` (a `Health` that it keeps up to date), `close()` (called once, from another thread, maybe
-while its iterator waits for the next item: let it end).
+A source may have these optional members:
+    is_live   False when items come only on request; the default is True.
+    kind      its name on the status page.
+    health    a `Health` that it keeps up to date.
+    close()   called once, from another thread, maybe while its iterator waits for the next item; the iterator must end.
 """
 
 import contextlib
@@ -26,9 +28,12 @@ _JOIN_S = 0.3
 
 @dataclass(slots=True)
 class Arrival:
-    """An item and when it arrived, `perf_counter_ns`, for a source that knows better than its reader.
+    """An item with its arrival time, from a source that knows the time better than the reading thread.
 
-    None: it did not arrive by itself; its latency starts when it is picked up.
+    Attributes:
+        data: the item.
+        arrived_ns: `perf_counter_ns` of the arrival; None: latency starts at the pick-up.
+        id: name of the item; empty: `<batch>.<item>`.
     """
 
     data: Any
@@ -38,13 +43,13 @@ class Arrival:
 
 @dataclass(slots=True)
 class Health:
-    """How a source is doing. Written by its reading thread, read by any.
+    """The state of a source. Its reading thread writes it, any thread reads it.
 
     Attributes:
         state: connecting | connected | ended.
-        detail: why it is not connected; empty otherwise.
+        detail: why the source is not connected, or what is wrong with it; empty otherwise.
         reconnects: connections made after the first one.
-        dropped: items lost before they came here, by reason.
+        dropped: items that the source itself dropped, by reason.
     """
 
     state: str = CONNECTING
@@ -54,10 +59,10 @@ class Health:
 
 
 class Intake:
-    """Batches from live input. Iterate it in one thread only; `stop`, `report` and `close` may be called from any.
+    """Batches from live input. Only one thread may iterate it; any thread may call `stop`, `report` and `close`.
 
     Attributes:
-        health: the source's own, or one that is kept for it.
+        health: the source's own Health, or one that this object maintains for it.
     """
 
     def __init__(
@@ -66,14 +71,14 @@ class Intake:
         """Prepare; the reading thread starts with the first iteration.
 
         Args:
-            source: anything that can be iterated over items or Batch objects. Items are stacked when they are
-                tensors of one shape, listed otherwise; a Batch is taken as it is.
-            policy: how they are queued and batched.
-            key: the source's place in the configuration, for messages.
+            source: an iterable of items or Batch objects. Tensors and arrays of one shape are stacked, other items
+                are listed; a Batch is taken as it is.
+            policy: how items are queued and batched.
+            key: the source's path in the configuration, for messages.
             now: the monotonic clock, ns.
 
         Raises:
-            UsageError: when the source cannot be iterated, or no batch could ever become full.
+            UsageError: when the source cannot be iterated, or the queue is smaller than a batch.
         """
         if not isinstance(source, Iterable):
             raise UsageError(
@@ -103,11 +108,11 @@ class Intake:
 
     @property
     def is_live(self) -> bool:
-        """Whether items arrive by themselves."""
+        """Whether items arrive without a request, as from a camera."""
         return self._is_live
 
     def report(self) -> dict[str, Any]:
-        """What the recorder hears of the source: kind, state, received, dropped by reason, reconnects."""
+        """Return the source's kind, state, items received, items dropped by reason, and reconnects."""
         health = self.health
         with self._changed:
             dropped = self._dropped + health.dropped
@@ -121,22 +126,17 @@ class Intake:
 
     @property
     def depth(self) -> tuple[int, int]:
-        """Items waiting, and how many may."""
+        """Items that wait, and how many may."""
         return len(self._items), self._policy.queue_size
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether the source has no more."""
-        return self._ended
-
     def count_dropped(self, reason: str, count: int) -> None:
-        """Count items that were taken and not used."""
+        """Count items that the pipeline took and did not use."""
         if count:
             with self._changed:
                 self._dropped[reason] += count
 
     def forget_waiting(self, reason: str) -> None:
-        """Drop what waits, counted under `reason`: what came while nobody could take it."""
+        """Drop all waiting items and count them under `reason`."""
         with self._changed:
             if self._items:
                 self._dropped[reason] += len(self._items)
@@ -144,19 +144,19 @@ class Intake:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Take no more; what waits is dropped and counted, and the iteration ends at once."""
+        """End the iteration at once; waiting items are dropped and counted, further ones are refused."""
         with self._changed:
             self._stopped = True
         self.forget_waiting("stopped")
 
     def close(self) -> None:
-        """Stop, close the source, and wait a moment for its thread, which is a daemon."""
+        """Stop, close the source, and wait briefly for the reading thread, which is a daemon."""
         self.stop()
         if self._reader.is_alive():
             self._reader.join(_JOIN_S)
         close = getattr(self._source, "close", None)
         if callable(close):
-            with contextlib.suppress(ValueError):  # a generator that is at work in its thread cannot be closed
+            with contextlib.suppress(ValueError):  # a generator that runs in its thread cannot be closed
                 close()
         if self._reader.is_alive():
             self._reader.join(_JOIN_S)
@@ -164,10 +164,10 @@ class Intake:
     # -- the pipeline's side --------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches as items come; ends when the source does, or after `stop`.
+        """Yield batches as items come, until the source ends or `stop` is called.
 
         Raises:
-            DataError: when the source failed, or ended before anything came.
+            DataError: when the source failed, or ended before its first item.
         """
         if not self._reader.ident:
             self._reader.start()
@@ -181,10 +181,10 @@ class Intake:
         if self._error is not None:
             raise self._failure(self._error)
         if not self._received:
-            raise DataError(f"{self._key}: it ended before anything came")
+            raise DataError(f"{self._key}: it ended before its first item")
 
     def _fill(self, items: list[tuple[Any, int | None, str]]) -> list[tuple[Any, int | None, str]]:
-        """Add to the first item until the batch is full, late, or another kind of item comes."""
+        """Add to the first item until the batch is full, its deadline passes, or an item does not fit."""
         arrived = items[0][1]
         deadline = None if arrived is None else arrived + int(self._policy.batch_wait_ms * 1e6)
         while len(items) < self._policy.batch_size:
@@ -195,7 +195,7 @@ class Intake:
         return items
 
     def _take(self, deadline_ns: int | None, *, like: Any) -> tuple[Any, int | None, str] | None:
-        """The next item; None at the end, past the deadline, or when it does not fit to `like`."""
+        """Take the next item; None at the end, after the deadline, or when the item does not fit `like`."""
         with self._changed:
             while not self._items:
                 if self._ended or self._stopped:
@@ -212,7 +212,7 @@ class Intake:
 
     def _renumbered(self, batch: Batch, arrived_ns: int | None) -> Batch:
         index, self._num_batches = self._num_batches, self._num_batches + 1
-        if self._is_live:  # what it calls itself may repeat
+        if self._is_live:  # the source's own indexes may repeat
             return replace(batch, index=index, source_time_ns=batch.source_time_ns or arrived_ns)
         return batch
 
@@ -238,7 +238,7 @@ class Intake:
                 known = isinstance(item, Arrival)
                 if not self._put((item.data, item.arrived_ns, item.id) if known else (item, arrived_ns, "")):
                     return
-        except BaseException as error:  # raised again where the batches are taken
+        except BaseException as error:  # raised again in the thread that iterates
             self._error = error
         finally:
             health.state = ENDED
@@ -247,7 +247,7 @@ class Intake:
                 self._changed.notify_all()
 
     def _put(self, item: tuple[Any, int | None, str]) -> bool:
-        """Queue an item as the policy has it; False once nobody takes any more."""
+        """Queue an item by the policy; return False after `stop`."""
         items, capacity = self._items, self._policy.queue_size
         with self._changed:
             if self._stopped:
@@ -272,14 +272,14 @@ class Intake:
 
 
 def _fits(item: Any, like: Any) -> bool:
-    """Whether both can be in one batch."""
+    """Return whether both can be in one batch."""
     if isinstance(item, Batch):
         return False
     return all(getattr(item, name, None) == getattr(like, name, None) for name in ("shape", "dtype", "device"))
 
 
 def _stacked(items: list[Any]) -> Any:
-    """Tensors and arrays as one tensor with a leading batch axis, anything else as a list."""
+    """Return tensors or arrays as one tensor with a leading batch axis, anything else as a list."""
     import torch
 
     first = items[0]

@@ -1,7 +1,6 @@
-"""`source=video`: frames of a file, or of a stream that may go away and come back. PyAV, from the extra `video`.
+"""`source=video`: frames of a file, or of a stream that is reopened after it is lost. Needs PyAV (extra `video`).
 
-A frame is a uint8 tensor (3, H, W), RGB, on the CPU. What a frame is for, and how frames become batches, is not known
-here.
+A frame is a uint8 tensor (3, H, W), RGB, on the CPU. This module does not know the pipeline or its batches.
 """
 
 import logging
@@ -10,8 +9,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mlotel_cli.config.credentials import hide
 from mlotel_cli.errors import DataError, MissingExtraError, UsageError
@@ -21,78 +21,69 @@ logger = logging.getLogger("mlotel.source")
 
 FIRST_DELAY_S = 0.5
 _LONGEST_GAP_S = 60.0
-"""A longer one between two frames of a file is a jump of its clock."""
+"""A longer gap between two frames of a file counts as a jump of its time stamps."""
 _LATEST_S = 1.0
-"""Decoding that lags behind a file's own pace by more than this is slower than it."""
+"""Decoding that lags behind a file's own pace by more than this counts as too slow."""
 _COMMON_RATE = 25
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
+@dataclass(eq=False, repr=False)
 class Video:
-    """Frames of a video, one by one.
+    """Frames of a video, one by one. Creating it checks a file; a stream is opened by the iteration.
 
-    A stream (a URL, or a device such as /dev/video0) that cannot be reached, ends or falls silent is opened again,
-    after a delay that doubles up to `max_delay_s`, less a random part, so that many do not come back at once.
+    A stream (a URL, or a device such as /dev/video0) that cannot be reached, ends or falls silent is opened again after
+    a delay. The delay doubles up to `max_delay_s`, less a random part, so that many clients do not reconnect at once.
 
     Attributes:
-        is_live: whether frames arrive by themselves: those of a stream, and of a file that is played at its own pace.
-        health: state, corrupt frames, reconnects.
+        kind: its name on the status page.
+        is_stream: whether it is a URL or a device.
+        is_live: whether frames arrive without a request: from a stream, or from a file that plays at its own pace.
+
+    Raises:
+        MissingExtraError: when PyAV is not installed.
+        UsageError: for a file that does not exist or is not a video, a protocol that FFmpeg does not know, or a time
+            that is not above 0.
     """
 
-    kind = "video"
+    kind: ClassVar[str] = "video"
 
-    def __init__(
-        self,
-        uri: str,
-        *,
-        loop: bool = False,
-        realtime: bool = True,
-        reconnect: bool = True,
-        timeout_s: float = 5.0,
-        max_delay_s: float = 30.0,
-        format: str | None = None,
-        options: Mapping[str, Any] | None = None,
-        now: Callable[[], int] = time.perf_counter_ns,
-        draw: Callable[[], float] = random.random,
-    ) -> None:
-        """Check a file; a stream is opened when it is iterated.
+    uri: str
+    """Path of a file or device, or URL (rtsp, http, ...)."""
+    _: KW_ONLY
+    loop: bool = False
+    """True starts a file again at its end."""
+    realtime: bool = True
+    """True yields a file's frames at its own pace; False as fast as they are taken."""
+    reconnect: bool = True
+    """True opens a stream again after its end; False ends the iteration."""
+    timeout_s: float = 5.0
+    """A stream without a frame for this long counts as lost."""
+    max_delay_s: float = 30.0
+    """Longest delay between two tries to open a stream."""
+    format: str | None = None
+    """Format of the container, such as v4l2, where FFmpeg cannot detect it."""
+    options: Mapping[str, Any] | None = None
+    """FFmpeg's options, such as {rtsp_transport: udp}; the default for rtsp is TCP."""
+    now: Callable[[], int] = time.perf_counter_ns
+    """Monotonic clock, ns; tests replace it."""
+    draw: Callable[[], float] = random.random
+    """Random number between 0 and 1; tests replace it."""
+    health: Health = field(default_factory=Health, init=False)
+    """State, corrupt frames, reconnects."""
 
-        Args:
-            uri: path of a file or device, or URL (rtsp, http, ...).
-            loop: a file starts again at its end.
-            realtime: a file's frames come at its own pace, else as fast as they are taken.
-            reconnect: a stream is opened again after its end; otherwise that ends it.
-            timeout_s: a stream that brings nothing for so long counts as lost.
-            max_delay_s: longest wait between two tries.
-            format: of the container, where FFmpeg cannot tell, such as v4l2.
-            options: FFmpeg's, such as {rtsp_transport: udp}; rtsp runs over TCP unless told otherwise.
-            now: the monotonic clock, ns.
-            draw: between 0 and 1.
-
-        Raises:
-            MissingExtraError: without PyAV.
-            UsageError: for a file that is not there or no video, or a time that makes no sense.
-        """
-        for name, value in (("timeout_s", timeout_s), ("max_delay_s", max_delay_s)):
+    def __post_init__(self) -> None:
+        """Check the settings, and open a file once."""
+        for name, value in (("timeout_s", self.timeout_s), ("max_delay_s", self.max_delay_s)):
             if not value > 0:
                 raise UsageError(f"source.{name}={value}: allowed: above 0")
         self._av = _import_av()
-        self._uri = uri.removeprefix("file://")
+        self._uri = self.uri.removeprefix("file://")
         self._shown = hide(self._uri)
-        self._loop = loop
-        self._realtime = realtime
-        self._reconnect = reconnect
-        self._timeout_s = timeout_s
-        self._max_delay_s = max_delay_s
-        self._format = format
-        self._options = {str(name): str(value) for name, value in (options or {}).items()}
-        self._now = now
-        self._draw = draw
         self._closing = threading.Event()
         self._num_frames = 0
-        self.health = Health()
         self.is_stream = bool(_URL.match(self._uri)) or _is_device(self._uri)
-        self.is_live = self.is_stream or realtime
+        self.is_live = self.is_stream or self.realtime
         if self.is_stream:
             self._check_protocol()
         else:
@@ -102,12 +93,12 @@ class Video:
         """Yield frames until the end of a file that is not looped, or until `close`.
 
         Raises:
-            DataError: when a file cannot be read, or has no frame at all.
+            DataError: when a file cannot be read or has no frame, or a stream without `reconnect` cannot be opened.
         """
         return self._play_stream() if self.is_stream else self._play_file()
 
     def close(self) -> None:
-        """End the iteration: at once while it waits, else with the next frame, at latest after `timeout_s`."""
+        """End the iteration: at once during a wait between frames or tries, else after the next frame or `timeout_s`."""
         self._closing.set()
 
     # -- files ----------------------------------------------------------------------------------------------------
@@ -115,7 +106,7 @@ class Video:
     def _check_file(self) -> None:
         path = Path(self._uri)
         if not path.is_file():
-            what = "is no file" if path.exists() else "there is no such file"
+            what = "it is not a file" if path.exists() else "there is no such file"
             raise UsageError(f"source.uri={self._shown}: {what}; give a video file, or a URL such as rtsp://HOST/PATH")
         try:
             with self._open() as container:
@@ -123,11 +114,11 @@ class Video:
         except self._av.error.FFmpegError as error:
             size = path.stat().st_size
             raise UsageError(
-                f"source.uri={self._shown} ({size} bytes): cannot be opened as a video: {_reason(error)}"
+                f"source.uri={self._shown} ({size} bytes): it cannot be opened as a video: {_reason(error)}"
             ) from error
 
     def _play_file(self) -> Iterator[Arrival]:
-        pace = _Pace(self._now, self._closing)
+        pace = _Pace(self.now, self._closing)
         while not self._closing.is_set():
             before = self._num_frames
             try:
@@ -135,41 +126,41 @@ class Video:
                     self.health.state = CONNECTED
                     pace.start(1 / (self._stream_of(container).guessed_rate or _COMMON_RATE))
                     for seconds, image in self._images(container):
-                        due_ns = pace.wait(seconds) if self._realtime else None
+                        due_ns = pace.wait(seconds) if self.realtime else None
                         if self._closing.is_set():
                             return
-                        self._say_behind(pace)
+                        self._report_slow_decoding(pace)
                         yield self._arrival(image, due_ns)
                         pace.resume()
             except self._av.error.FFmpegError as error:
-                raise DataError(f"source.uri={self._shown}: cannot be read: {_reason(error)}") from error
+                raise DataError(f"source.uri={self._shown}: it cannot be read: {_reason(error)}") from error
             if self._num_frames == before:
-                raise DataError(f"source.uri={self._shown}: not one frame of it could be decoded")
-            if not self._loop:
+                raise DataError(f"source.uri={self._shown}: no frame of it could be decoded")
+            if not self.loop:
                 return
 
-    def _say_behind(self, pace: "_Pace") -> None:
+    def _report_slow_decoding(self, pace: "_Pace") -> None:
         if pace.is_behind and not self.health.detail:
-            self.health.detail = "decoding is slower than the video; it is played slower than its own pace"
+            self.health.detail = "decoding is too slow: the video plays slower than its own pace"
             logger.warning("%s: %s", self._shown, self.health.detail)
 
     # -- streams --------------------------------------------------------------------------------------------------
 
     def _check_protocol(self) -> None:
-        """Whether FFmpeg knows the URL's scheme at all; nobody is called."""
+        """Refuse a URL whose scheme FFmpeg does not know; nothing is sent."""
         scheme = self._uri.partition("://")[0]
         try:
             self._av.open(f"{scheme}://", timeout=0.001).close()
         except self._av.error.ProtocolNotFoundError:
-            raise UsageError(f"source.uri={self._shown}: {scheme}:// is no protocol that FFmpeg knows") from None
+            raise UsageError(f"source.uri={self._shown}: FFmpeg does not know the protocol {scheme}://") from None
         except (self._av.error.FFmpegError, ValueError, OSError):
-            return  # known, and of course not there
+            return  # the protocol is known, the empty address cannot be reached
 
     def _play_stream(self) -> Iterator[Arrival]:
         delay_s, tries, was_connected = FIRST_DELAY_S, 0, False
         while not self._closing.is_set():
             tries += 1
-            began_ns, before = self._now(), self._num_frames
+            began_ns, before = self.now(), self._num_frames
             reason = "it ended"
             try:
                 with self._open() as container:
@@ -178,66 +169,66 @@ class Video:
                             self.health.reconnects += was_connected
                             self.health.state, self.health.detail = CONNECTED, ""
                             was_connected, tries = True, 0
-                        yield self._arrival(image, self._now())
+                        yield self._arrival(image, self.now())
                         if self._closing.is_set():
                             return
             except self._av.error.FFmpegError as error:
                 reason = self._why(error)
             except _Silent:
-                reason = f"nothing came for {self._timeout_s:g} s"
-            if not self._reconnect:
+                reason = f"nothing came for {self.timeout_s:g} s"
+            if not self.reconnect:
                 if not was_connected:
-                    raise DataError(f"source.uri={self._shown}: cannot be opened: {reason}") from None
+                    raise DataError(f"source.uri={self._shown}: it cannot be opened: {reason}") from None
                 return
-            if (self._now() - began_ns) / 1e9 > delay_s and self._num_frames > before:
-                delay_s = FIRST_DELAY_S  # it was well for a while
-            wait_s = delay_s * (0.5 + 0.5 * self._draw())
+            if (self.now() - began_ns) / 1e9 > delay_s and self._num_frames > before:
+                delay_s = FIRST_DELAY_S  # the connection lasted longer than the delay
+            wait_s = delay_s * (0.5 + 0.5 * self.draw())
             self.health.state = CONNECTING
             self.health.detail = f"{reason}; tried {tries} times" if tries > 1 else reason
             logger.info("%s: %s; next try in %.1f s", self._shown, reason, wait_s)
             self._closing.wait(wait_s)
-            delay_s = min(2 * delay_s, self._max_delay_s)
+            delay_s = min(2 * delay_s, self.max_delay_s)
 
     def _why(self, error: Exception) -> str:
-        """A silent peer shows as many kinds of error."""
+        """Return the reason of an error; ExitError is FFmpeg's time-out."""
         if isinstance(error, self._av.error.ExitError):
-            return f"nothing came for {self._timeout_s:g} s"
+            return f"nothing came for {self.timeout_s:g} s"
         return _reason(error)
 
     # -- both -----------------------------------------------------------------------------------------------------
 
     def _open(self) -> Any:
-        options, timeout = dict(self._options), None
+        options, timeout = {str(name): str(value) for name, value in (self.options or {}).items()}, None
         if self.is_stream:
-            timeout = self._timeout_s
+            timeout = self.timeout_s
             if self._uri.startswith("rtsp"):
                 options.setdefault("rtsp_transport", "tcp")
-        return self._av.open(self._uri, format=self._format, options=options, timeout=timeout)
+        return self._av.open(self._uri, format=self.format, options=options, timeout=timeout)
 
     def _stream_of(self, container: Any) -> Any:
         if not container.streams.video:
             raise UsageError(f"source.uri={self._shown}: it has no video stream")
         stream = container.streams.video[0]
-        # Decoding whole frames in parallel is faster, and keeps as many back: nothing for a camera.
+        # AUTO decodes whole frames in parallel. It is faster, but delays frames, which a camera must not do.
         stream.thread_type = "SLICE" if self.is_stream else "AUTO"
         return stream
 
     def _images(self, container: Any) -> Iterator[tuple[float | None, Any]]:
-        """(seconds in the video, where it says so; uint8 array of (H, W, 3)) of every frame that can be decoded."""
+        """Yield (seconds in the video or None, uint8 array (H, W, 3)) for every frame that can be decoded."""
         video = self._stream_of(container)
-        last_ns = self._now()
+        last_ns = self.now()
         for packet in self._packets(container):
             frames = self._decode(packet) if packet.stream.index == video.index else []
             for frame in frames:
                 image = self._convert(frame)
                 if image is not None:
                     yield frame.time, image
-                    last_ns = self._now()  # after the taker, who may have kept it waiting
-            if self.is_stream and self._now() - last_ns > self._timeout_s * 1e9:
+                    last_ns = self.now()  # without the time that the caller took
+            if self.is_stream and self.now() - last_ns > self.timeout_s * 1e9:
                 raise _Silent
 
     def _packets(self, container: Any) -> Iterator[Any]:
-        """Every packet of a stream, so that one whose sound goes on while the picture stands is noticed."""
+        """Yield a stream's packets of every kind: sound packets may go on when the picture stops, which is a fault."""
         packets = container.demux() if self.is_stream else container.demux(container.streams.video[0])
         while True:
             try:
@@ -245,7 +236,7 @@ class Video:
             except StopIteration:
                 return
             except self._av.error.InvalidDataError:
-                if self.is_stream:  # that is how a peer that fell silent shows, too
+                if self.is_stream:  # a peer that fell silent can also cause this error
                     raise
                 self.health.dropped["corrupt"] += 1
                 return
@@ -261,7 +252,7 @@ class Video:
 
     def _convert(self, frame: Any) -> Any:
         if frame.is_corrupt:
-            self._count_corrupt("a part of it is missing")
+            self._count_corrupt("part of it is missing")
             return None
         try:
             return frame.to_ndarray(format="rgb24")
@@ -271,7 +262,9 @@ class Video:
 
     def _count_corrupt(self, why: object) -> None:
         if not self.health.dropped["corrupt"]:
-            logger.warning("%s: a corrupt frame is skipped: %s (said once; further ones are counted)", self._shown, why)
+            logger.warning(
+                "%s: a corrupt frame is skipped: %s (logged once; further ones are counted)", self._shown, why
+            )
         self.health.dropped["corrupt"] += 1
 
     def _arrival(self, image_HWC: Any, arrived_ns: int | None) -> Arrival:
@@ -282,17 +275,17 @@ class Video:
         return Arrival(frame_CHW, arrived_ns, str(number))
 
 
-class _Silent(Exception):  # noqa: N818 - no error of the program's
+class _Silent(Exception):  # noqa: N818 - not an error of the program
     """A stream brings packets but no picture."""
 
 
 class _Pace:
-    """Plays a file at its own pace. A frame arrives when it is due, even when its taker was late.
+    """Plays a file at its own pace. A frame's arrival is the time when it is due, even when the caller takes it late.
 
     Times may be missing, or jump where a file was cut: such a frame is due one step after the last one.
 
     Attributes:
-        is_behind: whether decoding is slower than the file, which is then played slower too.
+        is_behind: whether decoding is slower than the file, which then plays more slowly.
     """
 
     def __init__(self, now: Callable[[], int], closing: threading.Event) -> None:
@@ -306,13 +299,13 @@ class _Pace:
         self.is_behind = False
 
     def start(self, step_s: float) -> None:
-        """A pass begins, one step after the last one; `step_s` is what the file says of it."""
+        """Begin a pass, one step after the last frame; `step_s` is the step that the file states."""
         self._last_s = None
         self._step_s = self._step_s or step_s
         self.resume()
 
     def wait(self, seconds: float | None) -> int:
-        """Until the frame at `seconds` in the video is due; when that is, ns."""
+        """Wait until the frame at `seconds` in the video is due; return that time, ns."""
         now_ns, gap_ns = self._now(), round(self._gap_s(seconds) * 1e9)
         if self._due_ns is None:
             self._due_ns = now_ns
@@ -327,7 +320,7 @@ class _Pace:
         return self._due_ns
 
     def resume(self) -> None:
-        """The taker is back; from now on it is decoding that takes the time."""
+        """Begin to count time as decoding time again, after the caller has returned."""
         self._resumed_ns = self._now()
 
     def _gap_s(self, seconds: float | None) -> float:

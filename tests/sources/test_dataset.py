@@ -1,4 +1,4 @@
-"""Anything that can be iterated, seen as Batches; and what cannot."""
+"""Any iterable is seen as Batches; anything else is refused."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The queue before a live pipeline: what is dropped, when a batch is full, and when its latency starts."""
+"""The queue before a live pipeline: which items are dropped, when a batch is full, and when its latency starts."""
 
 import threading
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def opened() -> Iterator[list[Intake]]:
 
 
 def started(intake: Intake, opened: list[Intake]) -> Intake:
-    """With the reading thread at work, as after the first iteration."""
+    """Start the reading thread, as the first iteration does."""
     opened.append(intake)
     intake._reader.start()
     return intake
@@ -99,7 +99,7 @@ def test_a_batch_is_full_by_count(clock: Clock, opened: list[Intake]) -> None:
 
 
 def test_a_batch_that_is_late_runs_as_it_is(clock: Clock, opened: list[Intake]) -> None:
-    """The deadline counts from the arrival of its first item, so waiting in the queue is no reason to wait longer."""
+    """The deadline counts from the arrival of the batch's first item, so time in the queue is part of the wait."""
     source = HandFed("a", "b")
     intake = started(Intake(source, SourcePolicy(batch_size=4, batch_wait_ms=20), now=clock), opened)
     received(intake, 2)
@@ -165,7 +165,7 @@ def test_frames_of_another_size_begin_a_new_batch() -> None:
 
 
 def test_items_of_another_kind_begin_a_new_batch() -> None:
-    """They could not be stacked, and a monitor must not end by that."""
+    """Items of different shape or type cannot be stacked; a monitor must not end because of them."""
     items = [torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.uint8), np.zeros(2, np.uint8), [0, 0]]
     batches = list(Intake(items, SourcePolicy(batch_size=4, batch_wait_ms=10_000)))
     assert [batch.size for batch in batches] == [2, 1, 1, 1]
@@ -207,7 +207,7 @@ def test_a_source_that_fails_says_so_after_what_it_gave() -> None:
 
 
 def test_a_source_that_ends_before_anything_came_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"^source: it ended before anything came$"):
+    with pytest.raises(DataError, match=r"^source: it ended before its first item$"):
         list(Intake([], SourcePolicy()))
 
 

@@ -1,4 +1,4 @@
-"""Frames of real files, written by the test, and of a stream played by the test; the real stream is in tests/system."""
+"""Frames of real files and of a simulated stream; tests/system has a real stream."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ FPS = 25
 
 
 def grey_levels(path: Path, *, num_frames: int = 6) -> Path:
-    """A video whose frame n is grey, of value 40 * n."""
+    """Write a video whose frame n is grey, of value 40 * n."""
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("mpeg4", rate=FPS)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 4_000_000
@@ -51,7 +51,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Clock:
-    """Nanoseconds that pass only while somebody waits."""
+    """A clock that advances only during waits."""
 
     def __init__(self) -> None:
         self.ns = 0
@@ -118,7 +118,7 @@ def test_a_file_is_played_at_its_own_pace(video: Path) -> None:
 
 
 def test_a_frame_arrives_when_it_is_due_however_late_it_is_taken(video: Path) -> None:
-    """Otherwise a pipeline that stalls would hide its own delay."""
+    """A pipeline that stalls must not hide its own delay."""
     clock = Clock()
     items = iter(timed(Video(str(video), now=clock), clock))
     next(items)
@@ -129,14 +129,14 @@ def test_a_frame_arrives_when_it_is_due_however_late_it_is_taken(video: Path) ->
 
 
 def times_of(source: Video, count: int) -> list[float]:
-    """When the first frames arrive, in seconds, for a taker and a decoder that take no time."""
+    """Return the arrival times of the first frames, in seconds, when taking and decoding take no time."""
     clock = Clock()
-    source._now = clock
+    source.now = clock
     return [(item.arrived_ns or 0) / 1e9 for item in islice(timed(source, clock), count)]
 
 
 def timed_frames(path: Path, times: list[int], *, format: str | None = None, codec: str = "mpeg4") -> Path:
-    """A video of one small frame at each time, in 25ths of a second."""
+    """Write a video with one small frame at each time, in 25ths of a second."""
     with av.open(str(path), "w", format=format) as container:
         stream: Any = container.add_stream(codec, rate=FPS)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -151,7 +151,7 @@ def timed_frames(path: Path, times: list[int], *, format: str | None = None, cod
 
 
 def test_frames_without_a_time_come_at_the_rate_of_the_file(tmp_path: Path) -> None:
-    """A raw stream in a file has no times; without a pace of its own nearly every frame would be dropped."""
+    """A raw stream in a file has no times; without the default pace nearly every frame would be dropped."""
     path = timed_frames(tmp_path / "raw.h264", list(range(6)), format="h264", codec="libx264")
     assert times_of(Video(str(path), loop=True), 8) == pytest.approx([n / FPS for n in range(8)], abs=1e-3)
 
@@ -177,7 +177,7 @@ def test_a_file_that_begins_late_leaves_no_hole_between_two_passes(tmp_path: Pat
 
 
 def test_a_file_that_cannot_be_decoded_in_time_is_played_slower(video: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its frames arrive when they are there: otherwise latency would grow without end, and nobody would be to blame."""
+    """When decoding is too slow, a frame arrives when it is decoded; otherwise latency would grow without end."""
     clock = Clock()
     source = timed(Video(str(video), loop=True, now=clock), clock)
     really, lags = source._convert, []
@@ -189,8 +189,8 @@ def test_a_file_that_cannot_be_decoded_in_time_is_played_slower(video: Path, cap
     source._convert = slowly  # type: ignore[method-assign]
     lags = [(clock.ns - (item.arrived_ns or 0)) / 1e9 for item in islice(source, 60)]
     assert max(lags) < 1.2
-    assert "it is played slower" in source.health.detail
-    assert caplog.text.count("it is played slower") == 1
+    assert "the video plays slower" in source.health.detail
+    assert caplog.text.count("the video plays slower") == 1
 
 
 def test_close_ends_a_file_that_is_played(video: Path) -> None:
@@ -235,8 +235,8 @@ def test_a_file_without_one_whole_frame(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("none.mp4", "none.mp4: there is no such file; give a video file, or a URL such as rtsp://HOST/PATH"),
-        (".", "is no file; give"),
-        ("text.mp4", r"text.mp4 \(5 bytes\): cannot be opened as a video: Invalid data"),
+        (".", "it is not a file; give"),
+        ("text.mp4", r"text.mp4 \(5 bytes\): it cannot be opened as a video: Invalid data"),
         ("sound.wav", "sound.wav: it has no video stream"),
     ],
 )
@@ -248,7 +248,7 @@ def test_mistakes_are_found_before_anything_starts(name: str, message: str, tmp_
 
 
 def test_a_protocol_that_does_not_exist() -> None:
-    with pytest.raises(UsageError, match=r"source\.uri=rtps://host/x: rtps:// is no protocol that FFmpeg knows"):
+    with pytest.raises(UsageError, match=r"source\.uri=rtps://host/x: FFmpeg does not know the protocol rtps://"):
         Video("rtps://host/x")
 
 
@@ -269,7 +269,7 @@ def test_without_pyav(monkeypatch: pytest.MonkeyPatch, video: Path) -> None:
 
 
 class Connections:
-    """What `av.open` answers, one after the other: an error, or a file that is played and then ends or fails."""
+    """A fake `av` whose `open` raises or returns the given answers in turn; a file plays and then ends or fails."""
 
     def __init__(self, source: Video, clock: Clock, *answers: Any) -> None:
         self.answers = list(answers)
@@ -316,7 +316,7 @@ def test_the_delay_doubles_up_to_its_limit(video: Path) -> None:
 
 def test_the_delay_has_a_random_part(video: Path) -> None:
     source, clock, _ = played(video, REFUSED, REFUSED)
-    source._draw = lambda: 0.5
+    source.draw = lambda: 0.5
     list(source)
     assert clock.waits == [0.375, 0.75, 1.5]
 
@@ -351,7 +351,7 @@ def test_without_reconnecting_the_end_is_the_end(video: Path) -> None:
 def test_without_reconnecting_a_stream_that_cannot_be_opened_is_an_error(video: Path) -> None:
     source, clock, _ = played(video, REFUSED, reconnect=False)
     with pytest.raises(
-        DataError, match=r"^source\.uri=rtsp://127\.0\.0\.1/gate: cannot be opened: Connection refused$"
+        DataError, match=r"^source\.uri=rtsp://127\.0\.0\.1/gate: it cannot be opened: Connection refused$"
     ):
         list(source)
     assert clock.waits == []

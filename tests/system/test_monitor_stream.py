@@ -108,5 +108,5 @@ def test_a_camera_that_cannot_be_opened_and_is_not_tried_again(tmp_path: Path, c
         url = gone.url
     with Monitor(tmp_path, *watching(conf, url, "source.reconnect=false")) as monitor:
         assert monitor.process.wait(60) == 1, monitor.printed
-    assert f"source.uri={url}: cannot be opened: Connection refused" in monitor.printed
+    assert f"source.uri={url}: it cannot be opened: Connection refused" in monitor.printed
     assert monitor.info["status"] == "failed"
