@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from mlotel_cli.analysis.verdicts import verdict_of_events
 from mlotel_cli.columns import SOURCE_WAIT, BatchColumns, accuracy_column, parse_columns, stage_column
 from mlotel_cli.records import COUNTED
-from mlotel_cli.stats.describe import cold_start, describe, grouped_bootstrap, segment_groups, trend
+from mlotel_cli.stats.bootstrap import grouped_bootstrap, segment_groups
+from mlotel_cli.stats.describe import cold_start, describe, trend
 
 if TYPE_CHECKING:
     import polars as pl

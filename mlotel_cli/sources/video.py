@@ -98,7 +98,7 @@ class Video:
         return self._play_stream() if self.is_stream else self._play_file()
 
     def close(self) -> None:
-        """End the iteration: at once during a wait between frames or tries, else after the next frame or `timeout_s`."""
+        """End the iteration: at once during a wait for the next frame or try, else after one frame or `timeout_s`."""
         self._closing.set()
 
     # -- files ----------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""What a series of numbers says: quantiles, intervals, drift. Pure functions of arrays, with numpy only."""
+"""Statistics of a series of numbers: quantiles, intervals, drift. Pure functions of arrays, with numpy only."""

@@ -1,6 +1,6 @@
-"""How much a series resembles its own past: effective sample size and block length.
+"""Autocorrelation of a series: effective sample size and block length.
 
-A pure function of the series in order of time; it knows no statistic and no interval.
+Pure functions of a series in order of time; they do not know statistics or intervals.
 
 Sources, by the names used below:
     Geyer 1992         Practical Markov chain Monte Carlo, section 3.3 (initial monotone sequence)
@@ -17,21 +17,21 @@ Floats = NDArray[np.float64]
 
 
 def effective_sample_size(values: ArrayLike, *, q: float | None = None) -> float:
-    """How many independent values would say as much as this autocorrelated series.
+    """Return how many independent values contain as much information as this autocorrelated series.
 
-    n / tau, tau = 1 + 2 * sum of autocorrelations, summed over Geyer's initial monotone sequence: neighbouring pairs of
-    autocorrelations, until a pair sum turns negative. Subtracting the sample mean pulls every autocorrelation down by
-    about tau / n; dividing tau by 1 - 2 * lags / n undoes that (by a factor of two at most).
+    It is n / tau with tau = 1 + 2 * sum of autocorrelations, summed over Geyer's initial monotone sequence:
+    neighbouring pairs of autocorrelations, until a pair sum turns negative. Subtracting the sample mean lowers every
+    autocorrelation by about tau / n; dividing tau by 1 - 2 * lags / n corrects that (by a factor of two at most).
 
-    Without `q` the autocorrelation is that of the ranks, as Vehtari's bulk ESS: one huge value cannot hide that the
-    others follow each other. With `q` it is that of the indicator "below the q-quantile", the sample size which the
-    interval of that quantile depends on (Vehtari's quantile ESS); it decides whether a percentile is withheld. For
-    smooth series it rises with q, where slow batches come in bursts it falls.
+    Without `q` the autocorrelation is that of the ranks, as in Vehtari's bulk ESS: one huge value cannot hide the
+    correlation of the others. With `q` it is that of the indicator "below the q-quantile", which determines the
+    interval of that quantile (Vehtari's quantile ESS); it decides whether a percentile is withheld. It rises with q for
+    smooth series, and falls with q where slow batches come in bursts.
 
-    A constant series and one with fewer than four values count in full. A trend gives a value near 1.
+    For a constant series, or fewer than four values, it is n. For a trend it is near 1.
 
     Returns:
-        A number in [1, n]; series that alternate would exceed n and are cut. 0 for an empty series.
+        A number in [1, n], limited to n for alternating series; 0 for an empty series.
 
     Raises:
         ValueError: a NaN or infinite value, or `q` outside [0, 1].
@@ -43,10 +43,10 @@ def effective_sample_size(values: ArrayLike, *, q: float | None = None) -> float
 
 
 def block_length(values: ArrayLike) -> float:
-    """Politis-White block length of the circular block bootstrap, for the mean; at least 1.
+    """Return the Politis-White block length of the circular block bootstrap, for the mean; at least 1.
 
-    Flat-top lag window whose width is twice the last lag that is followed by five or more negligible autocorrelations
-    (below 2 * sqrt(log10(n) / n)); at most min(3 * sqrt(n), n / 3).
+    The flat-top lag window is twice as wide as the last lag that is followed by five or more negligible
+    autocorrelations (below 2 * sqrt(log10(n) / n)). The length is at most min(3 * sqrt(n), n / 3).
 
     Raises:
         ValueError: a NaN or infinite value.
@@ -59,7 +59,7 @@ def block_length(values: ArrayLike) -> float:
     num_negligible = max(5, math.ceil(math.sqrt(math.log10(n))))
     max_lag = min(math.ceil(math.sqrt(n)) + num_negligible, n - 1)
     large = np.flatnonzero(np.abs(covariance[1 : max_lag + 1]) >= 2 * math.sqrt(math.log10(n) / n) * covariance[0]) + 1
-    # Gaps between large autocorrelations; the first gap that is long enough ends the dependence.
+    # The dependence ends at the first gap between large autocorrelations that is long enough.
     edges = np.concatenate(([0], large, [max_lag + num_negligible + 1]))
     last = int(edges[np.flatnonzero(np.diff(edges) > num_negligible)[0]])
     width = min(2 * max(last, 1), max_lag)
@@ -74,7 +74,11 @@ def block_length(values: ArrayLike) -> float:
 
 
 def finite_series(values: ArrayLike, *, minimum: int = 0) -> Floats:
-    """The values as float64; ValueError unless they are one series of at least `minimum` finite values."""
+    """Return the values as float64.
+
+    Raises:
+        ValueError: more than one dimension, fewer than `minimum` values, a NaN or infinite value.
+    """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1:
         raise ValueError(f"expected a series, got an array of shape {x.shape}")
@@ -87,20 +91,20 @@ def finite_series(values: ArrayLike, *, minimum: int = 0) -> Floats:
 
 
 def below(x: Floats, point: float) -> Floats:
-    """1 for each value below the point, 0 above, 0.5 for one that equals it."""
-    # Ties count half, so that a percentile which equals the maximum still has an indicator that varies.
+    """Return 1 for each value below the point, 0 for each above, 0.5 for each that equals it."""
+    # With ties at 0.5, the indicator varies even for a percentile that equals the maximum.
     return 0.5 * (x < point) + 0.5 * (x <= point)
 
 
 def ranks(x: Floats) -> Floats:
-    """Rank of each value; equal values share the middle of theirs."""
+    """Return the rank of each value; equal values get the mean of their ranks."""
     ordered = np.sort(x)
     twice = np.searchsorted(ordered, x, "left") + np.searchsorted(ordered, x, "right")
     return twice.astype(np.float64) / 2
 
 
 def _autocovariance(x: Floats) -> Floats:
-    """Autocovariances of lags 0 to n - 1, divided by n, up to a common scale; all 0 for a constant series."""
+    """Return the autocovariances of lags 0 to n - 1, divided by n, up to a common scale; 0 for a constant series."""
     n = x.size
     if n == 0 or x.min() == x.max():
         return np.zeros(max(n, 1))
@@ -112,7 +116,7 @@ def _autocovariance(x: Floats) -> Floats:
 
 
 def geyer_size(x: Floats) -> float:
-    """Effective sample size for the mean of `x` itself; see `effective_sample_size`."""
+    """Return the effective sample size for the mean of `x` itself; see `effective_sample_size`."""
     n = x.size
     covariance = _autocovariance(x)
     if n < 4 or covariance[0] <= 0:

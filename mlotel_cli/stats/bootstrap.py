@@ -1,6 +1,6 @@
-"""Intervals by resampling: blocks of a series, or whole groups of samples.
+"""Confidence intervals by resampling: blocks of a series, or whole groups of samples.
 
-Pure functions of values and a seed; they know neither records nor what a value means.
+Pure functions of values and a seed; they do not know records or units.
 
 Sources, by the names used below:
     Woodruff 1952      Confidence intervals for medians and other position measures
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,9 +23,10 @@ Ints = NDArray[np.int64]
 Interval = tuple[float, float]
 
 BLOCK_FACTOR = 1.5
-"""Blocks drawn, in Politis-White lengths: those minimise squared error, coverage wants longer ones."""
+"""Length of a block, in Politis-White lengths: those minimise squared error, but coverage needs longer blocks."""
 
-_MAX_BLOCKS = 400  # more blocks would not make the variance estimate better than 6 %, only slower
+_MAX_BLOCKS = 400
+"""More blocks would be slower and hardly more exact: the variance estimate is already within 6 %."""
 _MIN_BLOCKS = 10
 _NORMAL = NormalDist()
 
@@ -38,23 +40,24 @@ def block_bootstrap(
     seed: int = 0,
     length: int | None = None,
 ) -> dict[str, Interval]:
-    """Intervals of mean and percentiles of an autocorrelated series, all from one circular block bootstrap.
+    """Return intervals of mean and percentiles of an autocorrelated series, all from one circular block bootstrap.
 
-    Each resample draws blocks of consecutive values. What is averaged per block is the value itself and, for each
-    percentile, the indicator "below it". The mean's interval is BCa. A percentile's interval is Woodruff's: the
-    resampled share of values below it, read back through the sorted series; with blocks of one value that is the exact
-    order-statistic interval. Both are widened by Student's t for the number of blocks and, where Geyer's estimate of
-    the standard error is larger than that of the blocks (which miss correlation across their edges), to that.
+    Each resample draws blocks of consecutive values, and averages the values and, for each percentile, the indicator
+    "below it". The mean's interval is BCa. A percentile's interval is Woodruff's: the resampled share of values below
+    it, mapped back through the sorted series; with blocks of one value that is the exact order-statistic interval. Both
+    are widened by Student's t for the number of blocks. Where Geyer's estimate of the standard error is larger than
+    that of the blocks, which miss correlation across their edges, they are widened to it.
 
     Nominal 95 % covered 92 to 98 % in simulation, for normal and lognormal AR(1) series up to phi = 0.9 and for stalls
     in bursts: mean and p50 from about 30 effective values, percentiles whose effective sample size is clearly above
-    `MIN_EFFECTIVE_N` of thresholds.py. Below 100 effective values it may cover up to 99 %. Where it does not hold:
-    - A percentile close to that minimum in a strongly correlated series: what passes has a size estimated too high.
-      With phi = 0.9, p99 covered 82 % at 1,000 values (a third passed), 91 % at 2,000, 93 % at 4,000.
-    - Few bursts of slow batches: with about 8 of them the percentiles near their share covered 84 to 89 %, with 20 and
+    `MIN_EFFECTIVE_N` of thresholds.py. Below 100 effective values it may cover up to 99 %. It covers less for:
+    - A percentile close to that minimum in a strongly correlated series, because the series that pass have a sample
+      size estimated too high. With phi = 0.9, p99 covered 82 % at 1,000 values (a third passed), 91 % at 2,000, 93 % at
+      4,000.
+    - Few bursts of slow batches: with about 8 bursts the percentiles near their share covered 84 to 89 %, with 20 and
       more 91 to 96 %.
-    - The mean under infinite variance, or where a handful of values carry it.
-    - Drift: the interval then describes the run as it was, not what a next one would show (see `trend` of describe.py).
+    - The mean under infinite variance, or where a handful of values dominate it.
+    - Drift: the interval describes this run, and cannot predict the next one (see `trend` of describe.py).
 
     Args:
         values: the series, in order of time, at least two.
@@ -74,23 +77,16 @@ def block_bootstrap(
     length = _resample_length(x) if length is None else min(max(length, 1), n)
     num_blocks = max(2, round(n / length))
     starts = np.random.default_rng(seed).integers(0, n, (num_resamples, num_blocks))
-    ordered = np.sort(x)
-    intervals: dict[str, Interval] = {}
-    for name, q in zip(statistics, shares, strict=True):
-        if q is None:
-            low, high = _mean_deviation(x, starts, length, level, skewed=True)
-            intervals[name] = (float(x.mean()) + low, float(x.mean()) + high)
-        else:
-            low, high = _mean_deviation(below(x, float(np.quantile(x, q))), starts, length, level, skewed=False)
-            # With r of n values below the quantile, it lies between the values of rank r and r + 1.
-            intervals[name] = (_at_rank(ordered, n * (q + low)), _at_rank(ordered, n * (q + high) + 1))
-    return intervals
+    return {
+        name: _mean_interval(x, starts, length, level) if q is None else _quantile_interval(x, q, starts, length, level)
+        for name, q in zip(statistics, shares, strict=True)
+    }
 
 
 def segment_groups(values: ArrayLike, *, min_groups: int = 20) -> Ints:
-    """Group ids that cut an ordered series into equal consecutive segments, to resample where there are no tracks.
+    """Return group ids that cut a series into equal consecutive segments, to resample data without tracks.
 
-    A segment is twice `block_length` long, shorter where that would leave fewer than `min_groups` of them.
+    A segment is twice `block_length` long, or shorter where there would be fewer than `min_groups` segments.
 
     Args:
         values: one number per sample in order, for example its score.
@@ -111,14 +107,13 @@ def grouped_bootstrap(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval | None:
-    """Interval of sum(values) / sum(denominators) by resampling whole groups, which are independent of each other.
+    """Return the interval of sum(values) / sum(denominators) by resampling whole, independent groups.
 
-    The expanded BCa interval (see `grouped_statistic_bootstrap`). Where every value is 0, or every value equals its
-    denominator (nothing or everything wrong), resampling sees no spread; then the far end is the exact binomial one for
-    as many trials as there are groups.
+    It is the expanded BCa interval (see `grouped_statistic_bootstrap`). Where every value is 0, or every value equals
+    its denominator, resamples do not vary; one end is then the exact binomial bound for as many trials as groups.
 
-    Nominal 95 % covered 92 to 97 % in simulation with 20 and more groups. It covers less where few groups carry nearly
-    all errors: 89 % at an accuracy of 0.97, an intraclass correlation of 0.3 and 20 or 60 groups.
+    Nominal 95 % covered 92 to 97 % in simulation with 20 and more groups. It covers less where few groups contain
+    nearly all errors: 89 % at an accuracy of 0.97, an intraclass correlation of 0.3 and 20 or 60 groups.
 
     Args:
         values: one per unit: 1 for right and 0 for wrong, or a numerator such as edits.
@@ -141,10 +136,7 @@ def grouped_bootstrap(
         raise ValueError(f"lengths differ: {numerator.size} values, {len(ids)} groups, {denominator.size} denominators")
     if np.any(denominator < 0):
         raise ValueError("a denominator is negative")
-    of_group = np.unique(ids, return_inverse=True)[1].reshape(-1)
-    sums: Floats = np.zeros((int(of_group.max(initial=-1)) + 1, 2))
-    np.add.at(sums, of_group, np.column_stack([numerator, denominator]))
-    sums = sums[sums[:, 1] > 0]
+    sums = _group_sums(numerator, denominator, ids)
     num_groups = len(sums)
     if num_groups < 2:
         return None
@@ -152,8 +144,7 @@ def grouped_bootstrap(
     if np.all(numerator == 0) or np.all(numerator == denominator):
         far = ((1 - level) / 2) ** (1 / num_groups)
         return (0.0, 1 - far) if total[0] == 0 else (far, 1.0)
-    resampled = _resampled_sums(sums, num_resamples, seed)
-    jackknife = total - sums
+    resampled, jackknife = _resampled_sums(sums, num_resamples, seed), total - sums
     return _expanded_bca(
         float(total[0] / total[1]), resampled[:, 0] / resampled[:, 1], jackknife[:, 0] / jackknife[:, 1], level
     )
@@ -167,16 +158,16 @@ def grouped_statistic_bootstrap(
     num_resamples: int = 500,
     seed: int = 0,
 ) -> Interval | None:
-    """Interval of any statistic of independent groups, such as the average precision over segments of a video.
+    """Return the interval of any statistic of independent groups, such as the average precision over video segments.
 
-    Efron's BCa levels, computed for Student's t instead of the normal quantile (Hesterberg): the interval stays within
-    the range of the statistic and is wide enough for few groups. Calls `statistic` num_groups + num_resamples + 1
-    times, so it should work from per-group partial results.
+    It uses Efron's BCa levels with Student's t instead of the normal quantile (Hesterberg): the interval stays within
+    the range of the statistic and is wide enough for few groups. It calls `statistic` num_groups + num_resamples + 1
+    times, so `statistic` should use partial results per group.
 
     Args:
         num_groups: number of groups.
-        statistic: gets group indices, each group as often as it was drawn (its copies count as different groups), and
-            returns a number; NaN where it is undefined.
+        statistic: takes group indices, each as often as it was drawn (copies count as different groups); returns a
+            number, NaN where it is undefined.
         level: nominal coverage.
         num_resamples: bootstrap resamples.
         seed: the same seed gives the same interval.
@@ -199,10 +190,10 @@ def grouped_statistic_bootstrap(
 
 
 def percentile_share(name: str) -> float:
-    """The share of values below a percentile: 0.999 for "p99.9".
+    """Return the share of values below a percentile: 0.999 for "p99.9".
 
     Raises:
-        ValueError: not a percentile's name.
+        ValueError: when `name` is not that of a percentile.
     """
     try:
         share = float(name.removeprefix("p")) / 100 if name.startswith("p") else math.nan
@@ -215,9 +206,10 @@ def percentile_share(name: str) -> float:
 
 @lru_cache(maxsize=256)
 def student_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t above the median, exact to 1e-9 for up to 200 degrees of freedom, to 1e-6 beyond.
+    """Return a quantile of Student's t above the median, exact to 1e-9 up to 200 degrees of freedom, to 1e-6 beyond.
 
-    Abramowitz and Stegun 26.7.3 and 26.7.4 (the distribution as a finite sum of cosines) by bisection; 26.7.5 beyond.
+    Source: Abramowitz and Stegun 26.7.3 and 26.7.4 (the distribution as a finite sum of cosines) by bisection; 26.7.5
+    beyond 200 degrees.
     """
     if degrees > 200:
         z = _NORMAL.inv_cdf(probability)
@@ -234,7 +226,7 @@ def student_quantile(probability: float, degrees: int) -> float:
 
 
 def _student_two_sided(angle: float, degrees: int) -> float:
-    """P(|t| < sqrt(degrees) * tan(angle))."""
+    """Return P(|t| < sqrt(degrees) * tan(angle))."""
     odd = degrees % 2
     term = total = math.cos(angle) if odd else 1.0
     for k in range(3 if odd else 2, degrees - 1, 2):
@@ -250,19 +242,31 @@ def _resample_length(x: Floats) -> int:
     return max(1, min(max(wanted, math.ceil(x.size / _MAX_BLOCKS)), x.size // _MIN_BLOCKS))
 
 
+def _mean_interval(x: Floats, starts: Ints, length: int, level: float) -> Interval:
+    low, high = _mean_deviation(x, starts, length, level, skewed=True)
+    return float(x.mean()) + low, float(x.mean()) + high
+
+
+def _quantile_interval(x: Floats, q: float, starts: Ints, length: int, level: float) -> Interval:
+    low, high = _mean_deviation(below(x, float(np.quantile(x, q))), starts, length, level, skewed=False)
+    ordered = np.sort(x)
+    # With r of n values below the quantile, it lies between the values of rank r and r + 1.
+    return _at_rank(ordered, x.size * (q + low)), _at_rank(ordered, x.size * (q + high) + 1)
+
+
 def _mean_deviation(series: Floats, starts: Ints, length: int, level: float, *, skewed: bool) -> Interval:
-    """How far below and above its sample mean the mean of the series may lie.
+    """Return the interval of the mean, relative to the sample mean.
 
     Args:
         series: the series itself or an indicator.
         starts: first positions of the blocks drawn, one row per resample.
         length: values per block.
         level: nominal coverage.
-        skewed: read the resamples at BCa levels, else at the plain ones, which are exact for an indicator.
+        skewed: use BCa levels; else the plain ones, which are exact for an indicator.
     """
     n, num_blocks = series.size, starts.shape[1]
     block_means = _circular_block_means(series - series.mean(), length)
-    # The blocks drawn may hold a few values more or less than n.
+    # The blocks of a resample may have a few values more or less than n.
     resampled = block_means.take(starts).mean(axis=1) * math.sqrt(num_blocks * length / n)
     tail = (1 + level) / 2
     levels = [1 - tail, tail]
@@ -294,7 +298,7 @@ def _skewness(x: Floats) -> float:
     largest = float(np.abs(centred).max())
     if not largest > 0:
         return 0.0
-    centred = centred / largest  # else the powers of tiny values are zero
+    centred = centred / largest  # otherwise the powers of tiny values underflow to zero
     square = centred * centred
     return float((square * centred).mean()) / float(square.mean()) ** 1.5
 
@@ -305,7 +309,7 @@ def _bca_levels(estimate: float, resampled: Floats, acceleration: float, z: floa
     bias = _NORMAL.inv_cdf(min(max(share, edge), 1 - edge))
     return [
         _NORMAL.cdf(bias + (bias + end) / (1 - min(acceleration * (bias + end), 0.9))) for end in (-z, z)
-    ]  # the bound keeps extreme skew from turning the ends round
+    ]  # without the bound, extreme skew could swap the ends
 
 
 def _expanded_bca(estimate: float, resampled: Floats, jackknife: Floats, level: float) -> Interval:
@@ -316,8 +320,16 @@ def _expanded_bca(estimate: float, resampled: Floats, jackknife: Floats, level: 
     return low, high
 
 
+def _group_sums(numerator: Floats, denominator: Floats, ids: "NDArray[Any]") -> Floats:
+    """Return (sum of numerators, sum of denominators) of each group whose denominator is positive."""
+    of_group = np.unique(ids, return_inverse=True)[1].reshape(-1)
+    sums: Floats = np.zeros((int(of_group.max(initial=-1)) + 1, 2))
+    np.add.at(sums, of_group, np.column_stack([numerator, denominator]))
+    return sums[sums[:, 1] > 0]
+
+
 def _resampled_sums(sums: Floats, num_resamples: int, seed: int) -> Floats:
-    """Column sums over groups drawn with replacement, one row per resample; in chunks that bound the memory."""
+    """Return column sums over groups drawn with replacement, one row per resample; chunks limit the memory."""
     num_groups = len(sums)
     rng = np.random.default_rng(seed)
     rows = max(1, 1_000_000 // num_groups)

@@ -1,8 +1,7 @@
-"""What a run's series say: quantiles, intervals, drift, a cold start, one condition against another.
+"""Describes a run's series: quantiles, intervals, drift, a cold start, and the difference of two conditions.
 
-Latencies of consecutive batches resemble each other, so n values say less than n independent ones would. Everything
-here is a pure function of its arguments and a seed, with numpy only; it knows neither records nor files, and no units.
-This is the module to import from: the resampling and the effective sample size behind it are public here too.
+Latencies of consecutive batches are correlated, so n values contain less information than n independent ones. All
+functions are pure functions of their arguments and a seed, with numpy only; they do not know records, files or units.
 """
 
 import math
@@ -27,34 +26,10 @@ from mlotel_cli.stats.bootstrap import (
     Interval,
     Ints,
     block_bootstrap,
-    grouped_bootstrap,
-    grouped_statistic_bootstrap,
     percentile_share,
-    segment_groups,
     student_quantile,
 )
 from mlotel_cli.stats.thresholds import MIN_EFFECTIVE_N, MIN_EFFECTIVE_N_INTERVAL
-
-__all__ = [
-    "MIN_EFFECTIVE_N",
-    "MIN_EFFECTIVE_N_INTERVAL",
-    "ColdStart",
-    "Difference",
-    "Interval",
-    "Ints",
-    "Trend",
-    "block_bootstrap",
-    "block_length",
-    "cold_start",
-    "describe",
-    "effective_sample_size",
-    "grouped_bootstrap",
-    "grouped_statistic_bootstrap",
-    "paired_difference",
-    "quantile",
-    "segment_groups",
-    "trend",
-]
 
 _PERCENTILES = ("p50", "p90", "p95", "p99")
 _TREND_BLOCKS = 200
@@ -68,7 +43,7 @@ class Trend:
     Attributes:
         slope: Theil-Sen slope, units of the values per item.
         change: slope times the length of the series: the drift over the whole run.
-        p_value: two-sided Mann-Kendall; None when the series is too short for its autocorrelation to tell.
+        p_value: two-sided Mann-Kendall; None when the series is too short for its autocorrelation.
         significant: p_value below alpha.
     """
 
@@ -80,13 +55,13 @@ class Trend:
 
 @dataclass(frozen=True, slots=True)
 class ColdStart:
-    """The first value against the rest.
+    """The first value compared with the rest.
 
     Attributes:
         first: the first value.
         rest_p50: median of the second half of the series.
-        num_cold: how many values in a row, from the first on, exceed the 99th percentile of the second half.
-        p_value: chance of so high a first value in a stationary series: its rank from above, divided by n.
+        num_cold: number of consecutive values, from the first on, above the 99th percentile of the second half.
+        p_value: chance of a first value this high in a stationary series: its rank from above, divided by n.
         significant: p_value at most alpha.
     """
 
@@ -99,7 +74,10 @@ class ColdStart:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean of a minus mean of b over pairs, and mean of a divided by mean of b; None where two pairs are missing."""
+    """Mean of a minus mean of b over pairs, and mean of a divided by mean of b.
+
+    Intervals are None for fewer than two pairs; the ratio is None when the mean of b is 0.
+    """
 
     num_pairs: int
     difference: float
@@ -109,7 +87,7 @@ class Difference:
 
 
 def quantile(values: ArrayLike, q: float) -> float:
-    """Quantile by linear interpolation between order statistics, numpy's default (Hyndman and Fan, type 7).
+    """Return a quantile by linear interpolation between order statistics, numpy's default (Hyndman and Fan, type 7).
 
     Raises:
         ValueError: no values, a NaN or infinite value, or `q` outside [0, 1].
@@ -158,12 +136,12 @@ def describe(values: ArrayLike, *, seed: int = 0, intervals: bool = True) -> dic
 
 
 def trend(values: ArrayLike, *, alpha: float = 0.01) -> Trend:
-    """Drift within a run: Theil-Sen slope, and the Mann-Kendall test made fit for autocorrelated series.
+    """Measure the drift within a run: Theil-Sen slope, and the Mann-Kendall test adapted to autocorrelated series.
 
-    Both work on medians of consecutive blocks, at most 200, each 1.5 times the block length of the detrended series, so
-    that a slow wander is not called a drift; the test's variance is further divided by the share of effective blocks
-    (as Hamed and Rao 1998). False alarms at alpha = 5 % were 1 to 6 % in simulation on AR(1) series up to
-    phi = 0.97. Fewer than six blocks cannot tell.
+    Both use medians of consecutive blocks, at most 200, each 1.5 times the block length of the detrended series, so
+    that a slow random wander does not count as drift. The test's variance is further divided by the share of effective
+    blocks (as Hamed and Rao 1998). False alarms at alpha = 5 % were 1 to 6 % in simulation on AR(1) series up to phi =
+    0.97. With fewer than six blocks there is no test.
 
     Raises:
         ValueError: no values, a NaN or infinite value.
@@ -171,7 +149,7 @@ def trend(values: ArrayLike, *, alpha: float = 0.01) -> Trend:
     x = finite_series(values, minimum=1)
     n = x.size
     coarse = math.ceil(n / _TREND_BLOCKS)
-    residual = x - _theil_sen(_block_medians(x, coarse)) / coarse * np.arange(n)  # robust: a cold start tilts no line
+    residual = x - _theil_sen(_block_medians(x, coarse)) / coarse * np.arange(n)  # robust against a cold start
     length = math.ceil(max(BLOCK_FACTOR * max(block_length(residual), block_length(ranks(residual))), coarse))
     num_blocks = n // length
     if num_blocks < 2:
@@ -192,7 +170,7 @@ def trend(values: ArrayLike, *, alpha: float = 0.01) -> Trend:
 
 
 def cold_start(values: ArrayLike, *, alpha: float = 0.01) -> ColdStart | None:
-    """Whether the run began slower than it went on; None for fewer than four values.
+    """Test whether the run began slower than it continued; None for fewer than four values.
 
     In a stationary series, correlated or not, the first value is as likely as any other to be among the highest, so
     its rank is a p-value. With the default alpha a series shorter than 100 is never significant.
@@ -211,18 +189,18 @@ def cold_start(values: ArrayLike, *, alpha: float = 0.01) -> ColdStart | None:
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Difference:
-    """Difference between two conditions measured in interleaved stretches, for example telemetry on and off.
+    """Compare two conditions that were measured in interleaved stretches, for example telemetry on and off.
 
-    One number per stretch, its mean latency or throughput; a[i] and b[i] are neighbours in time, so that drift slower
-    than a pair cancels. Alternate which one goes first (ABBA) and a linear drift cancels altogether. Stretches should
-    be several block lengths long. Student's t intervals over the pairs; that of the ratio by linearising it.
+    There is one number per stretch, its mean latency or throughput. a[i] and b[i] are neighbours in time, so that drift
+    slower than a pair cancels; in the order ABBA a linear drift cancels completely. Stretches should be several block
+    lengths long. Intervals are Student's t over the pairs; that of the ratio comes from linearising it.
 
     Raises:
         ValueError: different lengths, no pair, a NaN or infinite value.
     """
     x, y = finite_series(a, minimum=1), finite_series(b, minimum=1)
     if x.size != y.size:
-        raise ValueError(f"stretches come in pairs, got {x.size} and {y.size}")
+        raise ValueError(f"a and b must have the same length, got {x.size} and {y.size}")
     difference = float(np.mean(x - y))
     mean_b = float(y.mean())
     ratio = float(x.mean()) / mean_b if mean_b else None
@@ -238,13 +216,13 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Dif
 
 
 def _block_medians(x: Floats, length: int) -> Floats:
-    """Medians of equal blocks; what is left over at the start is the warmest part of a cold start, and least missed."""
+    """Return the medians of equal blocks; the remainder is left out at the start, where a cold start would disturb."""
     num_blocks = x.size // length
     return np.median(x[x.size - num_blocks * length :].reshape(num_blocks, length), axis=1)
 
 
 def _theil_sen(y: Floats) -> float:
-    """Median slope over all pairs, per item; 0 for fewer than two."""
+    """Return the median slope over all pairs, per item; 0 for fewer than two values."""
     first, second = np.triu_indices(y.size, 1)
     return float(np.median((y[second] - y[first]) / (second - first))) if y.size > 1 else 0.0
 

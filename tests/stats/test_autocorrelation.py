@@ -1,4 +1,4 @@
-"""Effective sample size and block length against theory and against plain loops written from the papers."""
+"""Effective sample size and block length agree with theory and with plain loops written from the papers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Intervals against scipy, exact order statistics and closed forms; coverage is in test_stats_coverage.py."""
+"""Intervals agree with scipy, exact order statistics and closed forms; test_coverage.py tests the coverage."""
 
 import math
 import time

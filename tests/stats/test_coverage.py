@@ -1,7 +1,7 @@
-"""Does a 95 % interval hold the truth 95 times in 100? Simulated on series as a pipeline's latencies are.
+"""95 % intervals contain the true value in 95 % of simulated series that resemble a pipeline's latencies.
 
-Every case repeats the whole of `describe` (or `grouped_bootstrap`, `trend`, `cold_start`) on fresh series whose true
-mean and percentiles are known. The standard error of a coverage from 500 repetitions is 1 %.
+Every case repeats the whole of `describe` (or `grouped_bootstrap`, `trend`, `cold_start`) on new series whose true mean
+and percentiles are known. The standard error of a coverage from 500 repetitions is 1 %.
 """
 
 import math
@@ -14,7 +14,8 @@ from scipy import stats as scipy_stats
 from scipy.optimize import brentq
 from scipy.signal import lfilter
 
-from mlotel_cli.stats.describe import cold_start, describe, grouped_bootstrap, trend
+from mlotel_cli.stats.bootstrap import grouped_bootstrap
+from mlotel_cli.stats.describe import cold_start, describe, trend
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ def normal(phi):
 
 
 def lognormal(phi, sigma):
-    """Latencies with a long right tail, each like the one before."""
+    """Return lognormal AR(1) latencies: a long right tail, each value correlated with the previous one."""
     law = scipy_stats.lognorm(sigma)
     return Process(lambda rng, n: np.exp(sigma * ar1(rng, phi, n)), law.mean(), law.ppf)
 
@@ -53,7 +54,7 @@ def pareto(tail):
 
 
 def stalls():
-    """Lognormal latencies; now and then a run of slow batches, five on average, with an exponential delay on top."""
+    """Return lognormal latencies with bursts of slow batches, five on average, that add an exponential delay."""
     base = scipy_stats.lognorm(0.3)
     grid = np.linspace(0, 1, 20_001)[1:-1]
     delays = scipy_stats.expon(scale=STALL_MS).ppf(grid)
@@ -127,7 +128,7 @@ def test_the_simulation_notices_an_interval_that_ignores_the_correlation():
 @pytest.mark.parametrize(("share", "num_groups"), [(0.7, 20), (0.9, 60)])
 @pytest.mark.parametrize("alike", [0.0, 0.2])
 def test_grouped_intervals_hold_what_they_promise(share, num_groups, alike):
-    """Tracks of 1 to 24 samples; `alike` is the intraclass correlation."""
+    """Return the coverage for tracks of 1 to 24 samples; `alike` is the intraclass correlation."""
     rng, held, repetitions = np.random.default_rng(2), 0, 500
     scale = (1 - alike) / alike if alike else math.inf
     for seed in range(repetitions):

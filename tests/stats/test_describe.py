@@ -1,4 +1,4 @@
-"""What a run's series say, against numpy, scipy and arithmetic."""
+"""The description of a series agrees with numpy, scipy and arithmetic."""
 
 import ast
 import json
@@ -14,23 +14,15 @@ from scipy.signal import lfilter
 
 from mlotel_cli.stats import autocorrelation, bootstrap
 from mlotel_cli.stats import describe as stats
-from mlotel_cli.stats.describe import (
-    MIN_EFFECTIVE_N,
-    block_bootstrap,
-    block_length,
-    cold_start,
-    describe,
-    effective_sample_size,
-    paired_difference,
-    quantile,
-    trend,
-)
+from mlotel_cli.stats.autocorrelation import block_length, effective_sample_size
+from mlotel_cli.stats.bootstrap import block_bootstrap
+from mlotel_cli.stats.describe import MIN_EFFECTIVE_N, cold_start, describe, paired_difference, quantile, trend
 
 PERCENTILES = ("p50", "p90", "p95", "p99")
 
 
 def evenly_spread(n):
-    """A series whose values tell as much as independent ones: the golden ratio's multiples never cluster."""
+    """Return a series as informative as an independent one: the golden ratio's multiples never cluster."""
     return np.arange(1, n + 1) * (math.sqrt(5) - 1) / 2 % 1
 
 
@@ -245,7 +237,7 @@ def test_pairs_cancel_what_both_share():
 def test_paired_difference_at_the_edges():
     assert paired_difference([3.0], [2.0]) == stats.Difference(1, 1.0, None, 1.5, None)
     assert paired_difference([1.0, 2.0], [0.0, 0.0]).ratio is None
-    with pytest.raises(ValueError, match="in pairs, got 2 and 1"):
+    with pytest.raises(ValueError, match="a and b must have the same length, got 2 and 1"):
         paired_difference([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="at least 1"):
         paired_difference([], [])
@@ -268,6 +260,6 @@ def test_a_withheld_percentile_withholds_those_further_out() -> None:
 
     description = describe(values)
 
-    assert stats.effective_sample_size(values, q=0.99) >= stats.MIN_EFFECTIVE_N["p99"]
+    assert effective_sample_size(values, q=0.99) >= stats.MIN_EFFECTIVE_N["p99"]
     assert description["p90"] is None
     assert description["p95"] is description["p99"] is None

@@ -241,7 +241,7 @@ class _ReadingMetric(_FrameMetric[list[Spelling]]):
 
     def ci95(self) -> tuple[float, float] | None:
         """95 % interval by resampling vehicles, because the frames of one vehicle succeed and fail together."""
-        from mlotel_cli.stats.describe import grouped_bootstrap
+        from mlotel_cli.stats.bootstrap import grouped_bootstrap
 
         plates = [plate for part in self._parts for plate in part]
         shares = np.array([self._share(plate) for plate in plates], dtype=np.float64).reshape(-1, 2)
