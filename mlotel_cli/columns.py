@@ -1,4 +1,4 @@
-"""The vocabulary of a run's tables: names and types of their columns are built and parsed here, and nowhere else.
+"""The vocabulary of a run's tables: only this module builds and parses the names of their columns.
 
 A stage `detect` has the columns `detect.host_ms`, `detect.calls` and so on, a metric `map` has `accuracy.map`, and a
 recorded value `boxes` has `data.boxes`. Each of these names may contain dots: `data.load.host_ms` is a time of the
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 Measure = Literal["host_ms", "device_ms", "lag_ms", "queue_ms", "calls"]
-"""What a table holds of a stage in a batch. A stage that was only waited for has no `calls` and no `host_ms`."""
+"""What a table holds of a stage in a batch. A stage that did not run, but was waited for, has `queue_ms` only."""
 SOURCE_WAIT = "source.wait_ms"
 BATCH_TYPES = {
     "batch": "Int64",
@@ -24,7 +24,7 @@ BATCH_TYPES = {
     "latency_ms": "Float64",
     SOURCE_WAIT: "Float64",
 }
-"""Columns that every batches table has, and their polars types."""
+"""The columns that every batches table has, and their polars types."""
 SPAN_TYPES = {
     "trace_id": "String",
     "span_id": "String",
@@ -44,9 +44,9 @@ SPAN_TYPES = {
     "events": "String",
     "links": "String",
 }
-"""Columns of a spans table, and their polars types."""
+"""The columns of a spans table, and their polars types."""
 SAMPLE_TYPES = {"batch": "Int64", "id": "String", "prediction": "String", "target": "String"}
-"""Columns that every samples table has, and their polars types."""
+"""The columns that every samples table has, and their polars types."""
 _MEASURES: Mapping[str, Measure] = {measure: measure for measure in get_args(Measure)}
 _ACCURACY = "accuracy."
 _DATA = "data."
@@ -54,43 +54,43 @@ _SCORE = "score."
 
 
 class DataType(Protocol):
-    """The type of a column; polars' are."""
+    """The type of a column; polars' data types conform."""
 
     @classmethod
     def is_integer(cls) -> bool:
-        """Whether the column holds whole numbers."""
+        """Return True when the column holds whole numbers."""
         ...
 
 
 def stage_column(stage: str, measure: Measure) -> str:
-    """The batches table's column of a stage."""
+    """Return the name of a stage's column in the batches table."""
     return f"{stage}.{measure}"
 
 
 def accuracy_column(metric: str) -> str:
-    """The batches table's column of a metric's score."""
+    """Return the name of a metric's column in the batches table."""
     return _ACCURACY + metric
 
 
 def data_column(recorded: str) -> str:
-    """The batches table's column of a value given to `record()`."""
+    """Return the name of the column in the batches table that holds a value given to `record()`."""
     return _DATA + recorded
 
 
 def score_column(metric: str) -> str:
-    """The samples table's column of a metric's score."""
+    """Return the name of a metric's column in the samples table."""
     return _SCORE + metric
 
 
 def type_of(column: str, values: Sequence[object]) -> str:
-    """The polars type of a column that has no fixed one: calls of a stage are whole numbers, all else is Float64."""
+    """Return the polars type of a column without a fixed one: Int64 for calls of a stage, else Float64."""
     is_calls = column.endswith(".calls") and all(value is None or type(value) is int for value in values)
     return "Int64" if is_calls else "Float64"
 
 
 @dataclass(frozen=True, slots=True)
 class StageColumn:
-    """A column that holds a `measure` of a stage."""
+    """The column of a stage that holds `measure`."""
 
     stage: str
     measure: Measure
@@ -122,7 +122,7 @@ class BatchColumns:
 
 
 def parse_columns(schema: Mapping[str, DataType]) -> BatchColumns:
-    """What the columns of a batches table mean, by its schema."""
+    """Return what the columns of a batches table mean, by its schema."""
     stages: list[StageColumn] = []
     accuracy: dict[str, str] = {}
     data: dict[str, str] = {}
@@ -141,6 +141,6 @@ def parse_columns(schema: Mapping[str, DataType]) -> BatchColumns:
 
 
 def _has_calls(schema: Mapping[str, DataType], stage: str) -> bool:
-    """Whether `stage` is one: a recorded value or a score may be called `x.calls`, but is never a whole number."""
+    """Return True when `stage` is a stage: a score or a recorded value called `x.calls` is no whole number."""
     kind = schema.get(stage_column(stage, "calls"))
     return kind is not None and kind.is_integer()

@@ -1,4 +1,4 @@
-"""Parts of the configuration that the layers below the modes take as they are. Standard library only."""
+"""Settings that the configuration shares with the layers that obey them. Standard library only."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def bounded(default: Any, *, low: float, high: float | None = None) -> Any:
-    """A number that `config.check` holds between `low` and `high`, both allowed; None is left alone."""
+    """Declare a number that `config.check` refuses outside `low` to `high`; both are allowed, and so is None."""
     return field(default=default, metadata={"low": low, "high": high})
 
 

@@ -1,4 +1,4 @@
-"""The lossless sink: a run's batches, spans and samples as Parquet tables."""
+"""The lossless sink: it writes batches, spans and samples as Parquet tables."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ class ParquetSink:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know about the files."""
+        """Notes for a reader of the files."""
         return [table.note for table in self.tables if table.note]
 
     def write(self, record: BatchRecord) -> None:
@@ -74,15 +74,15 @@ class ParquetSink:
             table.merge()
 
     def describe(self) -> dict[str, Any]:
-        """Rows written, and lost."""
+        """Return how many rows were written and lost."""
         return {"ok": True, "sent": sum(table.num_written for table in self.tables), "lost": 0, "detail": ""}
 
 
 class RollingParquetSink(ParquetSink):
-    """A monitor's: the oldest rows go, and a disk that takes no more ends nothing; what it costs is counted."""
+    """The sink of a monitor: it deletes the oldest rows, and on a full disk it counts the rows that it loses."""
 
     def __init__(self, run_dir: Path, retention: Retention, *, say: Callable[[str], None]) -> None:
-        """Write below `run_dir`, behind what another recorder left there; `say` takes one line for the user."""
+        """Write below `run_dir`, behind what an earlier recorder left there; `say` takes one line for the user."""
         super().__init__(run_dir)
         self._say = say
         self._rolling = Rolling([table.folder for table in self.tables], retention)
@@ -92,7 +92,7 @@ class RollingParquetSink(ParquetSink):
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know about the files."""
+        """Notes for a reader of the files."""
         deleted = self._rolling.deleted_bytes
         lines = [f"the oldest {deleted / 1e6:.1f} MB were deleted, as monitor.retention says"] if deleted else []
         if self._lost:
@@ -116,28 +116,28 @@ class RollingParquetSink(ParquetSink):
         self._ok = not failed
         try:
             self._rolling.tick()
-        except OSError as error:  # a folder that somebody locked or took away: the rows above said so already
+        except OSError as error:  # the folder is locked or gone, and the rows above said so
             logger.warning("parts were neither merged nor deleted: %s", error)
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Flush; merge the last period's parts, unless that takes long. Earlier ones are not read again."""
+        """Flush, and merge the parts of the last period unless that takes long."""
         self.flush()
         self._rolling.close()
 
     def describe(self) -> dict[str, Any]:
-        """Rows written, and lost; why, also once it works again."""
+        """Return how many rows were written and lost, and the last reason, even if writing works again."""
         return {**super().describe(), "ok": self._ok, "lost": self._lost, "detail": self._problem}
 
 
 def create_parquet(
     run_dir: Path, retention: Mapping[str, Any] | None, *, say: Callable[[str], None]
 ) -> ParquetSink | RollingParquetSink:
-    """The sink of a run; with `retention`, the fields of `Retention`, one that rolls."""
+    """Return the sink of a run; with `retention`, the fields of `Retention`, the sink of a monitor."""
     return ParquetSink(run_dir) if retention is None else RollingParquetSink(run_dir, Retention(**retention), say=say)
 
 
 def batch_row(record: BatchRecord) -> dict[str, Any]:
-    """A BatchRecord as one flat row, named as run directories promise."""
+    """Return a BatchRecord as one flat row."""
     row: dict[str, Any] = {
         "batch": record.batch,
         "source_batch": record.source_batch,

@@ -1,1 +1,1 @@
-"""The run directory: its names, tables and run.json; how it is claimed, written, kept small and read back."""
+"""The run directory: this package claims it, writes it, keeps it small and reads it back."""

@@ -1,4 +1,4 @@
-"""The run directory of a single run, before it is one: whether it can be written, and that nobody else takes it."""
+"""Before a run: check that its directory can be written, and keep other processes out of it."""
 
 import contextlib
 import fcntl
@@ -14,11 +14,11 @@ _OF_THE_START = (
     WORKLOAD_LOG,
     RECORDER_LOG,
 )
-"""What is written before a run is one; a mistake that shows only then leaves nothing else."""
+"""Files that are written before run.json; after a usage error the directory holds nothing else."""
 
 
 def holds_run(directory: Path) -> bool:
-    """Whether there is a run in `directory`, of whatever state."""
+    """Return True when `directory` holds a run, in whatever state."""
     return (directory / RUN_JSON).exists()
 
 
@@ -38,7 +38,7 @@ def check_run_dir(directory: Path) -> None:
 
 
 class Claim:
-    """Holds the run directory of a single run: two that start in the same second would write into the same one."""
+    """Holds the run directory of a single run: two runs that start in the same second would share its name."""
 
     directory: Path | None = None
     _lock: int | None = None
@@ -55,7 +55,7 @@ class Claim:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock = os.open(directory, os.O_RDONLY)
-        except OSError:  # whoever writes into it says why it cannot
+        except OSError:  # the first write into it reports the reason
             return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,7 +72,7 @@ class Claim:
     @classmethod
     @contextlib.contextmanager
     def releasing(cls) -> Generator[None]:
-        """Let go of it in the end; after a mistake of the user's, take away what the start had left in it."""
+        """Release the directory at the end of the block; after a UsageError, remove what the start wrote there."""
         try:
             yield
         except UsageError:
@@ -90,7 +90,7 @@ class Claim:
             return
         for name in _OF_THE_START:
             (directory / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # there is more in it
+        with contextlib.suppress(OSError):  # it holds other files
             for folder in (directory / HYDRA, directory):
                 if folder.exists():
                     folder.rmdir()

@@ -1,4 +1,4 @@
-"""`python -m mlotel_cli.store.compact [FOLDER FIRST LAST]...`: merge a period's parts, in a process of its own.
+"""`python -m mlotel_cli.store.compact [FOLDER FIRST LAST]...` merges a period's parts, in a process of its own.
 
 Merging an hour of spans takes seconds of a core and a few hundred megabytes at worst; a recorder that did it itself
 would stop reading meanwhile, and keep the memory. The process is nice, and ends when its recorder does.
@@ -17,16 +17,16 @@ from mlotel_cli.store.reading import current_parts, scan_parts
 from mlotel_cli.store.writing import replacing
 
 FILES_AT_ONCE = 100
-"""Parts merged in one go; more go through intermediate ones, which keeps the memory flat."""
+"""Parts that are merged at once; more are merged in several steps, which bounds the memory."""
 ROW_GROUP = 32_768
 
 
 class _StoppedError(Exception):
-    """The recorder is gone: another one may be at these parts already."""
+    """The recorder ended; another one may be merging these parts already."""
 
 
 def compact(folder: Path, *, first: int, last: int, may_go_on: Callable[[], bool] = lambda: True) -> None:
-    """Make one part of those from number `first` to `last`.
+    """Merge the parts from number `first` to `last` into one.
 
     Args:
         folder: the table.
@@ -63,7 +63,7 @@ def _merge(folder: Path, parts: Sequence[Path], *, may_go_on: Callable[[], bool]
 
 
 def main() -> None:
-    """Compact what the command line names, one table after the other."""
+    """Merge what the command line names, one table after the other."""
     words = sys.argv[1:]
     recorder = os.getppid()
     os.nice(10)

@@ -1,4 +1,4 @@
-"""Run directories, read back: live, killed and finished ones alike, through one function."""
+"""Reads run directories, whether the run goes on, was killed or has finished."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 RECORDER_MODULE = "mlotel_cli.recorder"
-"""What a recorder's command line names, beside its run directory."""
+"""A recorder's command line names this module and its run directory."""
 _ATTEMPTS = 5
 
 
@@ -25,8 +25,8 @@ class Run:
 
     Attributes:
         path: the directory.
-        info: run.json, with `status` put right when its process died without a word.
-        died: that it did; run.json itself still says running.
+        info: run.json; `status` is interrupted when it says running and the recorder is dead.
+        died: True in that case.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class Run:
 
 
 def read_run(path: str | Path) -> Run:
-    """Open a run directory, whatever state it is in. Tables are read anew at every access.
+    """Open a run directory in any state. Each access reads the table again.
 
     Raises:
         UsageError: when `path` is no run directory, or a newer mlotel wrote it.
@@ -84,13 +84,13 @@ def read_run(path: str | Path) -> Run:
 
 
 def _is_alive(pid: int | None, folder: Path) -> bool:
-    """True while the recorder that writes `folder` runs; a pid that now is another program's does not count."""
+    """Return True while the recorder of `folder` runs; False when another program has its pid now."""
     if not pid:
         return False
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         beside = Path(os.readlink(f"/proc/{pid}/cwd"))
-    except PermissionError:  # somebody else's process: more than that it runs cannot be known
+    except PermissionError:  # another user's process: it runs, and says no more
         return True
     except OSError:
         return not Path("/proc/self").exists() and _answers(pid)
@@ -100,7 +100,7 @@ def _is_alive(pid: int | None, folder: Path) -> bool:
 
 
 def _answers(pid: int) -> bool:
-    """Whether a process of this number runs, where there is no /proc to say which."""
+    """Return True when any process has this pid; for systems without /proc."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -111,46 +111,46 @@ def _answers(pid: int) -> bool:
 
 
 def read_table(folder: Path) -> "pl.DataFrame":
-    """All rows of a table folder, in order, with the union of the parts' columns; empty when there is none yet."""
+    """Return all rows of a table, in order, with the union of its parts' columns; empty without parts."""
     return query_table(folder, lambda frame: frame)
 
 
 def query_table(folder: Path, query: "Callable[[pl.LazyFrame], pl.LazyFrame]") -> "pl.DataFrame":
-    """What `query` asks of a table folder, without reading the rest; empty, unasked, when there is no part yet."""
+    """Run `query` on a table and read only what it needs; without parts, return an empty frame and do not call it."""
     import polars as pl
 
     return _read_parts(folder, lambda parts: query(scan_parts(parts)).collect() if parts else pl.DataFrame())
 
 
 def _read_parts(folder: Path, read: "Callable[[Sequence[Path]], pl.DataFrame]") -> "pl.DataFrame":
-    """What `read` makes of the parts; again, when one was merged away between listing and reading."""
+    """Return `read` of the parts; list and read again when a part was merged away in between."""
     before: Sequence[Path] | None = None
     while True:
         parts = current_parts(folder)
         try:
             return read(parts)
         except FileNotFoundError:
-            if parts == before:  # nothing moves: it is gone for good
+            if parts == before:  # the listing did not change: the part is lost
                 raise
             before = parts
 
 
 def scan_parts(parts: Sequence[Path]) -> "pl.LazyFrame":
-    """All rows of some parts, in their order, with the union of their columns."""
+    """Return all rows of some parts, in order, with the union of their columns."""
     import polars as pl
 
-    # Neighbours of one schema are one scan: polars takes a thread for every scan, and there may be thousands of parts.
+    # Neighbours with one schema share a scan: polars starts a thread for each, and there may be thousands of parts.
     groups = groupby(parts, key=lambda part: list(pl.read_parquet_schema(part).items()))
     return pl.concat([pl.scan_parquet(list(group)) for _, group in groups], how="diagonal_relaxed")
 
 
 def newest_rows(folder: Path, count: int) -> "pl.DataFrame":
-    """The `count` rows of a table that were written last, read from the parts that hold them and no others."""
+    """Return the `count` rows of a table that were written last, and read no other parts than theirs."""
     return _read_parts(folder, lambda parts: _newest_rows(parts, count))
 
 
 def count_rows(folder: Path) -> int:
-    """Rows of a table so far, by the files' own counts."""
+    """Return the number of rows of a table so far, by its files' metadata."""
     import polars as pl
 
     rows = query_table(folder, lambda frame: frame.select(pl.len()))
@@ -173,7 +173,7 @@ def _newest_rows(parts: Sequence[Path], count: int) -> "pl.DataFrame":
 
 
 def current_parts(folder: Path) -> list[Path]:
-    """The parts of a table that are not covered by a merged one, in order.
+    """Return the parts of a table that no merged part covers, in order.
 
     A listing is no snapshot: while parts are merged it can miss the merged one and some of those that it replaced.
     Parts count up from 1, so a gap gives that away, and the folder is listed again. A gap that stays is none of those:
@@ -191,18 +191,18 @@ def current_parts(folder: Path) -> list[Path]:
 
 
 def covered_parts(folder: Path) -> list[Path]:
-    """Parts whose rows are in a merged one too, which nobody had the time to remove."""
+    """Return the parts whose rows are in a merged part too: the process that merged them was killed."""
     listed = _list_parts(folder)
     return [part for _, _, part in sorted(set(listed) - set(_uncovered(listed)))]
 
 
 def last_part(folder: Path) -> int:
-    """The highest number of a part; 0 when there is none."""
+    """Return the highest number of a part; 0 without parts."""
     return max((last for _, last, _ in _list_parts(folder)), default=0)
 
 
 def _uncovered(listed: Sequence[tuple[int, int, Path]]) -> list[tuple[int, int, Path]]:
-    """Those of `listed`, in order, that no wider one covers."""
+    """Return those of `listed` that no wider part covers, in order."""
     uncovered: list[tuple[int, int, Path]] = []
     reach = 0
     for first, last, part in sorted(listed, key=lambda each: (each[0], -each[1])):

@@ -1,4 +1,4 @@
-"""What keeps a monitor's tables from growing for ever: old parts are merged period by period, the oldest deleted.
+"""Keeps a monitor's tables bounded: merges old parts period by period, and deletes the oldest.
 
 Merging happens in a process of its own (`store.compact`); here is when, and what is deleted. Called from the
 recorder's main loop, which it does not hold: a pass looks at file sizes and ages, and deletes.
@@ -25,18 +25,18 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 LOOK_EVERY_S = 10.0
 """Seconds between two looks at sizes and ages."""
 HANGS_S = 600.0
-"""A compaction that takes longer is ended; nothing is deleted while one runs."""
+"""A compaction that takes longer is killed. While one runs, nothing is deleted."""
 JUMP_S = 60.0
-"""A wall clock that goes on by so much more than time did was set: a small computer learns the time after a while."""
+"""A wall clock that advances by so much more than the monotonic clock was set, as on a board without a battery."""
 LAST_COMPACTION_S = 5.0
-"""What the end of a run waits for the parts since the last compaction to be merged."""
+"""At the end of a run: how long the last compaction may take."""
 
 
 class Compaction(Protocol):
     """A process that merges parts; a Popen."""
 
     def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """Return its exit code; None while it runs."""
         ...
 
     def wait(self, timeout: float | None = None) -> int:
@@ -52,10 +52,10 @@ Start = Callable[[Sequence[str]], Compaction]
 
 
 class Rolling:
-    """Compaction and retention of some tables.
+    """Merges and deletes parts of some tables.
 
     Attributes:
-        deleted_bytes: what was deleted for its age or the room it took.
+        deleted_bytes: size of the parts deleted for their age or size.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Rolling:
         clock: Callable[[], float] = lambda: time.clock_gettime(_CLOCK),
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Look after `folders`, and tidy what a recorder that was killed left in them.
+        """Begin with `folders`, and remove what a killed recorder left in them.
 
         Args:
             folders: the tables; they need not exist yet.
@@ -92,7 +92,7 @@ class Rolling:
             self._compacted[folder] = max((part_numbers(part)[1] for part in _merged(folder)), default=0)
 
     def tick(self) -> None:
-        """Called about every second."""
+        """Do what is due. Called about every second."""
         now = self._clock()
         self._reap()
         if self._running is not None and now - self._compacted_at >= HANGS_S:
@@ -100,12 +100,12 @@ class Rolling:
         if now - self._compacted_at >= self._retention.compact_s and self._running is None:
             self._compacted_at = now
             self._begin()
-        if now - self._looked_at >= LOOK_EVERY_S and self._running is None:  # it reads the oldest parts, maybe
+        if now - self._looked_at >= LOOK_EVERY_S and self._running is None:  # one may be reading old parts
             self._looked_at = now
             self._delete_old()
 
     def close(self) -> None:
-        """Merge the parts of the last period, unless that takes long; then they stay, just as readable."""
+        """Merge the parts of the last period; if that takes long, leave them, which are just as readable."""
         deadline = self._clock() + LAST_COMPACTION_S
         self._finish(deadline)
         self._begin()
@@ -125,11 +125,11 @@ class Rolling:
             return
         try:
             self._running = self._start(words)
-        except OSError as error:  # no process, or no memory for one: the next period tries again
+        except OSError as error:  # no memory for another process, for instance; the next period tries again
             logger.warning("parts were not merged: %s", error)
 
     def _reap(self) -> None:
-        """Note how a compaction ended. One that failed is tried again with the next period's parts."""
+        """Note how a compaction ended; after a failure the next one takes its parts too."""
         if self._running is None or (code := self._running.poll()) is None:
             return
         self._running = None
@@ -149,7 +149,7 @@ class Rolling:
         self._reap()
 
     def _delete_old(self) -> None:
-        """Delete the oldest parts, of whichever table, until age and room are within bounds; each table keeps one."""
+        """Delete the oldest parts of all tables until age and size are within bounds; a table keeps its newest."""
         self._follow_wall_clock()
         tables = [_files(folder) for folder in self._folders]
         files = sorted(file for table in tables for file in table[:-1])
@@ -163,7 +163,7 @@ class Rolling:
             self.deleted_bytes += size
 
     def _follow_wall_clock(self) -> None:
-        """When the wall clock was set forward, so are the times of the parts: they are not older than they were."""
+        """After the wall clock was set forward, move the parts' times by the same amount: their age stays."""
         now_s = self._wall()
         jump_s = now_s - self._clock() - self._offset_s
         self._offset_s += jump_s
@@ -171,12 +171,12 @@ class Rolling:
             return
         for folder in self._folders:
             for written, path, _ in _files(folder):
-                if written <= now_s - jump_s:  # and not since
+                if written <= now_s - jump_s:  # written before the clock was set
                     os.utime(path, (written + jump_s, written + jump_s))
 
 
 def _files(folder: Path) -> list[tuple[float, Path, int]]:
-    """(time of the newest row, path, bytes) of a table's parts, in order."""
+    """Return (time of the newest row, path, bytes) of a table's parts, in order."""
     found: list[tuple[tuple[int, int], float, Path, int]] = []
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
@@ -192,7 +192,7 @@ def _merged(folder: Path) -> list[Path]:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what a kill left: files half written, and parts whose rows are in a merged one."""
+    """Remove what a killed process left: unfinished files, and parts whose rows are in a merged one."""
     for path in (*folder.glob(UNFINISHED_PARTS), *covered_parts(folder)):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
@@ -200,5 +200,5 @@ def _tidy(folder: Path) -> None:
 
 def _start(words: Sequence[str]) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-P", "-m", "mlotel_cli.store.compact", *words]
-    # One thread: it has an hour for this, and the cores are the workload's.
+    # One thread is enough for an hour of parts, and leaves the cores to the workload.
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "POLARS_MAX_THREADS": "1"})

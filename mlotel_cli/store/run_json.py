@@ -1,4 +1,4 @@
-"""run.json: what a run is and how it went, whole at every moment; a recorder that replaces another one continues it."""
+"""run.json says what a run is and how it went. It is whole at every moment; a new recorder continues an old one's."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from mlotel_cli.store.layout import RUN_JSON
 from mlotel_cli.store.writing import replacing
 
 SCHEMA_VERSION = 1
-"""Of what this mlotel writes, and the highest that it reads."""
+"""What this mlotel writes, and the highest that it reads."""
 _OF_EACH_RECORDER = ("status", "ended_ns", "recorder_pid", "wandb", "summary")
 
 
 def read_info(run_dir: Path) -> dict[str, Any]:
-    """The content of run.json.
+    """Return the content of run.json.
 
     Raises:
         OSError: when it is not there or cannot be read.
@@ -45,7 +45,7 @@ def check_version(info: Mapping[str, Any], run_dir: Path) -> None:
 
 
 def wandb_id(run_dir: Path) -> str | None:
-    """The W&B run that the run is logged to; None when there is none, or no run.json yet."""
+    """Return the id of the W&B run that a recorder of this run logs to; None without one, or before run.json exists."""
     try:
         run_id = read_info(run_dir)["wandb"]["id"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -54,7 +54,7 @@ def wandb_id(run_dir: Path) -> str | None:
 
 
 def rows_written(run_dir: Path) -> int:
-    """Rows that the recorders of a monitor have written so far, by their own account; 0 before there are any."""
+    """Return how many rows the recorders of a monitor say that they wrote so far; 0 before run.json says so."""
     try:
         return Totals.from_json(read_info(run_dir)["totals"]).rows
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -62,7 +62,7 @@ def rows_written(run_dir: Path) -> int:
 
 
 def mark_failed(run_dir: Path, error: str) -> None:
-    """Say that a run failed whose recorder died; does nothing where there is no run.json, or no room for another."""
+    """Write into run.json that the run failed; do nothing where there is no run.json, or the disk is full."""
     try:
         _write_info(run_dir, read_info(run_dir) | {"status": "failed", "error": error, "ended_ns": time.time_ns()})
     except (OSError, ValueError):
@@ -76,7 +76,7 @@ def _write_info(run_dir: Path, info: Mapping[str, Any]) -> None:
 
 @dataclass(slots=True)
 class Totals:
-    """Counts since the start of a run, which its rows may not tell any more.
+    """Counts since the start of a run; a monitor deletes its oldest rows, and these remain.
 
     Attributes:
         batches: by status.
@@ -92,7 +92,7 @@ class Totals:
 
     @property
     def rows(self) -> int:
-        """Batches, however they ended."""
+        """Batches of every status."""
         return self.batches.total()
 
     def add(self, record: BatchRecord) -> None:
@@ -103,7 +103,7 @@ class Totals:
             self.items_done += record.size
 
     def plus(self, other: "Totals") -> "Totals":
-        """Both together."""
+        """Return the sums of both."""
         return Totals(
             self.batches + other.batches,
             self.items + other.items,
@@ -112,7 +112,7 @@ class Totals:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As run.json has it."""
+        """Return what run.json holds."""
         return {
             "batches": dict(self.batches),
             "items": self.items,
@@ -122,20 +122,20 @@ class Totals:
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> "Totals":
-        """The inverse; what is missing is 0."""
+        """Read what `to_json` returned; what is missing is 0."""
         counts = [int(told.get(name, 0)) for name in ("items", "items_done", "spans")]
         return cls(Counter({str(name): int(count) for name, count in told.get("batches", {}).items()}), *counts)
 
 
 @dataclass(slots=True)
 class Before:
-    """What the recorders before this one leave to it; nothing to the first.
+    """What this recorder takes over from earlier ones of the same run; the first one takes over nothing.
 
     Attributes:
         totals: what they counted.
         seconds: since the start of the run.
         port: where the last one listened, so that a page which is open finds it again; 0 when it did not.
-        sinks: what they sent, and lost, by sink; what waited in them when they died is lost.
+        sinks: what they sent and lost, by sink; what waited in a sink when its recorder died counts as lost.
     """
 
     totals: Totals = field(default_factory=Totals)
@@ -144,7 +144,7 @@ class Before:
     sinks: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
 
     def with_sink(self, name: str, sink: Mapping[str, Any]) -> dict[str, Any]:
-        """`sink`, counting on from them."""
+        """Return `sink` with what earlier recorders sent and lost added."""
         earlier = self.sinks.get(name, {})
         return {**sink, **{key: sink[key] + earlier.get(key, 0) for key in ("sent", "lost")}}
 
@@ -158,7 +158,7 @@ class RunFile:
     """
 
     def __init__(self, run_dir: Path, opening: Mapping[str, Any]) -> None:
-        """Begin, or go on where a recorder that died left it; writes nothing yet."""
+        """Begin, or continue what a dead recorder left; writes nothing yet."""
         self._run_dir = run_dir
         self.info: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -180,13 +180,13 @@ class RunFile:
         self.before = self._continue(live["restarts"]) if live.get("restarts") else Before()
 
     def update(self, info: Mapping[str, Any]) -> None:
-        """Take what the workload tells; notes are added to those that are there."""
+        """Take what the workload reports; its notes are added to the earlier ones."""
         notes: list[str] = self.info["notes"]
         notes += [note for note in info.get("notes", ()) if note not in notes]
         self.info.update({key: value for key, value in info.items() if key not in ("config", "notes")})
 
     def write(self) -> None:
-        """Write it whole, and rename.
+        """Replace run.json.
 
         Raises:
             RecorderError: when it cannot be written.
@@ -197,7 +197,7 @@ class RunFile:
             raise RecorderError(f"{self._run_dir / RUN_JSON} cannot be written: {error}") from error
 
     def _continue(self, restarts: int) -> Before:
-        """Take over what the last recorder wrote; says so in the notes."""
+        """Take over what the last recorder wrote, and say so in the notes."""
         when = f"{datetime.fromtimestamp(time.time(), UTC):%Y-%m-%d %H:%M:%S} UTC"
         note = f"recorder {restarts + 1} took over at {when}; what the one before had not written is lost"
         try:

@@ -49,7 +49,7 @@ class TableWriter(Generic[Row]):
     def __init__(
         self, folder: Path, types: Mapping[str, str], columns: Callable[[Sequence[Row]], dict[str, list[Any]]]
     ) -> None:
-        """Write to `folder` what `columns` makes of rows.
+        """Write to `folder` the columns that `columns` returns for rows.
 
         A column that `types` does not name has the type that `columns.type_of` gives it.
         """
@@ -57,7 +57,7 @@ class TableWriter(Generic[Row]):
         self._types = types
         self._columns = columns
         self._rows: list[Row] = []
-        self._parts = last_part(folder)  # a recorder that takes the place of another goes on behind its parts
+        self._parts = last_part(folder)  # a new recorder continues behind the parts of the one before
         self.num_written = 0
         self.note = ""
 
@@ -120,13 +120,13 @@ class TableWriter(Generic[Row]):
 
 
 def join_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Columns of rows that need not have the same keys, in order of first appearance."""
+    """Return the columns of rows whose keys may differ, in order of first appearance."""
     names = dict.fromkeys(name for keys in dict.fromkeys(tuple(row) for row in rows) for name in keys)
     return {name: [row.get(name) for row in rows] for name in names}
 
 
 def span_columns(spans: Sequence[SpanRecord]) -> dict[str, list[Any]]:
-    """Spans as columns; ids in OpenTelemetry's hexadecimal form, what is nested as JSON text."""
+    """Return spans as columns: ids in OpenTelemetry's hexadecimal form, nested values as JSON text."""
     return {
         "trace_id": [f"{span.trace_id:032x}" for span in spans],
         "span_id": [f"{span.span_id:016x}" for span in spans],
@@ -151,7 +151,7 @@ def _json(value: Any) -> str:
 
 
 def _frame(columns: Mapping[str, list[Any]], types: Mapping[str, str]) -> Any:
-    """A frame with exactly these types. What does not fit them becomes null, and is said: it must not end the run."""
+    """Return a frame of exactly these types. A value that does not fit becomes null and is logged; the run goes on."""
     import polars as pl
 
     schema = {name: getattr(pl, kind) for name, kind in types.items()}
@@ -172,7 +172,7 @@ def _fit(value: Any, kind: str) -> Any:
 
 
 def _write_errors() -> tuple[type[Exception], ...]:
-    """What a full or vanished disk raises: polars wraps some of it."""
+    """Return the exceptions of a full or vanished disk; polars wraps some of them."""
     import polars as pl
 
     return (OSError, pl.exceptions.PolarsError)

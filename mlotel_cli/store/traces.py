@@ -1,4 +1,4 @@
-"""The spans table read back as SpanRecords, whatever the size of the run: only the batches that are asked for."""
+"""Reads the spans of some batches back as SpanRecords, whatever the size of the run."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from mlotel_cli.store.reading import query_table
 
 
 def load_spans(spans: Path, first: int, last: int) -> list[SpanRecord]:
-    """The spans of batches `first` to `last`, both included, by start. Reads no other rows' contents."""
+    """Return the spans of batches `first` to `last`, both included, by start; other rows are not read."""
     import polars as pl
 
     wanted = pl.col("batch").is_between(first, last)
@@ -21,7 +21,7 @@ def load_spans(spans: Path, first: int, last: int) -> list[SpanRecord]:
 
 
 def traced_range(spans: Path) -> tuple[int, int] | None:
-    """First and last batch that has spans; None without any."""
+    """Return the first and last batch that have spans; None without spans."""
     import polars as pl
 
     frame = query_table(spans, lambda each: each.select(first=pl.col("batch").min(), last=pl.col("batch").max()))

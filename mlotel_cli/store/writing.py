@@ -1,4 +1,4 @@
-"""Writing of files that readers see whole or not at all."""
+"""Writes files so that readers see all of a file, or the file before it."""
 
 import contextlib
 import os
