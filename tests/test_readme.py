@@ -14,13 +14,20 @@ import mlotel_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLE = (ROOT / "examples" / "instrument_only" / "README.md").read_text(encoding="utf-8")
-LPR = (ROOT / "examples" / "lpr" / "README.md").read_text(encoding="utf-8")
-SHORT = ["tracker.mode=disabled", "eval.max_batches=2", "eval.warmup_batches=1"]
+EXAMPLES = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "examples").glob("*/README.md")))
+NEEDS_MORE = ("my.mp4", "my_", "HOST", "127.0.0.1")
+"""Commands with these name files, cameras and servers that are not here."""
+RUN_ELSEWHERE = {
+    "mlotel eval -cd examples/lpr/conf": "tests/examples/lpr/test_eval.py",
+    "mlotel eval -cd examples/lpr/conf data=night": "tests/examples/lpr/test_eval.py",
+    "mlotel eval -cd examples/lpr/conf metrics=by_condition": "tests/examples/lpr/test_eval.py",
+    "mlotel eval -cd examples/instrument_only/conf": "tests/examples/instrument_only/test_instrument_only.py",
+}
+"""The file that runs a command and looks at its figures as well; the command stands in it."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def commands_of(block: str) -> list[str]:
@@ -33,9 +40,23 @@ def commands() -> list[str]:
 
 
 def indented(text: str) -> list[str]:
-    """The commands of an indented block, without their comments."""
-    lines = [line.partition("  #")[0].strip() for line in text.splitlines() if line.startswith("    ")]
+    """The commands of mlotel in indented blocks, without their comments."""
+    lines = commands_of("\n".join(line for line in text.splitlines() if line.startswith("    ")))
     return [line for line in lines if line.startswith("mlotel ")]
+
+
+def scripts() -> list[list[str]]:
+    """What is run one after the other: the commands of mlotel in a block, or one of an example. Each is here once."""
+    found = [commands_of(block) for text in (README, EXAMPLES) for block in blocks("bash", text)]
+    found += [[line] for line in indented(EXAMPLES)]
+    known, kept = set(RUN_ELSEWHERE), list[list[str]]()
+    for lines in found:
+        lines = [line.replace("--config-dir", "-cd") for line in lines if line.startswith("mlotel ")]
+        lines = [line for line in lines if not any(word in line for word in NEEDS_MORE)]
+        if not known.issuperset(lines):
+            known.update(lines)
+            kept.append(lines)
+    return kept
 
 
 PATH = f"{ROOT / '.nsys' / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -74,36 +95,38 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_nothing_is_left_to_fill_in() -> None:
-    assert "@@" not in README + LPR
-    assert len(commands()) >= 7
-    assert len(indented(LPR)) >= 3
+    assert "@@" not in README + EXAMPLES
+    assert len([line for line in commands() if line.startswith(("make ", "mlotel "))]) >= 7
+    assert len(scripts()) >= 3
 
 
-def mlotel_blocks() -> list[list[str]]:
-    """The commands of each block that has one of mlotel's."""
-    found = [commands_of(block) for block in blocks("bash")]
-    return [lines for lines in found if any(line.startswith("mlotel ") for line in lines)]
+def test_what_is_run_elsewhere_is_run_there() -> None:
+    for command, file in RUN_ELSEWHERE.items():
+        assert f'"{command}"' in (ROOT / file).read_text(), command
 
 
-def as_tested(command: str) -> list[str]:
-    """What a command gets here besides: no W&B, fewer frames, and an end and a port of its own for a monitor."""
+def shorter(command: str, script: list[str]) -> list[str]:
+    """What a command gets here besides: no W&B, fewer batches, and an end and a port of its own for a monitor."""
     mode = command.split()[1]
     if "--cfg" in command or mode not in ("eval", "profile", "monitor"):
         return []
-    shorter = ["eval.max_batches=18"] if "examples/lpr" in command else []
     monitors = ["monitor.max_batches=3", "monitor.http.port=0"] if mode == "monitor" else []
-    return ["tracker.mode=disabled", *shorter, *monitors]
+    run_dir = command.partition("run.dir=")[2].split(" ")[0] or "none"
+    looked_at = [line.partition("--batch ")[2].split(" ")[0] for line in script if f" {run_dir} " in line]
+    numbers = [int(number) for words in looked_at for number in re.findall(r"\d+", words)]
+    batches = [f"eval.max_batches={2 + max(numbers, default=0)}"] if "examples/lpr" in command else []
+    return ["tracker.mode=disabled", *batches, *monitors]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("lines", mlotel_blocks(), ids=lambda lines: " ".join(lines[0].split()[:3]))
-def test_the_commands_of_a_block_run_one_after_the_other(lines: list[str], project: Path) -> None:
+@pytest.mark.parametrize("lines", scripts(), ids=lambda lines: " ".join(lines[0].split()[:4]))
+def test_the_commands_run_one_after_the_other(lines: list[str], project: Path) -> None:
     if any(line.startswith("mlotel profile") for line in lines) and not shutil.which("nsys", path=PATH):
         pytest.skip("nsys is not installed: tests/system/install_nsys.sh unpacks it")
     for command in lines:
-        assert run(command, project, *as_tested(command)).strip(), command
-        if command.startswith("mlotel eval --config-dir project/conf"):
+        assert run(command, project, *shorter(command, lines)).strip(), command
+        if command.startswith("mlotel eval -cd project/conf"):
             (run_json,) = (project / "outputs" / "eval").glob("*/run.json")
             batches = mlotel_cli.read_run(run_json.parent).batches
             assert batches.height == 100
@@ -118,25 +141,6 @@ def test_a_make_target_of_readme_exists_and_does_what_readme_says(command: str) 
     assert done.returncode == 0, done.stderr
     expected = {"demo": "mlotel eval --config-dir examples/lpr/conf", "test": "-m pytest"}
     assert expected.get(command.split()[1], "") in done.stdout
-
-
-@pytest.mark.slow
-def test_the_demo_runs(tmp_path: Path) -> None:
-    output = run("mlotel eval --config-dir examples/lpr/conf", ROOT, *SHORT, f"run.dir={tmp_path / 'run'}")
-    assert all(name in output for name in ("plate_exact_match", "vehicle_detector", "plate_reader"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [
-        line
-        for line in indented(LPR + EXAMPLE)
-        if "my.mp4" not in line and "my_" not in line and "by_condition" not in line
-    ],
-)
-def test_a_command_of_an_example_runs(command: str, tmp_path: Path) -> None:
-    assert run(command, ROOT, *SHORT, f"run.dir={tmp_path / 'run'}").strip()
 
 
 def test_the_code_of_the_first_block_is_all_that_a_stage_needs() -> None:

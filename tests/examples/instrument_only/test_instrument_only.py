@@ -11,7 +11,9 @@ import pytest
 from mlotel_cli import read_run
 from tests.support.cli import mlotel
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "instrument_only"
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "examples" / "instrument_only"
+COMMAND = "mlotel eval -cd examples/instrument_only/conf"
 
 
 @pytest.fixture(autouse=True)
@@ -22,15 +24,10 @@ def _forget_modules():
 
 
 @pytest.mark.slow
-def test_eval_gives_accuracy_and_the_loops_spans(tmp_path: Path) -> None:
-    ended = mlotel(
-        "eval",
-        "-cd",
-        str(EXAMPLE / "conf"),
-        f"run.dir={tmp_path / 'run'}",
-        "tracker.mode=disabled",
-        "eval.max_batches=6",
-    )
+def test_eval_gives_accuracy_and_the_loops_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = (f"run.dir={tmp_path / 'run'}", "tracker.mode=disabled", "eval.max_batches=6")
+    ended = mlotel(*COMMAND.split()[1:], *words)
     assert ended.code == 0, ended.err
     run = read_run(tmp_path / "run")
     batches = run.batches

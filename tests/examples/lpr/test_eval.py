@@ -11,13 +11,24 @@ from tests.support.cli import mlotel
 
 pytestmark = pytest.mark.slow
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "lpr"
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "examples" / "lpr"
+ON_VALIDATION = "mlotel eval -cd examples/lpr/conf"
+ON_NIGHT = "mlotel eval -cd examples/lpr/conf data=night"
+ON_CROWDED = "mlotel eval -cd examples/lpr/conf data=crowded"
+BY_CONDITION = "mlotel eval -cd examples/lpr/conf metrics=by_condition"
 STAGES = ["vehicle_detector", "plate_detector", "plate_reader"]
 
 
-def evaluate(tmp_path: Path, *overrides: str):
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def evaluate(tmp_path: Path, *overrides: str, command: str = ON_VALIDATION):
+    """A command as the README shows it, with `overrides` behind it."""
     ended = mlotel(
-        "eval", "-cd", str(EXAMPLE / "conf"), f"run.dir={tmp_path / 'run'}", "tracker.mode=disabled", "device=cpu",
+        *command.split()[1:], f"run.dir={tmp_path / 'run'}", "tracker.mode=disabled", "device=cpu",
         "eval.warmup_batches=0", *overrides,
     )  # fmt: skip
     return ended, tmp_path / "run"
@@ -48,7 +59,7 @@ def test_figures_by_condition(tmp_path: Path, clip: Path) -> None:
     annotations = tmp_path / "labels.json"
     annotations.write_text(json.dumps(labels))
     ended, run_dir = evaluate(
-        tmp_path, "data=video", f"data.path={clip}", f"data.annotations={annotations}", "metrics=by_condition"
+        tmp_path, "data=video", f"data.path={clip}", f"data.annotations={annotations}", command=BY_CONDITION
     )
     assert ended.code == 0, ended.err
     accuracy = read_run(run_dir).summary["accuracy"]
@@ -56,11 +67,15 @@ def test_figures_by_condition(tmp_path: Path, clip: Path) -> None:
     assert accuracy["rain_vehicle_ap50"]["value"] > 0.5
 
 
-@pytest.mark.parametrize("name", ["validation", "night", "crowded"])
-def test_each_committed_data_set_is_read(tmp_path: Path, name: str) -> None:
-    ended, run_dir = evaluate(tmp_path, f"data={name}", "eval.max_batches=1", "data.batch_size=2")
+@pytest.mark.parametrize(("command", "name"), [(ON_NIGHT, "night"), (ON_CROWDED, "crowded")])
+def test_each_committed_data_set_is_read(tmp_path: Path, command: str, name: str) -> None:
+    ended, run_dir = evaluate(tmp_path, "eval.max_batches=1", "data.batch_size=2", command=command)
     assert ended.code == 0, ended.err
     assert read_run(run_dir).batches["size"].to_list() == [2]
+    check_labels(name)
+
+
+def check_labels(name: str) -> None:
     labels = json.loads((EXAMPLE / "data" / f"{name}.json").read_text())
     assert len(labels["images"]) == sum(spec.num_frames for spec in DATA_SETS[name].clips())
 
@@ -76,7 +91,9 @@ def test_the_validation_video_reaches_the_figures_in_the_readme(tmp_path: Path) 
     ended, run_dir = evaluate(tmp_path)
     assert ended.code == 0, ended.err
     run = read_run(run_dir)
-    assert run.batches["size"].sum() >= 600
+    assert run.batches["size"].sum() == 640
+    check_labels("validation")
+    assert all(name in ended.out for name in ("plate_exact_match", "vehicle_detector", "plate_reader"))
     accuracy = {name: figure["value"] for name, figure in run.summary["accuracy"].items()}
     assert accuracy["vehicle_ap50"] >= 0.95
     assert accuracy["plate_ap50"] >= 0.90

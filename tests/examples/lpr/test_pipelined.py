@@ -18,10 +18,7 @@ pytestmark = pytest.mark.slow
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "lpr"
 STAGES = ["vehicle_detector", "plate_detector", "plate_reader"]
-PIPELINED = [
-    ["executor=pipelined"],
-    ["executor=pipelined", "executor.queue_size=1", "executor.replicas={vehicle_detector: 2, plate_reader: 3}"],
-]
+REPLICAS = ("executor=pipelined", "executor.queue_size=1", "executor.replicas={vehicle_detector: 2, plate_reader: 3}")
 
 
 def evaluate(run_dir: Path, clip: Path, *overrides: str) -> Run:
@@ -39,11 +36,20 @@ def sequential(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Run:
     return evaluate(tmp_path_factory.mktemp("lpr") / "sequential", clip)
 
 
-@pytest.mark.parametrize("overrides", PIPELINED, ids=["threads", "replicas"])
-def test_same_predictions_same_order_same_accuracy(
-    tmp_path: Path, clip: Path, sequential: Run, overrides: list[str]
-) -> None:
-    pipelined = evaluate(tmp_path / "run", clip, *overrides)
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Run:
+    return evaluate(tmp_path_factory.mktemp("lpr") / "replicated", clip, *REPLICAS)
+
+
+def test_same_predictions_same_order_same_accuracy(tmp_path: Path, clip: Path, sequential: Run) -> None:
+    check_same(evaluate(tmp_path / "run", clip, "executor=pipelined"), sequential)
+
+
+def test_replicas_change_no_prediction_and_no_order(sequential: Run, replicated: Run) -> None:
+    check_same(replicated, sequential)
+
+
+def check_same(pipelined: Run, sequential: Run) -> None:
     assert_frame_equal(pipelined.samples, sequential.samples)
     assert pipelined.batches["batch"].to_list() == sequential.batches["batch"].to_list() == list(range(10))
     columns = [name for name in sequential.batches.columns if name.startswith(("accuracy.", "data."))]
@@ -69,12 +75,12 @@ def test_every_reading_is_the_same(clip: Path, replicas: dict[str, int]) -> None
     assert readings(PipelinedExecutor(stages, inference=Inference("cpu"), replicas=replicas)) == expected
 
 
-def test_lanes_and_waiting_are_in_the_spans(tmp_path: Path, clip: Path) -> None:
-    run = evaluate(tmp_path / "run", clip, "executor=pipelined", "executor.replicas={plate_reader: 2}")
-    stages = run.spans.filter(pl.col("name").is_in(STAGES))
+def test_lanes_and_waiting_are_in_the_spans(replicated: Run) -> None:
+    stages = replicated.spans.filter(pl.col("name").is_in(STAGES))
     lanes = {(name, thread) for name, thread in stages.select("name", "thread").iter_rows()}
-    assert lanes <= {*((stage, stage) for stage in STAGES), ("plate_reader", "plate_reader-1")}
+    replicas = [("vehicle_detector", 1), ("plate_reader", 1), ("plate_reader", 2)]
+    assert lanes <= {*((stage, stage) for stage in STAGES), *((stage, f"{stage}-{n}") for stage, n in replicas)}
     assert len(lanes) >= 3
-    waiting = run.spans.filter(pl.col("name").str.starts_with("queue "))
+    waiting = replicated.spans.filter(pl.col("name").str.starts_with("queue "))
     assert set(waiting["name"]) == {f"queue {stage}" for stage in STAGES}
     assert (waiting["end_ns"] >= waiting["start_ns"]).all()
