@@ -17,9 +17,9 @@ from typing import Literal
 
 from rich.text import Text
 
-from mlotel_cli.figures import print_table, stdout, text_column
 from mlotel_cli.hardware import cpu_model, environment_variables, memory_bytes, usable_cores, version_of
 from mlotel_cli.nsys import importer_fix, output
+from mlotel_cli.screen import print_table, stdout, text_column
 
 State = Literal["ok", "absent", "problem"]
 """absent: optional and not there; problem: something mlotel wants does not work."""

@@ -31,8 +31,8 @@ from mlotel_cli.config.saved_config import SavedConfig, secret_keys
 from mlotel_cli.config.schema import EvalConfig, Job, MonitorConfig, ProfileConfig
 from mlotel_cli.config.sweep import JobStatus, SweepWatch, finished_jobs, print_sweep
 from mlotel_cli.errors import MlotelError, UsageError
-from mlotel_cli.figures import print_error
 from mlotel_cli.hardware import environment_variables
+from mlotel_cli.screen import print_error
 from mlotel_cli.store.claim import Claim, check_run_dir, refuse_used
 
 log = logging.getLogger(__name__)

@@ -13,17 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 from mlotel_cli.errors import UsageError
-from mlotel_cli.figures import (
-    Column,
-    Row,
-    figure,
-    print_table,
-    run_command,
-    sayer,
-    stderr,
-    stdout,
-    text_column,
-)
+from mlotel_cli.figures import figure
+from mlotel_cli.screen import Column, Row, print_table, run_command, sayer, stderr, stdout, text_column
 from mlotel_cli.store.layout import BATCHES, RUN_JSON
 from mlotel_cli.store.reading import Run, count_rows, read_run
 

@@ -12,7 +12,7 @@ import mlotel_cli
 PACKAGE = Path(mlotel_cli.__file__).parent
 LAYERS = (
     {"columns", "errors", "records", "stats", "tensors"},
-    {"figures", "hardware", "snapshot", "summary"},
+    {"figures", "hardware", "screen", "snapshot", "summary"},
     {"wire"},
     {"config", "telemetry", "nsys"},
     {"store"},

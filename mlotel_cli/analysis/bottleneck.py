@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.pipeline_model import PipelineModel, Station
 from mlotel_cli.columns import SOURCE_WAIT, stage_column
+from mlotel_cli.figures import significant
 from mlotel_cli.records import COUNTED, KIND, SpanRecord, span_role
 from mlotel_cli.store.traces import load_spans, traced_range
 
@@ -236,7 +237,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 def _pipelined(found: Mapping[str, Any]) -> list[str]:
     stage, busy = found["stage"], found["utilisation"][found["stage"]]
     queue_ms = found["queue_ms"].get(stage)
-    waits = f", batches wait {_ms(queue_ms)} before it" if queue_ms is not None else ""
+    waits = f", batches wait {significant(queue_ms, digits=2)} ms before it" if queue_ms is not None else ""
     if "twice_as_fast" not in found:
         return [
             f"{stage} is the busiest stage: busy {busy:.0%} of the time{waits}",
@@ -279,7 +280,3 @@ def _sequential(found: Mapping[str, Any]) -> list[str]:
     if overlap < _WORTH_SAYING:
         return [f"{said}; overlapping the stages (executor=pipelined) would gain next to nothing"]
     return [f"{said}; overlapping the stages (executor=pipelined) would give {overlap:.2g} x at best"]
-
-
-def _ms(value: float) -> str:
-    return f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"

@@ -14,7 +14,7 @@ from mlotel_cli.compare.stage_pairs import (
     differences,
 )
 from mlotel_cli.errors import UsageError
-from mlotel_cli.figures import Column, Row, print_table, run_command, sayer, stdout, text_column
+from mlotel_cli.screen import Column, Row, print_table, run_command, sayer, stdout, text_column
 from mlotel_cli.store.reading import Run, read_run
 
 _SHOWN = 5

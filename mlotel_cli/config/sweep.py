@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rich.text import Text
 
 from mlotel_cli.errors import MlotelError
-from mlotel_cli.figures import Column, print_table, stdout, text_column
+from mlotel_cli.screen import Column, print_table, stdout, text_column
 
 JOB_FILE = "job.json"
 """In the directory of each job of a sweep: how it ended, also when it ended before its run.json existed."""

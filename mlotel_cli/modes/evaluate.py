@@ -11,7 +11,6 @@ from rich.console import Console
 from mlotel_cli.config.schema import Job
 from mlotel_cli.errors import DataError, StageError
 from mlotel_cli.execute import Finished, Numbered
-from mlotel_cli.figures import sayer, stderr
 from mlotel_cli.modes.batch_steps import check_finished, result_waiter, seed_everything, timed, warm_up
 from mlotel_cli.modes.build import Parts, apply_option, build
 from mlotel_cli.modes.control import Control, stretch_length
@@ -19,6 +18,7 @@ from mlotel_cli.modes.opening import open_run, recorder_imports
 from mlotel_cli.modes.results import Progress
 from mlotel_cli.modes.run import Session, Settling, reporting
 from mlotel_cli.records import Batch
+from mlotel_cli.screen import sayer, stderr
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OffHere
 from mlotel_cli.tensors import find_nan

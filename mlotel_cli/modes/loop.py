@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mlotel_cli.errors import UsageError
-from mlotel_cli.figures import sayer, stderr
 from mlotel_cli.hardware import environment
 from mlotel_cli.modes.opening import (
     changed_environment,
@@ -19,6 +18,7 @@ from mlotel_cli.modes.opening import (
     tracker_settings,
 )
 from mlotel_cli.modes.run import Session, reporting
+from mlotel_cli.screen import sayer, stderr
 from mlotel_cli.telemetry import api
 
 

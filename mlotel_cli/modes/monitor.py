@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from mlotel_cli.config import check as config
 from mlotel_cli.config.schema import Job
 from mlotel_cli.errors import Interrupted, UsageError
-from mlotel_cli.figures import stderr
 from mlotel_cli.link.persistent import PersistentLink
 from mlotel_cli.modes.batch_steps import seed_everything
 from mlotel_cli.modes.build import apply_option, build_pipeline
@@ -24,6 +23,7 @@ from mlotel_cli.modes.monitor_status import Board, Ticker
 from mlotel_cli.modes.monitor_view import View, create_view
 from mlotel_cli.modes.opening import open_run, recorder_imports
 from mlotel_cli.modes.run import Session, reporting
+from mlotel_cli.screen import stderr
 from mlotel_cli.sources import Batches, Intake
 
 if TYPE_CHECKING:

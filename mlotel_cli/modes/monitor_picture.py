@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlotel_cli.figures import Column, Row, build_table, clock, figure, percentile, shortened, text_column
+from mlotel_cli.figures import clock, figure, percentile
 from mlotel_cli.modes.monitor_status import Board
+from mlotel_cli.screen import Column, Row, build_table, shortened, text_column
 from mlotel_cli.sources.intake import CONNECTED
 
 _STALE_S = 5.0

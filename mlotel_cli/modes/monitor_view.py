@@ -10,9 +10,9 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.live import Live
 
-from mlotel_cli.figures import sayer
 from mlotel_cli.modes.monitor_picture import line, picture
 from mlotel_cli.modes.monitor_status import Board
+from mlotel_cli.screen import sayer
 
 _LINE_EVERY_S = 10.0
 _MAX_WAITING = 200

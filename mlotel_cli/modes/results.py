@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Column as ProgressColumn
 
 from mlotel_cli.analysis.verdicts import UNDECIDED
-from mlotel_cli.figures import Column, Row, percentile, print_table, sayer, stdout, text_column
+from mlotel_cli.figures import percentile
+from mlotel_cli.screen import Column, Row, print_table, sayer, stdout, text_column
 from mlotel_cli.stats.thresholds import MIN_EFFECTIVE_N
 
 _LINE_EVERY_S = 10.0

@@ -25,7 +25,6 @@ from mlotel_cli import nsys
 from mlotel_cli.config import check as config
 from mlotel_cli.config.schema import Job
 from mlotel_cli.errors import MlotelError, UsageError
-from mlotel_cli.figures import sayer, stderr
 from mlotel_cli.modes.opening import open_run, recorder_imports
 from mlotel_cli.modes.results import Progress
 from mlotel_cli.modes.run import Session, reporting
@@ -36,6 +35,7 @@ from mlotel_cli.profile.profilers import Profiler, make_profiler
 from mlotel_cli.profile.replay import replay
 from mlotel_cli.profile.stages import summarise_stages
 from mlotel_cli.records import Sample
+from mlotel_cli.screen import sayer, stderr
 from mlotel_cli.store.layout import PROFILE, STAGES_JSON
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.figures import Column, Row, figure, percentile, print_table, sayer, stdout, text_column
+from mlotel_cli.figures import figure, percentile
+from mlotel_cli.screen import Column, Row, print_table, sayer, stdout, text_column
 from mlotel_cli.store.layout import STAGES_JSON
 
 _HOST = ("host p50", "host p95", "queue p50")

@@ -176,10 +176,10 @@ def main() -> None:
 def _evaluate(spec: Spec, results: ResultFile) -> None:
     from omegaconf import OmegaConf
 
-    from mlotel_cli.figures import silent
     from mlotel_cli.modes.batch_steps import seed_everything
     from mlotel_cli.modes.build import apply_option, build
     from mlotel_cli.modes.evaluate import Evaluation
+    from mlotel_cli.screen import silent
 
     cfg = OmegaConf.create(spec.config)
     cfg.eval.max_batches, cfg.eval.repeats, cfg.eval.control = spec.batches, 1, False

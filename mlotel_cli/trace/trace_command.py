@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mlotel_cli.errors import UsageError
-from mlotel_cli.figures import format_ms, run_command, sayer, stderr
+from mlotel_cli.figures import format_ms
 from mlotel_cli.records import SpanRecord
+from mlotel_cli.screen import run_command, sayer, stderr
 from mlotel_cli.store.layout import BATCHES, SPANS
 from mlotel_cli.store.reading import Run, read_run
 from mlotel_cli.store.traces import load_spans, traced_range

@@ -16,18 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mlotel_cli.columns import parse_columns
-from mlotel_cli.figures import (
-    Column,
-    Row,
-    build_table,
-    format_ms,
-    print_table,
-    sayer,
-    significant,
-    stdout,
-    text_column,
-)
+from mlotel_cli.figures import format_ms, significant
 from mlotel_cli.records import KIND, SpanRecord, span_role
+from mlotel_cli.screen import Column, Row, build_table, print_table, sayer, stdout, text_column
 from mlotel_cli.store.layout import BATCHES
 from mlotel_cli.store.reading import Run, query_table
 from mlotel_cli.trace.critical_path import Step, critical_path, shares

@@ -15,6 +15,7 @@ from functools import cache
 from html import escape
 from typing import Any
 
+from mlotel_cli.figures import duration, significant, withheld
 from mlotel_cli.recorder.live.charts import Points, bar, line_chart, span_of
 from mlotel_cli.recorder.live.http_server import Reply
 from mlotel_cli.recorder.live.live_state import NUM_POINTS, POINT_SLOTS, SLOT_S, Event, Published
@@ -104,7 +105,7 @@ def _footer() -> str:
     return (
         '<footer><a href="metrics">metrics</a><a href="healthz">healthz</a><a href="readyz">readyz</a>'
         "Rates, latencies and values are of the last 60 seconds, counts since the start of the run. "
-        f"n&lt;{MIN_EFFECTIVE_N['p95']}: too few batches for a p95 (a p99 takes {MIN_EFFECTIVE_N['p99']}).</footer>"
+        f"{escape(withheld('p95'))}: too few batches for a p95 (a p99 takes {MIN_EFFECTIVE_N['p99']}).</footer>"
     )
 
 
@@ -338,11 +339,7 @@ def _row(*cells: tuple[str, ...]) -> str:
 
 def number(value: float | None, *, digits: int = 3) -> str:
     """Significant digits, thousands separated; a dash for None."""
-    if value is None:
-        return "&ndash;"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}" if abs(value) >= 0.001 or not value else f"{value:.1e}"
+    return significant(value, digits=digits, missing="&ndash;")
 
 
 def milliseconds(value: float | None) -> str:
@@ -355,20 +352,8 @@ def milliseconds(value: float | None) -> str:
 
 def _percentile(name: str, value: float | None, *, num: int) -> str:
     """Milliseconds, or that there are too few values for it."""
-    few = f'<span class="few">n&lt;{MIN_EFFECTIVE_N[name]}</span>'
+    few = f'<span class="few">{escape(withheld(name))}</span>'
     return few if value is None and num else milliseconds(value)
-
-
-def duration(seconds: float) -> str:
-    """In the two largest units: 3 h 12 min."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min" if minutes and not rest else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _ago(event: Event, now_ns: int) -> str:

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from mlotel_cli.recorder.live.live_state import LiveState
-from mlotel_cli.recorder.live.page import Status, duration, milliseconds, number, render_page
+from mlotel_cli.recorder.live.page import Status, milliseconds, number, render_page
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord, StageTime
 
@@ -260,11 +260,3 @@ def test_latencies_are_in_seconds_from_ten_on():
     assert milliseconds(9_999.0) == "9,999 <small>ms</small>"
     assert milliseconds(12_340.0) == "12.3 <small>s</small>"
     assert milliseconds(None) == "&ndash;"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(0.4, "0 s"), (59.9, "59 s"), (60, "1 min"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (90_000, "1 d 1 h")],
-)
-def test_durations(seconds, expected):
-    assert duration(seconds) == expected
