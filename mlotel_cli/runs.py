@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -17,6 +16,7 @@ from mlotel_cli.figures import figure
 from mlotel_cli.screen import Column, Row, print_table, run_command, sayer, stderr, stdout, text_column
 from mlotel_cli.store.layout import BATCHES, RUN_JSON
 from mlotel_cli.store.reading import Run, count_rows, read_run
+from mlotel_cli.summary import Summary
 
 _COLUMNS = (
     *(text_column(title, fold_at=None) for title in ("started", "mode", "name", "status")),
@@ -126,9 +126,9 @@ def _run_dirs(folder: Path) -> Iterator[Path]:
 
 
 def _listed(run: Run) -> Listed:
-    info, summary = run.info, run.summary
-    latency, counts = _part(summary, "latency_ms", "batch"), _part(summary, "batches")
-    accuracy = _part(summary, "accuracy")
+    info = run.info
+    known = run.summary
+    summary = known or Summary()
     return Listed(
         path=str(run.path),
         mode=str(info["mode"]),
@@ -136,19 +136,12 @@ def _listed(run: Run) -> Listed:
         run_id=info.get("run_id"),
         status="interrupted?" if run.died else str(run.status),
         started_ns=int(info["started_ns"]),
-        batches=sum(counts.values()) if summary else count_rows(run.path / BATCHES),
-        p50_ms=latency.get("p50"),
-        p95_ms=latency.get("p95"),
-        items_per_s=_part(summary, "throughput").get("items_per_s"),
-        accuracy={name: score.get("value") for name, score in accuracy.items()},
+        batches=count_rows(run.path / BATCHES) if known is None else sum(known.batches.values()),
+        p50_ms=summary.latency_ms.batch.p50,
+        p95_ms=summary.latency_ms.batch.p95,
+        items_per_s=summary.throughput.items_per_s,
+        accuracy={name: score.value for name, score in summary.accuracy.items()},
     )
-
-
-def _part(summary: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """A part of a summary; empty where it is not there."""
-    for key in keys:
-        summary = summary.get(key) or {}
-    return summary
 
 
 def _headline(accuracy: Mapping[str, float | None]) -> str:

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.analysis.summarise import summarise
 from mlotel_cli.columns import (
     BatchColumns,
@@ -84,18 +85,18 @@ def run_dir(traces: list[Trace], tmp_path: Path) -> Path:
 
 
 def test_summary(stage: str, run_dir: Path) -> None:
-    summary = summarise(read_run(run_dir).batches, {"wall_s": 1.0})
-    assert list(summary["latency_ms"]["stages"]) == list(STAGES)
-    figures = summary["latency_ms"]["stages"][stage]
-    assert (figures["host"]["count"], figures["host"]["p50"]) == (4, takes_ms(stage))
-    assert figures["host"]["max"] == takes_ms(stage) + SLOW_MS
-    assert (figures["device"]["mean"], figures["queue"]["mean"]) == (3.0, 2.0)
-    assert {name: each["mean"] for name, each in summary["data"].items()} == {"boxes": 7.0, "decode.host_ms": 10.5}
+    summary = summarise(read_run(run_dir).batches, Closing(wall_s=1.0))
+    assert list(summary.latency_ms.stages) == list(STAGES)
+    figures = summary.latency_ms.stages[stage]
+    assert (figures.host.count, figures.host.p50) == (4, takes_ms(stage))
+    assert figures.host.max == takes_ms(stage) + SLOW_MS
+    assert (figures.device.mean, figures.queue.mean) == (3.0, 2.0)
+    assert {name: each.mean for name, each in summary.data.items()} == {"boxes": 7.0, "decode.host_ms": 10.5}
 
 
 def test_mean_scores(run_dir: Path) -> None:
-    accuracy = summarise(read_run(run_dir).batches, {"wall_s": 1.0}, mean_scores=True)["accuracy"]
-    assert {name: score["value"] for name, score in accuracy.items()} == {"map": 0.5, "decode.queue_ms": 0.25}
+    accuracy = summarise(read_run(run_dir).batches, Closing(wall_s=1.0), mean_scores=True).accuracy
+    assert {name: score.value for name, score in accuracy.items()} == {"map": 0.5, "decode.queue_ms": 0.25}
 
 
 def test_compare(stage: str, traces: list[Trace], run_dir: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import mlotel_cli
 
 PACKAGE = Path(mlotel_cli.__file__).parent
 LAYERS = (
-    {"columns", "errors", "records", "stats", "tensors"},
+    {"columns", "errors", "records", "stats", "tensors", "typed_json"},
     {"figures", "hardware", "screen", "snapshot", "summary"},
     {"wire"},
     {"config", "telemetry", "nsys"},

@@ -9,14 +9,18 @@ does a faster stage once its part of the computing, taken to be that of its time
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.analysis.pipeline_model import PipelineModel, Station
 from mlotel_cli.columns import SOURCE_WAIT, stage_column
 from mlotel_cli.figures import significant
 from mlotel_cli.records import COUNTED, KIND, SpanRecord, span_role
 from mlotel_cli.store.traces import load_spans, traced_range
+from mlotel_cli.summary import Bottleneck
+from mlotel_cli.typed_json import from_json
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,15 +32,40 @@ MIN_BATCHES = 30
 MAX_BATCHES = 5000
 """Of a longer run the last ones are looked at."""
 BUSY_CORES = 0.85
-"""From this share on, more threads cannot help much: it is the processor that bounds the throughput, and no stage."""
+"""From this share on, more threads cannot help much: the processor bounds the throughput, not a stage."""
 BUSY_DEVICE = 0.5
-"""From this share on, what stages on one device take from each other is worth a word."""
+"""From this share on, a sentence says that stages take the device from each other."""
 MAX_ERROR = 0.25
 """Beyond this, the stages' times do not explain the throughput, and no prediction is made."""
 _MIN_COUNTED = 0.9
 _TRACES_READ = 50
 _WORTH_SAYING = 1.05
 _SHOWN_FACTOR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorSettings:
+    """How the stages of a run were executed.
+
+    Attributes:
+        kind: pipelined | sequential; empty for a user's own loop.
+        queue_size: batches that may wait before each stage.
+        replicas: copies of a stage that work at once, by name; 1 where it is not named.
+    """
+
+    kind: str = ""
+    queue_size: int = 2
+    replicas: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> "ExecutorSettings":
+        """By the run's configuration under `executor`; empty for a user's own loop."""
+        return from_json(cls, {name: value for name, value in config.items() if value})
+
+    @property
+    def is_pipelined(self) -> bool:
+        """Whether stages worked beside each other."""
+        return self.kind == "pipelined"
 
 
 def top_stages(spans: Iterable[SpanRecord]) -> list[str]:
@@ -53,8 +82,8 @@ def top_stages(spans: Iterable[SpanRecord]) -> list[str]:
 
 
 def find_in_run(
-    batches: "pl.DataFrame", spans: Path, *, closing: Mapping[str, Any], executor: Mapping[str, Any]
-) -> dict[str, Any] | None:
+    batches: "pl.DataFrame", spans: Path, *, closing: Closing, executor: ExecutorSettings
+) -> Bottleneck | None:
     """`find_bottleneck` of a run whose stages are named by its last traces. `spans` is the folder of that table."""
     known = traced_range(spans)
     if known is None:
@@ -67,22 +96,19 @@ def find_bottleneck(
     batches: "pl.DataFrame",
     stages: Sequence[str],
     *,
-    closing: Mapping[str, Any],
-    executor: Mapping[str, Any],
-) -> dict[str, Any] | None:
-    """What run.json says under `bottleneck`; None where there is too little to say anything.
+    closing: Closing,
+    executor: ExecutorSettings,
+) -> Bottleneck | None:
+    """Which stage bounds the throughput, and what a change would give; None where there is too little to say.
+
+    A pipelined run has the gains of a change of each stage, a sequential one that of overlapping the stages. A user's
+    own loop has none: what may overlap there is not known.
 
     Args:
         batches: the batches table.
         stages: names of the stages, in order; see `top_stages`.
-        closing: what the workload said at the end: `wall_s`, `scoring_s`, `caller_s`, `cpu_s`, `cores`, all optional.
-        executor: its configuration: kind, queue_size, replicas; empty for a user's own loop.
-
-    Returns:
-        kind, stage (that is busiest), utilisation and queue_ms by stage, the share of time that cores and device are
-        busy, model_error, and the gains: `twice_as_fast` and `one_replica_more` by stage for a pipelined run,
-        `overlap` for a sequential one; `limited_by_cores` names those that would be more on a larger processor, and
-        `sentences` says it in words.
+        closing: what the workload said at the end.
+        executor: how the stages ran.
     """
     model = model_of(batches, stages, closing=closing, executor=executor)
     if model is None:
@@ -90,27 +116,27 @@ def find_bottleneck(
     utilisation = {each.name: each.busy_s / (model.measured_s * each.replicas) for each in model.stations}
     counted = _counted(batches)
     error = model.error
-    found: dict[str, Any] = {
-        "kind": "pipelined" if model.is_pipelined else "sequential",
-        "stage": max(utilisation, key=lambda name: utilisation[name]),
-        "utilisation": utilisation,
-        "queue_ms": {name: _mean(counted, stage_column(name, "queue_ms")) for name in stages},
-        "cores": closing.get("cores"),
-        "cores_busy": _cores_busy(closing),
-        "device_busy": _device_busy(counted, stages, model.measured_s),
-        "model_error": error,
-        "num_batches": counted.height,
-    }
+    found = Bottleneck(
+        kind="pipelined" if model.is_pipelined else "sequential",
+        stage=max(utilisation, key=lambda name: utilisation[name]),
+        utilisation=utilisation,
+        queue_ms={name: _mean(counted, stage_column(name, "queue_ms")) for name in stages},
+        cores=closing.cores,
+        cores_busy=_cores_busy(closing),
+        device_busy=_device_busy(counted, stages, model.measured_s),
+        model_error=error,
+        num_batches=counted.height,
+    )
     if model.is_pipelined and abs(error) <= MAX_ERROR:
-        found |= _gains(model, stages, cores_busy=found["cores_busy"])
-    elif executor and not model.is_pipelined:  # of a user's own loop nobody knows what may overlap
-        found["overlap"] = _overlap(model, found["cores_busy"])
-    found["sentences"] = sentences(found)
+        _add_gains(found, model, stages)
+    elif executor.kind and not model.is_pipelined:
+        found.overlap = min(model.gain_of_overlap(), _limit(found.cores_busy))
+    found.sentences = sentences(found)
     return found
 
 
 def model_of(
-    batches: "pl.DataFrame", stages: Sequence[str], *, closing: Mapping[str, Any], executor: Mapping[str, Any]
+    batches: "pl.DataFrame", stages: Sequence[str], *, closing: Closing, executor: ExecutorSettings
 ) -> PipelineModel | None:
     """The model of a run, to ask it anything; arguments as for `find_bottleneck`, None where that says nothing."""
     if len(stages) < 2 or not batches.height:
@@ -123,9 +149,7 @@ def model_of(
     stations = _stations(rows, stages, executor=executor, caller_s=caller_s, wall_s=wall_s)
     if wall_s <= 0 or not any(station.busy_s for station in stations[1:-1]):
         return None
-    return PipelineModel(
-        stations, int(executor.get("queue_size") or 2), executor.get("kind") == "pipelined", measured_s=wall_s
-    )
+    return PipelineModel(stations, executor.queue_size, executor.is_pipelined, measured_s=wall_s)
 
 
 def _counted(batches: "pl.DataFrame") -> "pl.DataFrame":
@@ -134,10 +158,10 @@ def _counted(batches: "pl.DataFrame") -> "pl.DataFrame":
     return rows.filter(rows["status"].is_in(COUNTED))
 
 
-def _cores_busy(closing: Mapping[str, Any]) -> float | None:
+def _cores_busy(closing: Closing) -> float | None:
     """Share of the time of all cores that went by in this process."""
-    wall_s, cpu_s, cores = closing.get("wall_s"), closing.get("cpu_s"), closing.get("cores")
-    return float(cpu_s) / (wall_s * cores) if wall_s and cores and cpu_s is not None else None
+    wall_s, cpu_s, cores = closing.wall_s, closing.cpu_s, closing.cores
+    return cpu_s / (wall_s * cores) if wall_s and cores and cpu_s is not None else None
 
 
 def _device_busy(counted: "pl.DataFrame", stages: Sequence[str], wall_s: float) -> float | None:
@@ -146,35 +170,28 @@ def _device_busy(counted: "pl.DataFrame", stages: Sequence[str], wall_s: float) 
     return min(1.0, busy_s / wall_s) if busy_s else None
 
 
-def _overlap(model: PipelineModel, cores_busy: float | None) -> float:
-    """What overlapping gives, and no more than the cores have left."""
-    return min(model.gain_of_overlap(), _limit(cores_busy))
-
-
-def _wall_s(rows: "pl.DataFrame", closing: Mapping[str, Any], *, is_whole: bool) -> float:
+def _wall_s(rows: "pl.DataFrame", closing: Closing, *, is_whole: bool) -> float:
     """Wall time of the rows; where the workload did not say, or of a part, by when batches were picked up."""
-    if is_whole and closing.get("wall_s"):
-        return float(closing["wall_s"])
+    if is_whole and closing.wall_s:
+        return closing.wall_s
     starts_ns = rows["start_ns"].sort().to_list()
     return (starts_ns[-1] - starts_ns[0]) / 1e9 * len(starts_ns) / max(1, len(starts_ns) - 1)
 
 
-def _caller_s(num_batches: int, closing: Mapping[str, Any]) -> float:
+def _caller_s(num_batches: int, closing: Closing) -> float:
     """What the loop that takes the results does with one, on average."""
-    spent = closing.get("caller_s")
-    return float(closing.get("scoring_s") or 0.0 if spent is None else spent) / num_batches
+    return ((closing.scoring_s or 0.0) if closing.caller_s is None else closing.caller_s) / num_batches
 
 
 def _stations(
-    rows: "pl.DataFrame", stages: Sequence[str], *, executor: Mapping[str, Any], caller_s: float, wall_s: float
+    rows: "pl.DataFrame", stages: Sequence[str], *, executor: ExecutorSettings, caller_s: float, wall_s: float
 ) -> list[Station]:
-    replicas: Mapping[str, int] = executor.get("replicas") or {}
-    is_pipelined = executor.get("kind") == "pipelined"
     stations = [Station(SOURCE, _seconds(rows, SOURCE_WAIT))]
     stations += [
-        Station(name, _stage_seconds(rows, name), int(replicas.get(name, 1)) if is_pipelined else 1) for name in stages
+        Station(name, _stage_seconds(rows, name), executor.replicas.get(name, 1) if executor.is_pipelined else 1)
+        for name in stages
     ]
-    if not is_pipelined:  # what is in no stage is the calling thread's, and would still be
+    if not executor.is_pipelined:  # what is in no stage is the calling thread's, and would still be
         caller_s = max(caller_s, (wall_s - sum(station.busy_s for station in stations)) / rows.height)
     return [*stations, Station(SCORING, [caller_s] * rows.height)]
 
@@ -196,8 +213,9 @@ def _mean(counted: "pl.DataFrame", column: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _gains(model: PipelineModel, stages: Sequence[str], *, cores_busy: float | None) -> dict[str, Any]:
-    """What a change would give by the model, and no more than the cores have left."""
+def _add_gains(found: Bottleneck, model: PipelineModel, stages: Sequence[str]) -> None:
+    """Add what a change would give by the model, and no more than the cores have left."""
+    cores_busy = found.cores_busy
     whole_s = sum(station.busy_s for station in model.stations)
     faster: dict[str, float] = {}
     limited: list[str] = []
@@ -210,7 +228,7 @@ def _gains(model: PipelineModel, stages: Sequence[str], *, cores_busy: float | N
             limited.append(station.name)
     more = {station.name: station.replicas + 1 for station in model.stations}
     one_more = {name: min(model.gain(replicas={name: more[name]}), _limit(cores_busy)) for name in stages}
-    return {"twice_as_fast": faster, "one_replica_more": one_more, "limited_by_cores": limited}
+    found.twice_as_fast, found.one_replica_more, found.limited_by_cores = faster, one_more, limited
 
 
 def _limit(cores_busy: float | None, *, saved: float = 0.0) -> float:
@@ -218,15 +236,14 @@ def _limit(cores_busy: float | None, *, saved: float = 0.0) -> float:
     return max(1.0, 1 / (cores_busy * (1 - saved))) if cores_busy else math.inf
 
 
-def sentences(found: Mapping[str, Any]) -> list[str]:
+def sentences(found: Bottleneck) -> list[str]:
     """One or two plain sentences."""
-    said = _pipelined(found) if found["kind"] == "pipelined" else _sequential(found)
-    busy = found.get("cores_busy")
+    said = _pipelined(found) if found.kind == "pipelined" else _sequential(found)
+    busy, device = found.cores_busy, found.device_busy
     if busy is not None and busy >= BUSY_CORES:
         said.append(
-            f"this process keeps {busy:.0%} of {found['cores']} cores busy: less computing helps, more threads do not"
+            f"this process keeps {busy:.0%} of {found.cores} cores busy: less computing helps, more threads do not"
         )
-    device = found.get("device_busy")
     if device is not None and device >= BUSY_DEVICE:
         said.append(
             f"the stages share one device and have it for {device:.0%} of the time: it bounds what can be gained"
@@ -234,29 +251,29 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _pipelined(found: Mapping[str, Any]) -> list[str]:
-    stage, busy = found["stage"], found["utilisation"][found["stage"]]
-    queue_ms = found["queue_ms"].get(stage)
+def _pipelined(found: Bottleneck) -> list[str]:
+    stage, busy = found.stage, found.utilisation[found.stage]
+    queue_ms = found.queue_ms.get(stage)
     waits = f", batches wait {significant(queue_ms, digits=2)} ms before it" if queue_ms is not None else ""
-    if "twice_as_fast" not in found:
+    if found.twice_as_fast is None:
         return [
             f"{stage} is the busiest stage: busy {busy:.0%} of the time{waits}",
             "the stages' times do not explain the throughput: much of the time goes by between them, in no span"
-            if found["model_error"] < 0
+            if found.model_error < 0
             else "the stages' times do not explain the throughput: it is higher than they allow",
         ]
-    gain = found["twice_as_fast"][stage]
+    gain = found.twice_as_fast[stage]
     if stage == SOURCE:
-        stages = {name: share for name, share in found["utilisation"].items() if name not in (SOURCE, SCORING)}
+        stages = {name: share for name, share in found.utilisation.items() if name not in (SOURCE, SCORING)}
         next_busy = max(stages, key=lambda name: stages[name])
         return [
             f"the source bounds the pipeline: it is waited for {busy:.0%} of the time; "
             f"the busiest stage, {next_busy}, is busy {stages[next_busy]:.0%}"
         ]
-    limited = " at best, for want of cores" if stage in found["limited_by_cores"] else ""
+    limited = " at best, for want of cores" if stage in (found.limited_by_cores or ()) else ""
     if stage == SCORING:
         return [f"scoring bounds the pipeline: busy {busy:.0%}; twice as fast would give {gain:.2g} x{limited}"]
-    if (found.get("cores_busy") or 0.0) >= BUSY_CORES:
+    if (found.cores_busy or 0.0) >= BUSY_CORES:
         return [
             f"{stage} is the busiest stage: busy {busy:.0%}{waits}; but it is the processor that bounds the pipeline"
         ]
@@ -268,13 +285,12 @@ def _pipelined(found: Mapping[str, Any]) -> list[str]:
     return [f"{stage} bounds the pipeline: busy {busy:.0%}{waits}; twice as fast would give {gain:.2g} x{limited}"]
 
 
-def _sequential(found: Mapping[str, Any]) -> list[str]:
-    stage, busy = found["stage"], found["utilisation"][found["stage"]]
+def _sequential(found: Bottleneck) -> list[str]:
+    stage, busy, overlap = found.stage, found.utilisation[found.stage], found.overlap
     subject = {SOURCE: "waiting for the source", SCORING: "what is in no stage, such as scoring,"}.get(stage, stage)
     said = f"{subject} takes {busy:.0%} of the time"
     if stage == SOURCE:  # live input comes when it comes
         return [said]
-    overlap = found.get("overlap")
     if overlap is None:
         return [said]
     if overlap < _WORTH_SAYING:

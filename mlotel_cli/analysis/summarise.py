@@ -1,14 +1,18 @@
 """A run's rows in, its summary out: what run.json, the closing table and W&B's summary show. Pure."""
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.analysis.verdicts import verdict_of_events
-from mlotel_cli.columns import SOURCE_WAIT, BatchColumns, accuracy_column, parse_columns, stage_column
+from mlotel_cli.columns import SOURCE_WAIT, BatchColumns, Measure, accuracy_column, parse_columns, stage_column
 from mlotel_cli.records import COUNTED
 from mlotel_cli.stats.bootstrap import grouped_bootstrap, segment_groups
 from mlotel_cli.stats.describe import cold_start, describe, trend
+from mlotel_cli.stats.description import Description, Interval
+from mlotel_cli.summary import Latency, Score, StageLatency, Summary, Throughput
 
 if TYPE_CHECKING:
     import polars as pl
@@ -17,58 +21,45 @@ _WORTH_SAYING = 0.02
 """A drift below this share of the mean is no news, however significant."""
 
 
-def summarise(batches: "pl.DataFrame", closing: Mapping[str, Any], *, mean_scores: bool = False) -> dict[str, Any]:
-    """Summary of a run in run.json's form.
+def summarise(batches: "pl.DataFrame", closing: Closing, *, mean_scores: bool = False) -> Summary:
+    """Summary of a run, but for its bottleneck and for what the recorder knows of telemetry.
 
     Values that are not finite are in the rows; the figures here are without them.
 
     Args:
         batches: the batches table, in any order.
-        closing: what only the workload knows: `accuracy` (value by metric), `wall_s`, `scoring_s`, `warmup`,
-            `telemetry`; all optional, because a killed workload says nothing.
+        closing: what only the workload knows.
         mean_scores: the batches' own scores are all the accuracy there is, as in a user's own loop: then a metric's
             value is their mean over the items.
-
-    Returns:
-        accuracy, latency_ms, throughput, data, batches (count by status), warmup, telemetry, budget, notes. Latencies
-        in milliseconds, throughput in items per second.
     """
     import polars as pl
 
-    values: dict[str, float | None] = dict(closing.get("accuracy") or {})
-    summary: dict[str, Any] = {
-        "accuracy": {},
-        "latency_ms": {"batch": describe([]), "stages": {}},
-        "throughput": {"items_per_s": None, "wall_items_per_s": None},
-        "data": {},
-        "batches": {},
-        "warmup": closing.get("warmup"),
-        "telemetry": dict(closing.get("telemetry") or {}),
-        "budget": {"passed": None},
-        "notes": [],
-    }
+    values = dict(closing.accuracy)
+    summary = Summary(warmup=closing.warmup, telemetry=replace(closing.telemetry))
     if mean_scores and batches.height:
         values |= _mean_scores(batches.filter(pl.col("status").is_in(COUNTED)), parse_columns(batches.schema))
-    accuracy: dict[str, dict[str, Any]] = {name: {"value": value, "ci95": None} for name, value in values.items()}
-    summary["accuracy"] = accuracy
+    summary.accuracy = {name: Score(value) for name, value in values.items()}
     if not batches.height:
         return summary
-    known: Mapping[str, list[float]] = closing.get("accuracy_ci95") or {}
-    for name, score in accuracy.items():
-        score["ci95"] = known.get(name) or _segment_interval(batches, name, score["value"])
-    summary["batches"] = dict(batches.group_by("status").len().sort("status").iter_rows())
+    for name, score in summary.accuracy.items():
+        score.ci95 = _bounds(closing.accuracy_ci95.get(name)) or _segment_interval(batches, name, score.value)
+    summary.batches = dict(batches.group_by("status").len().sort("status").iter_rows())
     counted = batches.filter(pl.col("status").is_in(COUNTED)).sort("batch")
     columns = parse_columns(counted.schema)
-    summary["latency_ms"] = {"batch": _describe(counted, "latency_ms"), "stages": _stages(counted, columns)}
+    summary.latency_ms = Latency(_describe(counted, "latency_ms"), _stages(counted, columns))
     if counted[SOURCE_WAIT].count():
-        summary["latency_ms"]["source_wait"] = _describe(counted, SOURCE_WAIT)
-    summary["throughput"] = _throughput(counted, closing)
-    summary["data"] = {name: _describe(counted, column) for name, column in columns.data.items()}
-    summary["notes"] = _notes(counted)
+        summary.latency_ms.source_wait = _describe(counted, SOURCE_WAIT)
+    summary.throughput = _throughput(counted, closing)
+    summary.data = {name: _describe(counted, column) for name, column in columns.data.items()}
+    summary.notes = _notes(counted)
     return summary
 
 
-def _segment_interval(batches: "pl.DataFrame", name: str, value: float | None) -> list[float] | None:
+def _bounds(interval: Sequence[float] | None) -> Interval | None:
+    return (interval[0], interval[1]) if interval else None
+
+
+def _segment_interval(batches: "pl.DataFrame", name: str, value: float | None) -> Interval | None:
     """Interval of a metric whose value is the mean of its batches' scores, by resampling consecutive segments.
 
     None for any other metric: only it knows what its independent units are. Later passes repeat the first one's items
@@ -83,8 +74,7 @@ def _segment_interval(batches: "pl.DataFrame", name: str, value: float | None) -
     scores, sizes = first[column].to_numpy(), first["size"].to_numpy().astype(float)
     if not first.height or not math.isclose(float(scores @ sizes) / sizes.sum(), value, rel_tol=1e-6, abs_tol=1e-9):
         return None
-    interval = grouped_bootstrap(scores * sizes, segment_groups(scores), denominators=sizes)
-    return None if interval is None else list(interval)
+    return grouped_bootstrap(scores * sizes, segment_groups(scores), denominators=sizes)
 
 
 def _notes(counted: "pl.DataFrame") -> list[str]:
@@ -107,20 +97,25 @@ def _notes(counted: "pl.DataFrame") -> list[str]:
     return notes
 
 
-def _describe(frame: "pl.DataFrame", column: str) -> dict[str, Any]:
+def _describe(frame: "pl.DataFrame", column: str) -> Description:
     values = frame[column]
     return describe(values.filter(values.is_finite().fill_null(False)).to_numpy())
 
 
-def _stages(counted: "pl.DataFrame", columns: BatchColumns) -> dict[str, dict[str, Any]]:
-    stages: dict[str, dict[str, Any]] = {}
+def _stages(counted: "pl.DataFrame", columns: BatchColumns) -> dict[str, StageLatency]:
+    times: dict[str, dict[Measure, Description]] = {}
     for column in columns.times:
-        times = stages.setdefault(column.stage, {"host": None, "device": None, "queue": None})
-        times[column.measure.removesuffix("_ms")] = _describe(counted, column.name)
-    for name, times in stages.items():
-        if times.get("lag") and (said := _verdict(counted, name)):
-            times["verdict"] = said
-    return stages
+        times.setdefault(column.stage, {})[column.measure] = _describe(counted, column.name)
+    return {
+        name: StageLatency(
+            host=of.get("host_ms"),
+            device=of.get("device_ms"),
+            queue=of.get("queue_ms"),
+            lag=of.get("lag_ms"),
+            verdict=_verdict(counted, name) if "lag_ms" in of else None,
+        )
+        for name, of in times.items()
+    }
 
 
 def _verdict(counted: "pl.DataFrame", name: str) -> str | None:
@@ -148,17 +143,17 @@ def _mean_scores(counted: "pl.DataFrame", columns: BatchColumns) -> dict[str, fl
     return means
 
 
-def _throughput(counted: "pl.DataFrame", closing: Mapping[str, Any]) -> dict[str, float | None]:
+def _throughput(counted: "pl.DataFrame", closing: Closing) -> Throughput:
     """Items over wall time, with and without the time that scoring took.
 
     A workload that was killed cannot say how long it ran: then from the first start to the last end of its rows.
     """
     items = int(counted["size"].sum())
-    wall_s: float | None = closing.get("wall_s")
+    wall_s = closing.wall_s
     if wall_s is None and counted.height:
         ends = counted["start_ns"] + (counted["latency_ms"].fill_null(0.0) * 1e6).cast(int)
         wall_s = (int(ends.max()) - int(counted["start_ns"].min())) / 1e9  # type: ignore[arg-type]
     if not wall_s:
-        return {"items_per_s": None, "wall_items_per_s": None}
-    busy_s = wall_s - (closing.get("scoring_s") or 0.0)
-    return {"items_per_s": items / busy_s if busy_s > 0 else None, "wall_items_per_s": items / wall_s}
+        return Throughput()
+    busy_s = wall_s - (closing.scoring_s or 0.0)
+    return Throughput(items / busy_s if busy_s > 0 else None, items / wall_s)

@@ -3,6 +3,7 @@
 Names and messages are the user's own text and are printed as they are: nothing in them is markup.
 """
 
+import math
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,9 @@ from rich.table import Column as ProgressColumn
 from mlotel_cli.analysis.verdicts import UNDECIDED
 from mlotel_cli.figures import percentile
 from mlotel_cli.screen import Column, Row, print_table, sayer, stdout, text_column
+from mlotel_cli.stats.description import Description
 from mlotel_cli.stats.thresholds import MIN_EFFECTIVE_N
+from mlotel_cli.summary import Control, Latency, StageLatency, Summary, Telemetry
 
 _LINE_EVERY_S = 10.0
 _BAR_EVERY_S = 0.25
@@ -25,11 +28,6 @@ _FIGURES = ("mean", "p50", "p95", "p99", "max")
 _LATENCY_COLUMNS = ("count", *_FIGURES, "share")
 _LEFT_OUT = (("mean", "max"), ("count", "share"), ("p99",))
 """Columns of the latencies that a narrow terminal has no room for, in this order."""
-_UNTIMED = {
-    "device_abandoned": "the device did not come to their end in time",
-    "device_captured": "a CUDA graph was being captured",
-    "device_elsewhere": "another device was the current one",
-}
 
 
 class Progress:
@@ -108,35 +106,33 @@ class Progress:
 def print_results(info: Mapping[str, Any], run_dir: Path, *, console: Console | None = None) -> None:
     """The closing table on stdout: accuracy, then latency by stage, then where everything lies."""
     console = console or stdout()
-    summary = info["summary"]
+    summary = Summary.from_json(info["summary"])
     _print_accuracy(console, summary)
-    _print_latency(console, summary)
+    _print_latency(console, summary.latency_ms)
     say = sayer(console)
     if info.get("mode") != "profile":  # which has verdicts of its own, by more than two events a span
-        for line in _verdict_lines(summary["latency_ms"]["stages"]):
+        for line in _verdict_lines(summary.latency_ms.stages):
             say(line)
-    bottleneck: Mapping[str, Any] = summary.get("bottleneck") or {}
-    for line in bottleneck.get("sentences", ()):
+    for line in summary.bottleneck.sentences if summary.bottleneck else ():
         say(line)
-    for line in _closing_lines(info, _short(run_dir)):
+    for line in _closing_lines(info, summary, _short(run_dir)):
         say(line)
 
 
-def _print_accuracy(console: Console, summary: Mapping[str, Any]) -> None:
-    if not summary["accuracy"]:
+def _print_accuracy(console: Console, summary: Summary) -> None:
+    if not summary.accuracy:
         return
     rows: list[Row] = []
-    for name, score in summary["accuracy"].items():
-        value, interval = score["value"], score["ci95"]
+    for name, score in summary.accuracy.items():
+        value, interval = score.value, score.ci95
         shown = "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
         rows.append((name, "not computed" if value is None else f"{value:.4f}", shown))
     columns = (text_column("metric"), Column("value"), Column("95 % interval"))
     print_table(console, columns, rows, title="accuracy", left_out=[("95 % interval",)])
 
 
-def _print_latency(console: Console, summary: Mapping[str, Any]) -> None:
-    latency = summary["latency_ms"]
-    if not latency["batch"]["count"]:
+def _print_latency(console: Console, latency: Latency) -> None:
+    if not latency.batch.count:
         return
     rows = list(_latency_rows(latency))
     shown = print_table(
@@ -146,54 +142,57 @@ def _print_latency(console: Console, summary: Mapping[str, Any]) -> None:
         title="latency, ms a batch",
         left_out=_LEFT_OUT,
     )
-    hidden = [name for name in _FIGURES if name in shown and any(figures[name] is None for _, figures, _ in rows)]
+    hidden = [
+        name for name in _FIGURES if name in shown and any(figures.figure(name) is None for _, figures, _ in rows)
+    ]
     if hidden:
         needs = ", ".join(f"{name} takes {MIN_EFFECTIVE_N[name]}" for name in hidden)
         sayer(console)(f"n<: too few independent batches for that percentile ({needs})")
 
 
-def _latency_rows(latency: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+def _latency_rows(latency: Latency) -> Iterator[tuple[str, Description, str]]:
     """Label, figures and share of the whole."""
-    whole = latency["batch"]
-    for name, stage in latency["stages"].items():
-        for kind, label in (("host", name), ("device", f"  {name} device"), ("queue", f"  {name} queue")):
-            figures = stage[kind]
+    whole = latency.batch
+    for name, stage in latency.stages.items():
+        measured = ((name, stage.host), (f"  {name} device", stage.device), (f"  {name} queue", stage.queue))
+        for label, figures in measured:
             if figures is not None:
-                share = figures["mean"] * figures["count"] / (whole["mean"] * whole["count"])
-                yield label, figures, f"{share:.1%}"
+                yield label, figures, f"{_total(figures) / _total(whole):.1%}"
     yield "batch", whole, "100%"
-    wait = latency.get("source_wait")
-    if wait and wait["count"]:
-        yield "source wait", wait, ""
+    if latency.source_wait is not None and latency.source_wait.count:
+        yield "source wait", latency.source_wait, ""
 
 
-def _latency_cells(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> Iterator[Row | None]:
+def _total(figures: Description) -> float:
+    return (figures.mean or 0.0) * figures.count
+
+
+def _latency_cells(rows: Sequence[tuple[str, Description, str]]) -> Iterator[Row | None]:
     for label, figures, share in rows:
         if label == "batch":
             yield None
-        yield (label, f"{figures['count']:,}", *(percentile(name, figures[name]) for name in _FIGURES), share)
+        yield (label, f"{figures.count:,}", *(percentile(name, figures.figure(name)) for name in _FIGURES), share)
 
 
-def _verdict_lines(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Who waits for whom, where a device was measured; see `analysis.stages.verdict_of_events`."""
-    given = {name: stage["verdict"] for name, stage in stages.items() if "verdict" in stage}
+def _verdict_lines(stages: Mapping[str, StageLatency]) -> Iterator[str]:
+    """What waits for what, where a device was measured; see `analysis.verdicts.verdict_of_events`."""
+    given = {name: stage.verdict for name, stage in stages.items() if stage.verdict is not None}
     for verdict in dict.fromkeys(given.values()):
         names = ", ".join(name for name in given if given[name] == verdict)
         which = " (or without work for the device: mlotel profile tells)" if verdict == UNDECIDED else ""
         yield f"{verdict}{which}: {names}"
 
 
-def _closing_lines(info: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
-    summary = info["summary"]
-    counts = ", ".join(f"{count} {status}" for status, count in summary["batches"].items()) or "no batches"
-    rate, of_wall = summary["throughput"]["items_per_s"], summary["throughput"].get("wall_items_per_s")
+def _closing_lines(info: Mapping[str, Any], summary: Summary, run_dir: Path) -> Iterator[str]:
+    counts = ", ".join(f"{count} {status}" for status, count in summary.batches.items()) or "no batches"
+    rate, of_wall = summary.throughput.items_per_s, summary.throughput.wall_items_per_s
     speed = f"; {rate:.1f} items/s{'' if rate == of_wall else ' without scoring'}" if rate else ""
     yield f"{info['status']}: {counts}{speed}"
-    warmup = summary["warmup"]
-    if warmup and warmup["first_batch_ms"] is not None:
-        yield f"warm-up: {warmup['batches']} batches, the first took {warmup['first_batch_ms']:.0f} ms"
-    yield from _telemetry_lines(summary["telemetry"])
-    yield from summary.get("notes") or ()
+    warmup = summary.warmup
+    if warmup is not None and warmup.first_batch_ms is not None:
+        yield f"warm-up: {warmup.batches} batches, the first took {warmup.first_batch_ms:.0f} ms"
+    yield from _telemetry_lines(summary.telemetry)
+    yield from summary.notes
     yield from info.get("notes") or ()
     for change in info.get("optimize") or ():
         yield f"optimize: {change['stage']}: {change['before']} -> {change['after']}"
@@ -201,30 +200,33 @@ def _closing_lines(info: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
     yield f"run: {run_dir}"
 
 
-def _telemetry_lines(telemetry: Mapping[str, Any]) -> Iterator[str]:
-    if telemetry.get("spans_lost"):
-        yield f"telemetry: {telemetry['spans_lost']} spans were lost"
-    if telemetry.get("batches_lost"):
-        restarts = telemetry.get("recorder_restarts", 0)
+def _telemetry_lines(telemetry: Telemetry) -> Iterator[str]:
+    if telemetry.spans_lost:
+        yield f"telemetry: {telemetry.spans_lost} spans were lost"
+    if telemetry.batches_lost:
+        restarts = telemetry.recorder_restarts
         yield (
-            f"telemetry: {telemetry['batches_lost']} batches ran and are in no file: the recorder was too far behind"
+            f"telemetry: {telemetry.batches_lost} batches ran and are in no file: the recorder was too far behind"
             + (f", or gone ({restarts} restarts)" if restarts else "")
         )
-    if telemetry.get("source_paused_s"):
-        paused_s = telemetry["source_paused_s"]
-        yield f"telemetry: the source was paused for {paused_s:.2f} s because the recorder was behind"
-    for counter, why in _UNTIMED.items():
-        if telemetry.get(counter):
-            yield f"telemetry: {telemetry[counter]} spans have no device time: {why}"
-    control = telemetry.get("control")
-    if control:
-        low, high = control["ratio_ci95"] or (float("nan"), float("nan"))
+    if telemetry.source_paused_s:
+        yield f"telemetry: the source was paused for {telemetry.source_paused_s:.2f} s because the recorder was behind"
+    untimed = (
+        (telemetry.device_abandoned, "the device did not come to their end in time"),
+        (telemetry.device_captured, "a CUDA graph was being captured"),
+        (telemetry.device_elsewhere, "another device was the current one"),
+    )
+    for count, why in untimed:
+        if count:
+            yield f"telemetry: {count} spans have no device time: {why}"
+    control = telemetry.control
+    if isinstance(control, Control) and control.ratio is not None:
+        low, high = control.ratio_ci95 or (math.nan, math.nan)
         yield (
-            f"telemetry: a batch took {control['ratio'] - 1:+.1%} with it ({low - 1:+.1%} to {high - 1:+.1%}, "
-            f"{control['pairs']} pairs of stretches of {control['batches_a_stretch']} batches)"
+            f"telemetry: a batch took {control.ratio - 1:+.1%} with it ({low - 1:+.1%} to {high - 1:+.1%}, "
+            f"{control.pairs} pairs of stretches of {control.batches_a_stretch} batches)"
         )
-    faults: Mapping[str, int] = telemetry.get("faults") or {}
-    for kind, count in faults.items():
+    for kind, count in (telemetry.faults or {}).items():
         yield f"telemetry: {count} faults of kind {kind}, see the log"
 
 

@@ -33,10 +33,11 @@ from mlotel_cli.profile.profile_view import attachment, print_stages
 from mlotel_cli.profile.profiled import Spec
 from mlotel_cli.profile.profilers import Profiler, make_profiler
 from mlotel_cli.profile.replay import replay
-from mlotel_cli.profile.stages import summarise_stages
+from mlotel_cli.profile.stages import ProfilerAbout, ProfileSummary, summarise_stages
 from mlotel_cli.records import Sample
 from mlotel_cli.screen import sayer, stderr
 from mlotel_cli.store.layout import PROFILE, STAGES_JSON
+from mlotel_cli.typed_json import from_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -129,7 +130,7 @@ class Profile:
         self, cfg: "DictConfig", run_dir: Path, session: Session, profiler: Profiler, console: Console
     ) -> None:
         """Prepare; `run` does the work."""
-        self.stages: dict[str, Any] | None = None
+        self.stages: ProfileSummary | None = None
         self._cfg = cfg
         self._run_dir = run_dir
         self._session = session
@@ -287,9 +288,10 @@ class Profile:
                 self._session.tell({"notes": [str(error)]})
         if attributed is not None:
             top_kernels: int = self._cfg.profile.top_kernels
-            self.stages = {"profiler": about, **summarise_stages(attributed, top_kernels=top_kernels)}
+            profiler = from_json(ProfilerAbout, about)
+            self.stages = summarise_stages(attributed, profiler=profiler, top_kernels=top_kernels)
             path = self._run_dir / STAGES_JSON
-            path.write_text(json.dumps(self.stages, indent=2), encoding="utf-8")
+            path.write_text(json.dumps(self.stages.to_json(), indent=2), encoding="utf-8")
             self._session.attach(attachment(self.stages, [*self._profiler.files(), path]))
         rows = self._results.rows
         recorded = {row["batch"]: row.pop("recorded") for row in rows}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mlotel_cli.figures import figure, percentile
+from mlotel_cli.profile.stages import ProfiledStage, ProfileSummary
 from mlotel_cli.screen import Column, Row, print_table, sayer, stdout, text_column
 from mlotel_cli.store.layout import STAGES_JSON
 
@@ -14,24 +15,21 @@ _LEFT_OUT = (("copies ms",), ("idle ms",), ("syncs",), ("kernel ms",), ("kernels
 """Columns that a narrow terminal has no room for, in this order."""
 
 
-def stage_rows(stages: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def stage_rows(stages: Mapping[str, ProfiledStage]) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of the table: milliseconds a batch, numbers a batch; None where there is nothing to say."""
     columns = ["stage", "host_p50_ms", "host_p95_ms", "queue_p50_ms"]
     columns += ["device_ms", "kernels", "kernel_ms", "idle_ms", "copy_ms", "syncs", "verdict"]
     rows: list[list[Any]] = []
-    for name, stage in stages["stages"].items():
-        host, queue = stage["host_ms"], stage["queue_ms"]
-        device: Mapping[str, Any] = stage["device"] or {}
-        figures: list[Any] = [
-            device.get(key) for key in ("device_ms", "kernels", "kernel_ms", "idle_ms", "copy_ms", "syncs")
-        ]
-        rows.append([name, host["p50"], host["p95"], queue["p50"] if queue else None, *figures, stage["verdict"]])
+    for name, stage in stages.items():
+        host, queue, of = stage.host_ms, stage.queue_ms, stage.device
+        figures = [of.device_ms, of.kernels, of.kernel_ms, of.idle_ms, of.copy_ms, of.syncs] if of else [None] * 6
+        rows.append([name, host.p50, host.p95, queue.p50 if queue else None, *figures, stage.verdict])
     return columns, rows
 
 
-def attachment(stages: Mapping[str, Any], files: Sequence[Path]) -> dict[str, Any]:
+def attachment(profile: ProfileSummary, files: Sequence[Path]) -> dict[str, Any]:
     """What W&B keeps: the table, a bar chart of it, and the files."""
-    columns, rows = stage_rows(stages)
+    columns, rows = stage_rows(profile.stages)
     return {
         "name": "stages",
         "columns": columns,
@@ -41,12 +39,12 @@ def attachment(stages: Mapping[str, Any], files: Sequence[Path]) -> dict[str, An
     }
 
 
-def print_stages(stages: Mapping[str, Any], run_dir: Path) -> None:
+def print_stages(profile: ProfileSummary, run_dir: Path) -> None:
     """Print the table, and what the recording could not tell."""
     console = stdout()
     say = sayer(console)
-    _, rows = stage_rows(stages)
-    has_device = any(stage["device"] for stage in stages["stages"].values())
+    _, rows = stage_rows(profile.stages)
+    has_device = any(stage.device for stage in profile.stages.values())
     has_queue = any(row[3] is not None for row in rows)
     figures = [*(_HOST if has_queue else _HOST[:2]), *(_DEVICE if has_device else ())]
     shown: list[Row] = []
@@ -57,29 +55,29 @@ def print_stages(stages: Mapping[str, Any], run_dir: Path) -> None:
         console,
         [text_column("stage"), *map(Column, figures), text_column("verdict", fold_at=13)],
         shown,
-        title=f"stages under {stages['profiler']['kind']}, a batch ({stages['batches']} batches)",
+        title=f"stages under {profile.profiler.kind}, a batch ({profile.batches} batches)",
         left_out=_LEFT_OUT,
     )
-    for line in (*_top_kernels(stages), *_left_out(stages)):
+    for line in (*_top_kernels(profile.stages), *_left_out(profile)):
         say(line)
     say(f"profile: {run_dir / STAGES_JSON}")
 
 
-def _top_kernels(stages: Mapping[str, Any]) -> list[str]:
+def _top_kernels(stages: Mapping[str, ProfiledStage]) -> list[str]:
     return [
-        f"{name}: {kernel['ms']:.3f} ms in {kernel['number']:.1f} x {kernel['name']}"
-        for name, stage in stages["stages"].items()
-        if stage["device"]
-        for kernel in stage["device"]["top_kernels"]
+        f"{name}: {kernel.ms:.3f} ms in {kernel.number:.1f} x {kernel.name}"
+        for name, stage in stages.items()
+        if stage.device
+        for kernel in stage.device.top_kernels
     ]
 
 
-def _left_out(stages: Mapping[str, Any]) -> list[str]:
+def _left_out(profile: ProfileSummary) -> list[str]:
     lines: list[str] = []
-    lost = stages["unattributed"]
-    if lost["activities"]:
-        why = f", {lost['ambiguous']} of them launched where several stages were running" if lost["ambiguous"] else ""
-        lines.append(f"not attributed: {lost['activities']} activities of the device, {lost['device_ms']:.3f} ms{why}")
-    if stages["ranges_cut"]:
-        lines.append(f"not counted: {stages['ranges_cut']} spans that had not ended when the recording did")
+    lost = profile.unattributed
+    if lost.activities:
+        why = f", {lost.ambiguous} of them launched where several stages were running" if lost.ambiguous else ""
+        lines.append(f"not attributed: {lost.activities} activities of the device, {lost.device_ms:.3f} ms{why}")
+    if profile.ranges_cut:
+        lines.append(f"not counted: {profile.ranges_cut} spans that had not ended when the recording did")
     return lines

@@ -8,11 +8,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from mlotel_cli.analysis.verdicts import verdict
 from mlotel_cli.profile.attribution import Attributed, Work
 from mlotel_cli.stats.describe import describe
+from mlotel_cli.stats.description import Description
+from mlotel_cli.typed_json import OPTIONAL, Json, from_json, to_json
 
 SCHEMA_VERSION = 1
 STAGE = "internal"
@@ -49,31 +50,174 @@ def by_batch(attributed: Attributed) -> dict[int, dict[str, StageBatch]]:
     return table
 
 
-def summarise_stages(attributed: Attributed, *, top_kernels: int = 5) -> dict[str, Any]:
-    """The content of stages.json, but for what is known of the profiler itself.
+@dataclass(slots=True)
+class ProfilerAbout:
+    """The profiler of a run.
 
-    Times in milliseconds. `host_ms` has the distribution over batches (`stats.describe` without intervals); figures of
-    the device are means per batch: `kernel_ms` sums kernels, `device_ms` is from the first activity to the last,
-    `idle_ms` the part of it in which the device did nothing, `copies` are by direction.
+    Attributes:
+        kind: nsys | torch.
+        path: of the program.
+        version: of the program, or of torch.
+        trace: what nsys was told to trace.
+        command: the command line of the workload under it.
     """
+
+    kind: str = ""
+    path: str | None = field(default=None, metadata=OPTIONAL)
+    version: str | None = None
+    trace: str | None = field(default=None, metadata=OPTIONAL)
+    command: list[str] = field(default_factory=list[str])
+
+
+@dataclass(slots=True)
+class CopyFigures:
+    """Copies in one direction, a batch: bytes, milliseconds, number."""
+
+    bytes: float
+    ms: float
+    number: float
+
+
+@dataclass(slots=True)
+class KernelFigures:
+    """Kernels of one name, a batch: number and milliseconds."""
+
+    name: str
+    number: float
+    ms: float
+
+
+@dataclass(slots=True)
+class DeviceFigures:
+    """A stage's work on the device; means a batch.
+
+    Attributes:
+        kernels: number of kernels.
+        kernel_ms: sum of their times.
+        device_ms: from the first activity to the last.
+        idle_ms: the part of it in which the device did nothing.
+        idle_gaps: number of such gaps.
+        graphs: number of CUDA graphs.
+        graph_ms: sum of their times.
+        memset_ms: sum of memsets.
+        syncs: number of waits of the host for the device.
+        sync_ms: sum of those waits.
+        copy_ms: sum of copies.
+        copy_bytes: bytes copied.
+        copies: by direction.
+        top_kernels: those that take longest, longest first.
+    """
+
+    kernels: float = 0.0
+    kernel_ms: float = 0.0
+    device_ms: float = 0.0
+    idle_ms: float = 0.0
+    idle_gaps: float = 0.0
+    graphs: float = 0.0
+    graph_ms: float = 0.0
+    memset_ms: float = 0.0
+    syncs: float = 0.0
+    sync_ms: float = 0.0
+    copy_ms: float = 0.0
+    copy_bytes: float = 0.0
+    copies: dict[str, CopyFigures] = field(default_factory=dict[str, CopyFigures])
+    top_kernels: list[KernelFigures] = field(default_factory=list[KernelFigures])
+
+
+@dataclass(slots=True)
+class ProfiledStage:
+    """One stage over all batches.
+
+    Attributes:
+        batches: in which it ran.
+        calls: of it in all of them.
+        host_ms: time on the host in each batch.
+        queue_ms: wait before it in each batch; None where it has no queue.
+        device: its work on the device; None where there was none.
+        verdict: what it waits for (`analysis.verdicts`).
+    """
+
+    batches: int
+    calls: int
+    host_ms: Description
+    queue_ms: Description | None
+    device: DeviceFigures | None
+    verdict: str
+
+
+@dataclass(slots=True)
+class Unattributed:
+    """Work of the device that belongs to no range.
+
+    Attributes:
+        activities: number of them.
+        device_ms: sum of their times.
+        ambiguous: those that were launched where several stages were running.
+    """
+
+    activities: int = 0
+    device_ms: float = 0.0
+    ambiguous: int = 0
+
+
+@dataclass(slots=True)
+class ProfileSummary:
+    """The content of stages.json.
+
+    Attributes:
+        profiler: what recorded it.
+        schema_version: of the file.
+        batches: number of them.
+        batch_ms: time of each batch on the host.
+        stages: by name, in order of first appearance.
+        unattributed: work of the device that belongs to no stage.
+        ranges: spans of the recording.
+        ranges_cut: spans that had not ended when the recording did; they count nowhere.
+    """
+
+    profiler: ProfilerAbout = field(default_factory=ProfilerAbout)
+    schema_version: int = SCHEMA_VERSION
+    batches: int = 0
+    batch_ms: Description = field(default_factory=Description)
+    stages: dict[str, ProfiledStage] = field(default_factory=dict[str, ProfiledStage])
+    unattributed: Unattributed = field(default_factory=Unattributed)
+    ranges: int = 0
+    ranges_cut: int = 0
+
+    def to_json(self) -> dict[str, Json]:
+        """As stages.json has it."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, object]) -> "ProfileSummary":
+        """Read stages.json.
+
+        Raises:
+            ValueError: a part has the wrong type.
+        """
+        return from_json(cls, told)
+
+
+def summarise_stages(
+    attributed: Attributed, *, profiler: ProfilerAbout | None = None, top_kernels: int = 5
+) -> ProfileSummary:
+    """The content of stages.json: distributions of host times without intervals, means a batch of the device's."""
     stages: defaultdict[str, list[StageBatch]] = defaultdict(list)
     for batch in by_batch(attributed).values():
         for name, stage in batch.items():
             stages[name].append(stage)
     roots = [each for each in attributed.timeline.ranges if each.is_root]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "batches": len(roots),
-        "batch_ms": _describe([each.end_ns - each.start_ns for each in roots]),
-        "stages": {name: _summarise(each, top_kernels=top_kernels) for name, each in stages.items()},
-        "unattributed": {
-            "activities": attributed.num_unattributed,
-            "device_ms": attributed.unattributed_ns / 1e6,
-            "ambiguous": attributed.num_ambiguous,
-        },
-        "ranges": len(attributed.timeline.ranges),
-        "ranges_cut": attributed.timeline.num_cut,
-    }
+    return ProfileSummary(
+        profiler=profiler or ProfilerAbout(),
+        batches=len(roots),
+        batch_ms=_describe([each.end_ns - each.start_ns for each in roots]),
+        stages={name: _summarise(each, top_kernels=top_kernels) for name, each in stages.items()},
+        unattributed=Unattributed(
+            attributed.num_unattributed, attributed.unattributed_ns / 1e6, attributed.num_ambiguous
+        ),
+        ranges=len(attributed.timeline.ranges),
+        ranges_cut=attributed.timeline.num_cut,
+    )
 
 
 def measured(work: Sequence[Work]) -> dict[str, float]:
@@ -96,38 +240,40 @@ def measured(work: Sequence[Work]) -> dict[str, float]:
     return figures
 
 
-def _describe(values_ns: Sequence[int]) -> dict[str, Any]:
+def _describe(values_ns: Sequence[int]) -> Description:
     return describe([value / 1e6 for value in values_ns], intervals=False)
 
 
-def _summarise(batches: Sequence[StageBatch], *, top_kernels: int) -> dict[str, Any]:
-    summary: dict[str, Any] = {
-        "batches": len(batches),
-        "calls": sum(batch.calls for batch in batches),
-        "host_ms": _describe([batch.host_ns for batch in batches if batch.calls]),
-        "queue_ms": _describe([batch.queue_ns for batch in batches]) if any(b.queue_ns for b in batches) else None,
-        "device": _summarise_device(batches, top_kernels=top_kernels),
-    }
-    device, queue = summary["device"], summary["queue_ms"]
-    summary["verdict"] = verdict(
-        host_ms=summary["host_ms"]["mean"] or 0.0,
-        device_ms=device["device_ms"] if device else None,
-        busy_ms=device["device_ms"] - device["idle_ms"] if device else None,
-        queue_ms=queue["mean"] if queue else None,
-        sync_ms=device["sync_ms"] if device else 0.0,
+def _summarise(batches: Sequence[StageBatch], *, top_kernels: int) -> ProfiledStage:
+    host_ms = _describe([batch.host_ns for batch in batches if batch.calls])
+    queue_ms = _describe([batch.queue_ns for batch in batches]) if any(batch.queue_ns for batch in batches) else None
+    device = _summarise_device(batches, top_kernels=top_kernels)
+    return ProfiledStage(
+        batches=len(batches),
+        calls=sum(batch.calls for batch in batches),
+        host_ms=host_ms,
+        queue_ms=queue_ms,
+        device=device,
+        verdict=verdict(
+            host_ms=host_ms.mean or 0.0,
+            device_ms=device.device_ms if device else None,
+            busy_ms=device.device_ms - device.idle_ms if device else None,
+            queue_ms=queue_ms.mean if queue_ms else None,
+            sync_ms=device.sync_ms if device else 0.0,
+        ),
     )
-    return summary
 
 
-def _summarise_device(batches: Sequence[StageBatch], *, top_kernels: int) -> dict[str, Any] | None:
+def _summarise_device(batches: Sequence[StageBatch], *, top_kernels: int) -> DeviceFigures | None:
     everything = [work for batch in batches for work in batch.work]
     if not everything:
         return None
     count = len(batches)
     per_batch = [measured(batch.work) for batch in batches]
-    figures: dict[str, Any] = {name: statistics.fmean(row[name] for row in per_batch) for name in per_batch[0]}
-    figures["copies"] = {
-        direction: {"bytes": num_bytes / count, "ms": time_ns / 1e6 / count, "number": number / count}
+    means = {name: statistics.fmean(row[name] for row in per_batch) for name in per_batch[0]}
+    figures = from_json(DeviceFigures, means)
+    figures.copies = {
+        direction: CopyFigures(num_bytes / count, time_ns / 1e6 / count, number / count)
         for direction, (num_bytes, time_ns, number) in _copies(everything).items()
     }
     kernels: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -136,8 +282,8 @@ def _summarise_device(batches: Sequence[StageBatch], *, top_kernels: int) -> dic
             kernels[name][0] += number
             kernels[name][1] += time_ns
     longest = sorted(kernels.items(), key=lambda item: -item[1][1])[:top_kernels]
-    figures["top_kernels"] = [
-        {"name": name, "number": number / count, "ms": time_ns / 1e6 / count} for name, (number, time_ns) in longest
+    figures.top_kernels = [
+        KernelFigures(name, number / count, time_ns / 1e6 / count) for name, (number, time_ns) in longest
     ]
     return figures
 

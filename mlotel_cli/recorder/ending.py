@@ -2,29 +2,38 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlotel_cli.analysis.bottleneck import find_in_run
+from mlotel_cli.analysis.bottleneck import ExecutorSettings, find_in_run
+from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.analysis.summarise import summarise
 from mlotel_cli.store.layout import BATCHES, SPANS
 from mlotel_cli.store.reading import newest_rows, read_table
 from mlotel_cli.store.run_json import Totals
+from mlotel_cli.summary import Summary, Throughput
 
 if TYPE_CHECKING:
     import polars as pl
 
 NEWEST_ROWS = 20_000
-"""Rows that a monitor's statistics are of: however long it ran, its end takes no more time and memory."""
-_OF_THE_WHOLE = ("wall_s", "scoring_s", "caller_s")
+"""A monitor's statistics are of so many rows: however long it ran, its end takes no more time and memory."""
 
 
 def summarise_run(
     run_dir: Path, closing: Mapping[str, Any], *, executor: Mapping[str, Any], mean_scores: bool
-) -> dict[str, Any]:
-    """Summary of every row; see `analysis.summarise`."""
+) -> Summary:
+    """Summary of every row; see `analysis.summarise`.
+
+    Args:
+        run_dir: with the rows, all written.
+        closing: the workload's last message.
+        executor: the run's configuration of it; empty for a user's own loop.
+        mean_scores: the batches' own scores are all the accuracy there is.
+    """
     rows = read_table(run_dir / BATCHES)
-    return _summarise(rows, run_dir, closing, executor=executor, mean_scores=mean_scores)
+    return _summarise(rows, run_dir, Closing.from_json(closing), executor=executor, mean_scores=mean_scores)
 
 
 def summarise_monitor(
@@ -35,20 +44,18 @@ def summarise_monitor(
     totals: Totals,
     started_ns: int,
     num_rows: int = NEWEST_ROWS,
-) -> dict[str, Any]:
+) -> Summary:
     """Counts and throughput of the whole run, statistics of its newest `num_rows` rows; the notes say so."""
     rows = newest_rows(run_dir / BATCHES, num_rows)
-    if rows.height < totals.rows:
-        of_rows = {key: value for key, value in closing.items() if key not in _OF_THE_WHOLE}
-    else:
-        of_rows = dict(closing)
+    told = Closing.from_json(closing)
+    of_rows = replace(told, wall_s=None, scoring_s=None, caller_s=None) if rows.height < totals.rows else told
     summary = _summarise(rows, run_dir, of_rows, executor=executor, mean_scores=False)
-    wall_s = closing.get("wall_s") or (time.time_ns() - started_ns) / 1e9
+    wall_s = told.wall_s or (time.time_ns() - started_ns) / 1e9
     items_per_s = totals.items_done / wall_s if wall_s > 0 else None
-    summary["batches"] = dict(sorted(totals.batches.items()))
-    summary["throughput"] = {"items_per_s": items_per_s, "wall_items_per_s": items_per_s}
+    summary.batches = dict(sorted(totals.batches.items()))
+    summary.throughput = Throughput(items_per_s, items_per_s)
     if rows.height < totals.rows:
-        summary["notes"].insert(
+        summary.notes.insert(
             0,
             f"counts and throughput are of all {totals.rows:,} batches; "
             f"latencies and recorded values of the newest {rows.height:,}",
@@ -57,8 +64,9 @@ def summarise_monitor(
 
 
 def _summarise(
-    rows: "pl.DataFrame", run_dir: Path, closing: Mapping[str, Any], *, executor: Mapping[str, Any], mean_scores: bool
-) -> dict[str, Any]:
+    rows: "pl.DataFrame", run_dir: Path, closing: Closing, *, executor: Mapping[str, Any], mean_scores: bool
+) -> Summary:
     summary = summarise(rows, closing, mean_scores=mean_scores)
-    summary["bottleneck"] = find_in_run(rows, run_dir / SPANS, closing=closing, executor=executor)
+    settings = ExecutorSettings.from_config(executor)
+    summary.bottleneck = find_in_run(rows, run_dir / SPANS, closing=closing, executor=settings)
     return summary

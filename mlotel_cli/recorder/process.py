@@ -29,6 +29,8 @@ from mlotel_cli.recorder.pipe import Answers, read_frames
 from mlotel_cli.recorder.wandb.wandb_sink import TrackerSettings, create_tracker
 from mlotel_cli.records import BatchRecord, Sample
 from mlotel_cli.store.run_json import RunFile, Totals, wandb_id
+from mlotel_cli.summary import OtlpCounts, Summary
+from mlotel_cli.typed_json import from_json
 
 
 class Recorder:
@@ -141,27 +143,26 @@ class Recorder:
         self._info["notes"] += self._parquet.notes
         totals = self._file.before.totals.plus(self._totals)
         summary = self._summarise(closing, totals)
-        cost_us = summary["telemetry"].pop("span_cost_us", None)
-        summary["telemetry"].update(
-            hot_path_us_per_batch=cost_us * totals.spans / totals.rows if cost_us and totals.rows else None,
-            spans_recorded=totals.spans,
-            spans_lost=self._lost,
-            spans_late=self._assembler.late,
-            spans_unnamed=self._assembler.overflowed,
-            items_refused=self._refused,
-        )
-        self._info.update(ended_ns=time.time_ns(), error=closing.get("error") or None, summary=summary)
-        delivered = self._exports.deliver(CLOSE_S)
-        summary["telemetry"].update(delivered)
-        self._info["notes"] += notes(delivered["otlp"])
+        telemetry = summary.telemetry
+        counters: Mapping[str, Any] = closing.get("telemetry") or {}
+        cost_us: float | None = counters.get("span_cost_us")
+        telemetry.hot_path_us_per_batch = cost_us * totals.spans / totals.rows if cost_us and totals.rows else None
+        telemetry.spans_recorded, telemetry.spans_lost = totals.spans, self._lost
+        telemetry.spans_late, telemetry.spans_unnamed = self._assembler.late, self._assembler.overflowed
+        telemetry.items_refused = self._refused
+        self._info.update(ended_ns=time.time_ns(), error=closing.get("error") or None, summary=summary.to_json())
+        otlp = self._exports.deliver(CLOSE_S)["otlp"]
+        telemetry.otlp = None if otlp is None else from_json(OtlpCounts, otlp)
+        self._info["notes"] += notes(otlp)
+        self._info["summary"] = summary.to_json()
         self._write_info()  # a kill while W&B finishes must not cost the summary
-        self._tracker.close(summary, exit_code=0 if closing["status"] == "complete" else 1)
+        self._tracker.close(self._info["summary"], exit_code=0 if closing["status"] == "complete" else 1)
         self._info.update(status=closing["status"], wandb=self._tracker.describe())
         self._exports.close()
         self._write_info()
         return self._info
 
-    def _summarise(self, closing: Mapping[str, Any], totals: Totals) -> dict[str, Any]:
+    def _summarise(self, closing: Mapping[str, Any], totals: Totals) -> Summary:
         if not self._is_live:
             return summarise_run(self._run_dir, closing, executor=self._executor, mean_scores=self._settle_roots)
         started_ns: int = self._file.info["started_ns"]

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlotel_cli.stats.autocorrelation import Floats, below, block_length, finite_series, geyer_size, ranks
+from mlotel_cli.stats.description import Interval
 
 Ints = NDArray[np.int64]
-Interval = tuple[float, float]
 
 BLOCK_FACTOR = 1.5
 """Length of a block, in Politis-White lengths: those minimise squared error, but coverage needs longer blocks."""

@@ -7,7 +7,6 @@ functions are pure functions of their arguments and a seed, with numpy only; the
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,12 +22,12 @@ from mlotel_cli.stats.autocorrelation import (
 )
 from mlotel_cli.stats.bootstrap import (
     BLOCK_FACTOR,
-    Interval,
     Ints,
     block_bootstrap,
     percentile_share,
     student_quantile,
 )
+from mlotel_cli.stats.description import Description, Interval, Intervals
 from mlotel_cli.stats.thresholds import MIN_EFFECTIVE_N, MIN_EFFECTIVE_N_INTERVAL
 
 _PERCENTILES = ("p50", "p90", "p95", "p99")
@@ -95,10 +94,8 @@ def quantile(values: ArrayLike, q: float) -> float:
     return float(np.quantile(finite_series(values, minimum=1), q))
 
 
-def describe(values: ArrayLike, *, seed: int = 0, intervals: bool = True) -> dict[str, Any]:
-    """A series in numbers, as run.json holds them: count, effective_n, mean, p50, p90, p95, p99, max, ci95.
-
-    None is what cannot be said from so few effective values. `ci95` holds [low, high] for mean and each percentile.
+def describe(values: ArrayLike, *, seed: int = 0, intervals: bool = True) -> Description:
+    """A series in numbers.
 
     A percentile is None when its own effective sample size (`effective_sample_size(values, q=...)`) is below
     `MIN_EFFECTIVE_N`, or when one before it is None; p50 is always given. `effective_n` is that of the ranks, rounded
@@ -110,29 +107,19 @@ def describe(values: ArrayLike, *, seed: int = 0, intervals: bool = True) -> dic
     """
     x = finite_series(values)
     n = x.size
-    names = ("mean", *_PERCENTILES)
-    description: dict[str, Any] = {
-        "count": n,
-        "effective_n": None,
-        **dict.fromkeys((*names, "max")),
-        "ci95": dict.fromkeys(names),
-    }
     if n == 0:
-        return description
+        return Description()
     points = np.quantile(x, [percentile_share(name) for name in _PERCENTILES]).tolist()
     effective_n = int(effective_sample_size(x))
-    shown = ["mean"]
+    shown: dict[str, float] = {"mean": float(x.mean())}
     for name, point in zip(_PERCENTILES, points, strict=True):
         needed = MIN_EFFECTIVE_N.get(name, 1)
         if n < needed or geyer_size(below(x, point)) < needed:
             break  # what is too little for this one is too little for those further out
-        description[name] = point
-        shown.append(name)
-    description.update(effective_n=effective_n, mean=float(x.mean()), max=float(x.max()))
-    if intervals and effective_n >= MIN_EFFECTIVE_N_INTERVAL:
-        bounds = block_bootstrap(x, shown, seed=seed)
-        description["ci95"].update({name: list(interval) for name, interval in bounds.items()})
-    return description
+        shown[name] = point
+    is_bounded = intervals and effective_n >= MIN_EFFECTIVE_N_INTERVAL
+    bounds = block_bootstrap(x, list(shown), seed=seed) if is_bounded else {}
+    return Description(n, effective_n, **shown, max=float(x.max()), ci95=Intervals(**bounds))
 
 
 def trend(values: ArrayLike, *, alpha: float = 0.01) -> Trend:

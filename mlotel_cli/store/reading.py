@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlotel_cli.errors import UsageError
 from mlotel_cli.store.layout import BATCHES, PARTS, SAMPLES, SPANS, part_numbers
 from mlotel_cli.store.run_json import check_version, read_info
+from mlotel_cli.summary import Summary
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,9 +40,14 @@ class Run:
         return self.info["status"]
 
     @property
-    def summary(self) -> Mapping[str, Any]:
-        """The summary of run.json; empty while the run goes on."""
-        return self.info.get("summary") or {}
+    def summary(self) -> Summary | None:
+        """The summary of run.json; None while the run goes on, and when it was broken off.
+
+        Raises:
+            ValueError: what is there makes no sense.
+        """
+        told = self.info.get("summary")
+        return Summary.from_json(told) if told else None
 
     @property
     def batches(self) -> "pl.DataFrame":

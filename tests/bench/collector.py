@@ -76,5 +76,5 @@ def _run(conf: Path, run_dir: Path, *keys: str) -> dict[str, float]:
     return {
         "p50_ms": float(latency_ms.quantile(0.5) or 0),
         "p99_ms": float(latency_ms.quantile(0.99) or 0),
-        "spans_lost": float((run.summary["telemetry"].get("otlp") or {}).get("lost", 0)),
+        "spans_lost": float(run.summary.telemetry.otlp.lost if run.summary.telemetry.otlp else 0),
     }

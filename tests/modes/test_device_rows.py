@@ -88,10 +88,10 @@ def test_rows_and_verdicts(tmp_path: Path):
         assert row["waited.host_ms"] >= 2 * WORK_MS  # behind what was launched before it
         assert row["waited.lag_ms"] < WORK_MS / 5
         assert row["latency_ms"] >= 2 * WORK_MS
-    stages = run.summary["latency_ms"]["stages"]
-    assert {name: stage["verdict"] for name, stage in stages.items()} == {
+    stages = run.summary.latency_ms.stages
+    assert {name: stage.verdict for name, stage in stages.items()} == {
         "launched": "device-bound",
         "waited": "launch-bound or synchronising",
     }
-    assert run.summary["telemetry"]["device_abandoned"] == run.summary["telemetry"]["device_elsewhere"] == 0
+    assert run.summary.telemetry.device_abandoned == run.summary.telemetry.device_elsewhere == 0
     assert run.spans.filter(run.spans["name"] == "launched")["lag_ns"].min() > 0

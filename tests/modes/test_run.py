@@ -86,10 +86,10 @@ def test_a_run_that_completes(session, tmp_path, said):
     ]
     assert run.batches["stage.calls"].to_list() == [1, 1]
     assert run.samples.select("batch", "id", "prediction", "score.score").rows() == [(0, "a", "1", 0.5)]
-    telemetry = run.summary["telemetry"]
-    assert (telemetry["spans_recorded"], telemetry["spans_lost"], telemetry["source_paused_s"]) == (4, 0, 0.0)
-    assert 0 < telemetry["hot_path_us_per_batch"] < 1000
-    assert run.summary["accuracy"]["score"]["value"] == 0.5
+    telemetry = run.summary.telemetry
+    assert (telemetry.spans_recorded, telemetry.spans_lost, telemetry.source_paused_s) == (4, 0, 0.0)
+    assert 0 < telemetry.hot_path_us_per_batch < 1000
+    assert run.summary.accuracy["score"].value == 0.5
     assert said == []
 
 
@@ -102,7 +102,7 @@ def test_numbers_of_numpy_come_through_the_pipe(session, tmp_path):
     run = ended(tmp_path)
     assert run.batches.select("size", "source_batch", "accuracy.score").rows() == [(4, 7, 0.25)]
     assert run.samples.select("score.iou", "score.none").rows() == [(0.5, None)]
-    assert run.summary["telemetry"]["items_refused"] == 0
+    assert run.summary.telemetry.items_refused == 0
 
 
 def test_live_input_is_dated_by_its_arrival(session, tmp_path):
@@ -160,7 +160,7 @@ def test_a_signal_ends_the_run_in_order(session, tmp_path, signum, request):
     assert handlers() == before
     assert ended(tmp_path).status == "interrupted"
     assert ended(tmp_path).batches["status"].to_list() == ["scored"]
-    assert ended(tmp_path).summary["telemetry"]["spans_lost"] == 0
+    assert ended(tmp_path).summary.telemetry.spans_lost == 0
 
 
 def test_a_signal_while_closing_waits_for_the_files(session, tmp_path, monkeypatch, capfd):
@@ -326,7 +326,7 @@ def test_a_control_run_settles_batches_without_spans(session, tmp_path):
     run = ended(tmp_path)
     assert run.batches.select("status", "latency_ms", "accuracy.score").rows() == [("scored", None, 1.0)]
     assert run.spans.height == 0
-    assert run.summary["telemetry"]["hot_path_us_per_batch"] is None
+    assert run.summary.telemetry.hot_path_us_per_batch is None
 
 
 def test_spans_before_record_are_not_recorded(session, tmp_path):
@@ -337,7 +337,7 @@ def test_spans_before_record_are_not_recorded(session, tmp_path):
         session.record()
         run_batch(session, 1)
     assert ended(tmp_path).spans["batch"].to_list() == [1, 1]
-    assert ended(tmp_path).summary["telemetry"]["spans_recorded"] == 2
+    assert ended(tmp_path).summary.telemetry.spans_recorded == 2
 
 
 def test_faults_are_counted_in_the_summary(session, tmp_path):
@@ -346,7 +346,7 @@ def test_faults_are_counted_in_the_summary(session, tmp_path):
         with api.batch(0):
             api.record("boxes", float("nan"))
             api.record("boxes", float("inf"))
-    assert ended(tmp_path).summary["telemetry"]["faults"] == {"record": 2}
+    assert ended(tmp_path).summary.telemetry.faults == {"record": 2}
 
 
 def test_measuring_the_cost_of_a_span_emits_nothing():

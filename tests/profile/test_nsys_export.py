@@ -8,7 +8,7 @@ import pytest
 from mlotel_cli.errors import DataError
 from mlotel_cli.profile.attribution import Attributed, Work, attribute
 from mlotel_cli.profile.nsys_export import read_timeline
-from mlotel_cli.profile.stages import by_batch, summarise_stages
+from mlotel_cli.profile.stages import CopyFigures, KernelFigures, by_batch, summarise_stages
 from tests.support.nsys_file import NEW, OLD, NsysFile
 
 RECORDING = Path(__file__).with_name("data") / "nsys_2022_4_cpu.sqlite"
@@ -252,15 +252,17 @@ def test_stages_json_of_two_batches(tmp_path: Path):
 
     stages = summarise_stages(attribute(read_timeline(tmp_path / "x.sqlite")), top_kernels=1)
 
-    detector = stages["stages"]["detector"]
-    assert stages["batches"] == 2
-    assert detector["host_ms"]["p50"] == pytest.approx((300 + 100) / 2 / 1e6)
-    assert detector["device"]["kernel_ms"] == pytest.approx((300 + 100) / 2 / 1e6)
-    assert detector["device"]["kernels"] == (2 + 1) / 2
-    assert detector["device"]["copies"]["Host-to-Device"] == {"bytes": 2048, "ms": pytest.approx(30e-6), "number": 0.5}
-    assert detector["device"]["top_kernels"] == [{"name": "gemm", "number": 1.0, "ms": pytest.approx(150e-6)}]
+    detector = stages.stages["detector"]
+    device = detector.device
+    assert stages.batches == 2
+    assert detector.host_ms.p50 == pytest.approx((300 + 100) / 2 / 1e6)
+    assert device is not None
+    assert device.kernel_ms == pytest.approx((300 + 100) / 2 / 1e6)
+    assert device.kernels == (2 + 1) / 2
+    assert device.copies["Host-to-Device"] == CopyFigures(bytes=2048, ms=pytest.approx(30e-6), number=0.5)
+    assert device.top_kernels == [KernelFigures("gemm", number=1.0, ms=pytest.approx(150e-6))]
     # The device is busy for (360 + 100) / 2 = 230 of (480 + 100) / 2 = 290: 79 %.
-    assert detector["verdict"] == "launch-bound"
+    assert detector.verdict == "launch-bound"
 
 
 def test_a_recording_without_cuda(tmp_path: Path):
@@ -274,9 +276,9 @@ def test_a_recording_without_cuda(tmp_path: Path):
 
     stages = summarise_stages(attribute(read_timeline(path)))
 
-    assert stages["stages"]["detector"]["device"] is None
-    assert stages["stages"]["detector"]["verdict"] == "host-bound"
-    assert stages["stages"]["detector"]["host_ms"]["mean"] == pytest.approx(300e-6)
+    assert stages.stages["detector"].device is None
+    assert stages.stages["detector"].verdict == "host-bound"
+    assert stages.stages["detector"].host_ms.mean == pytest.approx(300e-6)
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all, but long enough to be looked at" * 50])

@@ -217,7 +217,7 @@ def test_what_the_run_says_of_itself(tmp_path: Path):
     stages = json.loads((tmp_path / "stages.json").read_text())
     assert stages["stages"]["reader"]["host_ms"]["p50"] == pytest.approx(0.8)
     assert stages["stages"]["reader"]["queue_ms"]["p50"] == pytest.approx(80e-6)
-    assert stages == profile.stages
+    assert stages == profile.stages.to_json()
     assert session.info["profiler"]["command"] == profiler.command(tmp_path / ".profile.spec.json")
     assert session.info["notes"] == ["a note"]
     assert session.closing == MEASURED

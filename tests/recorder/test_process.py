@@ -140,8 +140,8 @@ def test_closing_without_a_batch(tmp_path):
     ended = run_recorder(tmp_path, frame(opened(), close(emitted=0, status="failed", error="data: empty")))
     assert ended.ok
     assert (ended.run.status, ended.run.info["error"]) == ("failed", "data: empty")
-    assert ended.run.summary["batches"] == {}
-    assert ended.run.summary["telemetry"]["hot_path_us_per_batch"] is None
+    assert ended.run.summary.batches == {}
+    assert ended.run.summary.telemetry.hot_path_us_per_batch is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
 
 
@@ -155,8 +155,8 @@ def test_a_workload_that_dies_without_a_word_leaves_an_interrupted_run(tmp_path)
     assert ended.ok
     assert (ended.run.status, ended.run.info["error"]) == ("interrupted", "the workload ended without a word")
     assert ended.run.batches.select("batch", "status").rows() == [(0, "scored"), (1, "incomplete")]
-    assert ended.run.summary["telemetry"]["spans_lost"] is None
-    assert ended.run.summary["throughput"]["items_per_s"] == pytest.approx(100.0)  # by the rows: 1 item in 10 ms
+    assert ended.run.summary.telemetry.spans_lost is None
+    assert ended.run.summary.throughput.items_per_s == pytest.approx(100.0)  # by the rows: 1 item in 10 ms
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 5, 100, -1])
@@ -184,7 +184,7 @@ def test_an_item_that_makes_no_sense_costs_only_itself(tmp_path, capsys):
     ended = run_recorder(tmp_path, frame(opened()), frame(*bad, *whole_batch(0), close(emitted=4)))
     assert ended.ok
     assert ended.run.status == "complete"
-    assert ended.run.summary["telemetry"]["items_refused"] >= 4
+    assert ended.run.summary.telemetry.items_refused >= 4
     assert 0 in ended.run.batches.filter(status="scored")["batch"]
     assert capsys.readouterr().err.count("refused") == 1
 
@@ -192,8 +192,8 @@ def test_an_item_that_makes_no_sense_costs_only_itself(tmp_path, capsys):
 def test_spans_that_end_after_the_closing_are_kept_and_are_no_loss(tmp_path):
     late = span(0, "thread")
     ended = run_recorder(tmp_path, frame(opened(), *whole_batch(0)), frame(close(emitted=2)), frame(late))
-    telemetry = ended.run.summary["telemetry"]
-    assert (telemetry["spans_lost"], telemetry["spans_recorded"], telemetry["spans_late"]) == (0, 3, 1)
+    telemetry = ended.run.summary.telemetry
+    assert (telemetry.spans_lost, telemetry.spans_recorded, telemetry.spans_late) == (0, 3, 1)
     assert ended.run.spans["name"].to_list() == ["reader", "batch", "thread"]
 
 
@@ -201,7 +201,7 @@ def test_an_own_loop_is_settled_by_its_roots_and_scored_by_its_attributes(tmp_pa
     roots = [span(n, opened=1, attributes={"batch.size": 2, "mlotel.accuracy.recall": n / 2}) for n in range(3)]
     ended = run_recorder(tmp_path, frame(opened(settle_roots=True, mode="loop")), frame(*roots, close(emitted=3)))
     assert ended.run.batches.select("batch", "size", "status").rows() == [(n, 2, "scored") for n in range(3)]
-    assert ended.run.summary["accuracy"]["recall"]["value"] == 0.5
+    assert ended.run.summary.accuracy["recall"].value == 0.5
 
 
 @pytest.mark.parametrize(("tracker", "reason"), [({"mode": "loud"}, "tracker.mode=loud"), ({"volume": 11}, "volume")])
@@ -318,8 +318,8 @@ def test_an_evaluation_has_neither_totals_nor_a_server(tmp_path):
 def test_a_live_message_that_makes_no_sense_costs_only_itself(tmp_path, capsys):
     ended = run_recorder(tmp_path, frame(monitoring(), ("live", "{"), *done_batch(0), close(emitted=2)))
     assert ended.ok
-    assert ended.run.summary["telemetry"]["items_refused"] == 1
-    assert ended.run.summary["batches"] == {"done": 1}
+    assert ended.run.summary.telemetry.items_refused == 1
+    assert ended.run.summary.batches == {"done": 1}
 
 
 # -- the real process ---------------------------------------------------------------------------------------------

@@ -81,10 +81,11 @@ def coverages(process, n, *, names, repetitions=500):
     held = dict.fromkeys(names, 0)
     rng = np.random.default_rng(20)
     for seed in range(repetitions):
-        intervals = describe(process.draw(rng, n), seed=seed)["ci95"]
+        intervals = describe(process.draw(rng, n), seed=seed).ci95
         for name in names:
-            assert intervals[name] is not None, f"{name} withheld: n={n} is too short for this case"
-            held[name] += intervals[name][0] <= truth[name] <= intervals[name][1]
+            interval = getattr(intervals, name)
+            assert interval is not None, f"{name} withheld: n={n} is too short for this case"
+            held[name] += interval[0] <= truth[name] <= interval[1]
     return {name: count / repetitions for name, count in held.items()}
 
 

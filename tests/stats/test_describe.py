@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from mlotel_cli.stats import describe as stats
 from mlotel_cli.stats.autocorrelation import block_length, effective_sample_size
 from mlotel_cli.stats.bootstrap import block_bootstrap
 from mlotel_cli.stats.describe import MIN_EFFECTIVE_N, cold_start, describe, paired_difference, quantile, trend
+from mlotel_cli.stats.description import Description, Intervals
+from mlotel_cli.typed_json import from_json, to_json
 
 PERCENTILES = ("p50", "p90", "p95", "p99")
 
@@ -50,36 +53,38 @@ def test_quantile_refuses_what_has_none():
 def test_describe_has_the_form_of_run_json():
     x = np.random.default_rng(0).lognormal(size=2_000)
     description = describe(x)
-    assert list(description) == ["count", "effective_n", "mean", "p50", "p90", "p95", "p99", "max", "ci95"]
-    assert list(description["ci95"]) == ["mean", *PERCENTILES]
-    assert json.loads(json.dumps(description)) == description
-    assert description["count"] == 2_000
-    assert description["mean"] == pytest.approx(x.mean())
-    assert description["max"] == x.max()
-    assert description["effective_n"] == int(effective_sample_size(x))
+    told = to_json(description)
+    assert list(told) == ["count", "effective_n", "mean", "p50", "p90", "p95", "p99", "max", "ci95"]
+    assert list(told["ci95"]) == ["mean", *PERCENTILES]
+    assert json.loads(json.dumps(told)) == told
+    assert from_json(Description, told) == description
+    assert description.count == 2_000
+    assert description.mean == pytest.approx(x.mean())
+    assert description.max == x.max()
+    assert description.effective_n == int(effective_sample_size(x))
     for name in PERCENTILES:
-        assert description[name] == pytest.approx(np.percentile(x, float(name[1:])))
+        assert description.figure(name) == pytest.approx(np.percentile(x, float(name[1:])))
     intervals = block_bootstrap(x, ["mean", *PERCENTILES])
-    assert description["ci95"] == {name: list(interval) for name, interval in intervals.items()}
-    assert describe(x, seed=1)["ci95"] != description["ci95"]
+    assert description.ci95 == Intervals(**intervals)
+    assert describe(x, seed=1).ci95 != description.ci95
 
 
 def test_describe_of_nothing():
     description = describe([])
-    assert description["count"] == 0
-    assert {description[name] for name in ("effective_n", "mean", "max", *PERCENTILES)} == {None}
-    assert description["ci95"] == dict.fromkeys(("mean", *PERCENTILES))
+    assert description.count == 0
+    assert {getattr(description, name) for name in ("effective_n", "mean", "max", *PERCENTILES)} == {None}
+    assert description.ci95 == Intervals()
 
 
 @pytest.mark.parametrize(("name", "needed"), [("p90", 36), ("p95", 72), ("p99", 368)])
 def test_a_percentile_is_given_from_its_effective_sample_size_on(name, needed):
     assert MIN_EFFECTIVE_N[name] == needed
     enough, short = describe(evenly_spread(needed)), describe(evenly_spread(needed - 1))
-    assert enough["effective_n"] == needed
-    assert enough[name] == pytest.approx(np.percentile(evenly_spread(needed), float(name[1:])))
-    assert len(enough["ci95"][name]) == 2
-    assert short[name] is None
-    assert short["ci95"][name] is None
+    assert enough.effective_n == needed
+    assert enough.figure(name) == pytest.approx(np.percentile(evenly_spread(needed), float(name[1:])))
+    assert len(getattr(enough.ci95, name)) == 2
+    assert short.figure(name) is None
+    assert getattr(short.ci95, name) is None
 
 
 @pytest.mark.parametrize(("share", "needed"), [("p90", 36), ("p95", 72), ("p99", 368), ("p99.9", 3687)])
@@ -92,46 +97,47 @@ def test_the_least_sizes_are_where_the_order_statistic_interval_begins(share, ne
 def test_a_correlated_series_is_short_however_many_values_it_has():
     x = wander(0.98, 1_000)
     description = describe(x)
-    assert description["effective_n"] < 36
+    assert description.effective_n < 36
     assert effective_sample_size(x, q=0.9) < 36
-    assert description["p90"] is description["p99"] is None
-    assert description["p50"] is not None
+    assert description.p90 is description.p99 is None
+    assert description.p50 is not None
 
 
 def test_a_burst_withholds_only_the_percentile_it_carries():
     x = np.random.default_rng(0).normal(size=2_000)
     x[700:720] += 50
     description = describe(x)
-    assert description["p99"] is None
-    assert description["p95"] is not None
-    assert description["effective_n"] > 1_000
+    assert description.p99 is None
+    assert description.p95 is not None
+    assert description.effective_n > 1_000
 
 
 def test_few_values_have_a_median_but_no_interval():
-    assert describe([3])["p50"] == 3
+    assert describe([3]).p50 == 3
     five, six = describe([1, 5, 2, 4, 3]), describe([1, 6, 2, 5, 3, 4])
-    assert (five["p50"], five["ci95"]["p50"], five["ci95"]["mean"]) == (3, None, None)
-    assert six["effective_n"] == 6
-    assert six["ci95"]["p50"][0] < 3.5 < six["ci95"]["p50"][1]
-    assert six["ci95"]["mean"][0] < 3.5 < six["ci95"]["mean"][1]
+    assert (five.p50, five.ci95.p50, five.ci95.mean) == (3, None, None)
+    assert six.effective_n == 6
+    assert six.ci95.p50[0] < 3.5 < six.ci95.p50[1]
+    assert six.ci95.mean[0] < 3.5 < six.ci95.mean[1]
 
 
 def test_describe_without_intervals_is_the_same_otherwise():
     x = np.random.default_rng(0).lognormal(size=500)
     plain, full = describe(x, intervals=False), describe(x)
-    assert set(plain["ci95"].values()) == {None}
-    assert {**plain, "ci95": None} == {**full, "ci95": None}
+    assert plain.ci95 == Intervals()
+    assert replace(plain, ci95=full.ci95) == full
 
 
 @given(st.lists(st.one_of(st.floats(-1e9, 1e9), st.sampled_from([0.0, 1.0])), min_size=1, max_size=80))
 def test_describe_is_ordered_whatever_comes(values):
     description = describe(values)
-    shown = [description[name] for name in PERCENTILES if description[name] is not None]
+    shown = [figure for name in PERCENTILES if (figure := description.figure(name)) is not None]
     assert shown == sorted(shown)
-    assert 1 <= description["effective_n"] <= description["count"] == len(values)
-    for name, interval in description["ci95"].items():
+    assert 1 <= description.effective_n <= description.count == len(values)
+    for name in ("mean", *PERCENTILES):
+        interval, figure = getattr(description.ci95, name), description.figure(name)
         if interval is not None:
-            assert interval[0] <= description[name] + 1e-6 and description[name] <= interval[1] + 1e-6  # noqa: PT018
+            assert interval[0] <= figure + 1e-6 and figure <= interval[1] + 1e-6  # noqa: PT018
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -261,5 +267,5 @@ def test_a_withheld_percentile_withholds_those_further_out() -> None:
     description = describe(values)
 
     assert effective_sample_size(values, q=0.99) >= stats.MIN_EFFECTIVE_N["p99"]
-    assert description["p90"] is None
-    assert description["p95"] is description["p99"] is None
+    assert description.p90 is None
+    assert description.p95 is description.p99 is None

@@ -13,6 +13,7 @@ from mlotel_cli.errors import UsageError
 from mlotel_cli.recorder.parquet_sink import ParquetSink
 from mlotel_cli.records import BatchRecord, Sample, SpanRecord
 from mlotel_cli.store.reading import RECORDER_MODULE, read_run, read_table
+from mlotel_cli.summary import Summary
 
 NO_PROCESS = 2**22 + 1  # above the largest pid that Linux gives
 
@@ -44,8 +45,13 @@ def stand_in():
 
 
 def test_a_finished_run_is_what_run_json_says(tmp_path):
-    run = read_run(make_run(tmp_path, status="complete", summary={"accuracy": {}}, name="dummy"))
-    assert (run.status, run.summary, run.info["name"], run.path) == ("complete", {"accuracy": {}}, "dummy", tmp_path)
+    run = read_run(make_run(tmp_path, status="complete", summary={"batches": {"done": 1}}, name="dummy"))
+    assert (run.status, run.summary, run.info["name"], run.path) == (
+        "complete",
+        Summary(batches={"done": 1}),
+        "dummy",
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize("status", ["complete", "failed", "interrupted"])
@@ -56,7 +62,7 @@ def test_an_ended_run_needs_no_process(tmp_path, status):
 def test_a_run_is_running_while_its_recorder_is(tmp_path, stand_in):
     folder = make_run(tmp_path / "r", recorder_pid=stand_in(str(tmp_path / "r")))
     run = read_run(folder)
-    assert (run.status, run.summary) == ("running", {})
+    assert (run.status, run.summary) == ("running", None)
 
 
 def test_a_recorder_started_elsewhere_with_a_relative_path_is_the_runs_own(tmp_path, stand_in, monkeypatch):

@@ -80,7 +80,7 @@ def test_the_run_fails_with_one_message_and_keeps_its_rows(tmp_path: Path, case:
         assert rows["error"].to_list() == ["" if status == "scored" else message for status in statuses]
     assert rows.filter(rows["status"] == "scored")["latency_ms"].null_count() == 0
     assert "failed: " in ended.out  # the table of what there is
-    assert run.summary["batches"] == {status: statuses.count(status) for status in sorted(set(statuses))}
+    assert run.summary.batches == {status: statuses.count(status) for status in sorted(set(statuses))}
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
@@ -146,8 +146,8 @@ def test_skip_counts_and_goes_on(tmp_path: Path) -> None:
     run = read_run(tmp_path / "run")
     assert run.status == "complete"
     assert run.batches["status"].to_list() == ["scored", "scored", "skipped", "scored", "scored"]
-    assert run.summary["accuracy"]["right"]["value"] == 1.0
-    assert run.summary["latency_ms"]["batch"]["count"] == 4
+    assert run.summary.accuracy["right"].value == 1.0
+    assert run.summary.latency_ms.batch.count == 4
     spans = run.spans
     failed = spans.filter((spans["name"] == "double") & (spans["status"] == "ERROR"))
     assert failed["batch"].to_list() == [2]

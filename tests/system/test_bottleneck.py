@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from mlotel_cli import read_run
-from mlotel_cli.analysis.bottleneck import model_of, top_stages
+from mlotel_cli.analysis.bottleneck import ExecutorSettings, model_of, top_stages
+from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.analysis.pipeline_model import PipelineModel
 from mlotel_cli.dummy import SineModel
 from mlotel_cli.store.traces import load_spans
+from mlotel_cli.typed_json import to_json
 from tests.support.evaluation import command, conf, target
 
 pytestmark = pytest.mark.system
@@ -57,7 +59,7 @@ def evaluate_once(folder: Path, *overrides: str, scales: tuple[float, ...], exec
 
 
 def throughput(path: Path) -> float:
-    return read_run(path).summary["throughput"]["wall_items_per_s"]
+    return read_run(path).summary.throughput.wall_items_per_s
 
 
 def fitted(path: Path, executor: str) -> PipelineModel:
@@ -65,8 +67,8 @@ def fitted(path: Path, executor: str) -> PipelineModel:
     rows = read_run(path).batches
     stages = top_stages(load_spans(path / "spans.parquet", 0, 10))
     assert stages == ["model_1", "model_2", "model_3"]
-    closing = {"wall_s": rows.height / throughput(path)}
-    settings = {"kind": executor, "queue_size": 2, "replicas": {}}
+    closing = Closing(wall_s=rows.height / throughput(path))
+    settings = ExecutorSettings(executor)
     model = model_of(rows, stages, closing=closing, executor=settings)
     assert model is not None
     return model
@@ -78,18 +80,18 @@ def pipelined_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_the_run_says_of_itself(pipelined_run: Path) -> None:
-    bottleneck = read_run(pipelined_run).summary["bottleneck"]
-    assert bottleneck["stage"] == "model_2"
-    assert abs(bottleneck["model_error"]) < TOLERANCE
-    assert 0 < bottleneck["cores_busy"] < 0.7  # stages sleep
-    (said,) = bottleneck["sentences"]
+    bottleneck = read_run(pipelined_run).summary.bottleneck
+    assert bottleneck.stage == "model_2"
+    assert abs(bottleneck.model_error) < TOLERANCE
+    assert 0 < bottleneck.cores_busy < 0.7  # stages sleep
+    (said,) = bottleneck.sentences
     assert said.startswith("model_2 bounds the pipeline: busy 9")
     assert f"{said}\n" in (pipelined_run.parent / "stdout").read_text()
-    assert json.loads((pipelined_run / "run.json").read_text())["summary"]["bottleneck"] == bottleneck
+    assert json.loads((pipelined_run / "run.json").read_text())["summary"]["bottleneck"] == to_json(bottleneck)
 
 
 def test_a_stage_twice_as_fast(pipelined_run: Path, tmp_path: Path) -> None:
-    gain = read_run(pipelined_run).summary["bottleneck"]["twice_as_fast"]["model_2"]
+    gain = read_run(pipelined_run).summary.bottleneck.twice_as_fast["model_2"]
     real = evaluate(tmp_path / "faster", scales=(0.6, 0.5, 0.7))
     assert gain > 1.2
     assert throughput(pipelined_run) * gain == pytest.approx(throughput(real), rel=TOLERANCE)
@@ -105,7 +107,7 @@ def test_one_replica_more_and_longer_queues(pipelined_run: Path, tmp_path: Path)
 
 def test_a_sequential_run_foretells_the_pipelined_one(pipelined_run: Path, tmp_path: Path) -> None:
     real = evaluate(tmp_path / "sequential", executor="sequential")
-    bottleneck = read_run(real).summary["bottleneck"]
-    assert bottleneck["sentences"][0].startswith("model_2 takes 4")
-    assert throughput(real) * bottleneck["overlap"] == pytest.approx(throughput(pipelined_run), rel=TOLERANCE)
-    assert bottleneck["overlap"] == pytest.approx(fitted(real, "sequential").gain_of_overlap(), rel=0.01)
+    bottleneck = read_run(real).summary.bottleneck
+    assert bottleneck.sentences[0].startswith("model_2 takes 4")
+    assert throughput(real) * bottleneck.overlap == pytest.approx(throughput(pipelined_run), rel=TOLERANCE)
+    assert bottleneck.overlap == pytest.approx(fitted(real, "sequential").gain_of_overlap(), rel=0.01)

@@ -93,16 +93,16 @@ def test_run_json_and_table_say_what_the_rows_say(dummy_run: Path) -> None:
     run = read_run(dummy_run / "run")
     rows, summary = run.batches, run.summary
     assert run.status == "complete"
-    batch = summary["latency_ms"]["batch"]
-    assert batch["count"] == BATCHES
-    assert batch["mean"] == pytest.approx(rows["latency_ms"].mean())
-    assert batch["p50"] == pytest.approx(rows["latency_ms"].median())
-    assert batch["max"] == rows["latency_ms"].max()
-    assert list(summary["latency_ms"]["stages"]) == list(PERIODS)
-    assert summary["accuracy"]["score"]["value"] == pytest.approx(rows["accuracy.score"].mean())
-    assert summary["warmup"]["batches"] == 2
-    assert summary["telemetry"]["spans_lost"] == 0
-    assert summary["telemetry"]["spans_recorded"] == run.spans.height == BATCHES * 4  # the warm-up is in no file
+    batch = summary.latency_ms.batch
+    assert batch.count == BATCHES
+    assert batch.mean == pytest.approx(rows["latency_ms"].mean())
+    assert batch.p50 == pytest.approx(rows["latency_ms"].median())
+    assert batch.max == rows["latency_ms"].max()
+    assert list(summary.latency_ms.stages) == list(PERIODS)
+    assert summary.accuracy["score"].value == pytest.approx(rows["accuracy.score"].mean())
+    assert summary.warmup.batches == 2
+    assert summary.telemetry.spans_lost == 0
+    assert summary.telemetry.spans_recorded == run.spans.height == BATCHES * 4  # the warm-up is in no file
     table = (dummy_run / "stdout").read_text()
     row = next(line.split() for line in table.splitlines() if line.split()[:1] == ["model_2"])
     assert row[1:3] == [str(BATCHES), f"{rows['model_2.host_ms'].mean():.2f}"]
@@ -190,7 +190,7 @@ def test_a_data_loader_of_config_and_repeats(tmp_path: Path) -> None:
         (5, 2, 1, 1),
     ]
     run = read_run(tmp_path / "run")
-    seconds = 14 / run.summary["throughput"]["wall_items_per_s"]
+    seconds = 14 / run.summary.throughput.wall_items_per_s
     assert seconds >= rows["latency_ms"].sum() / 1e3
 
 
@@ -201,7 +201,7 @@ def test_a_control_run_measures_nothing_and_scores_all_the_same(tmp_path: Path) 
     assert run.batches["status"].to_list() == ["scored"] * 5
     assert run.batches["latency_ms"].null_count() == 5
     assert run.spans.height == 0
-    assert run.summary["accuracy"]["right"]["value"] == 1.0
+    assert run.summary.accuracy["right"].value == 1.0
     assert "latency" not in ended.out
 
 

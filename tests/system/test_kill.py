@@ -323,8 +323,8 @@ def test_a_signal_ends_the_real_command_with_everything(conf: Path, tmp_path: Pa
         done = {batch for batch, _ in evaluation.told()}
         assert done <= evaluation.rows()
         summary = read_run(evaluation.run_dir).summary
-        assert summary["telemetry"]["spans_lost"] == 0
-        assert summary["accuracy"]["score"]["value"] is not None
+        assert summary.telemetry.spans_lost == 0
+        assert summary.accuracy["score"].value is not None
         assert "Traceback" not in evaluation.printed
         assert "interrupted: " in evaluation.printed
 
@@ -356,7 +356,7 @@ def test_a_signal_while_closing_waits_for_the_files(start: Callable[..., Evaluat
     assert evaluation.wait() == (143 if closing else 0)
     evaluation.wait_for_recorder()
     run = read_run(evaluation.run_dir)
-    assert (run.info["status"], run.summary["batches"]) == ("complete", {"scored": 40})
+    assert (run.info["status"], run.summary.batches) == ("complete", {"scored": 40})
     assert read_wandb_file(find_wandb_file(evaluation.run_dir)).exit_code == 0
 
 

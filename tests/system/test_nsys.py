@@ -59,8 +59,8 @@ def test_a_profile_has_the_rows_of_an_evaluation(nsys: Path, tmp_path: Path):
         assert rows[f"{stage}.calls"].to_list() == [1] * 20
     assert (rows["latency_ms"] >= rows["model_1.host_ms"] + rows["model_2.host_ms"] + rows["model_3.host_ms"]).all()
     # The child went on after the capture: its metric over the run was computed then, and it ended in order.
-    assert run.summary["accuracy"]["score"]["value"] == pytest.approx(rows["accuracy.score"].mean())
-    assert run.summary["warmup"]["batches"] == 2
+    assert run.summary.accuracy["score"].value == pytest.approx(rows["accuracy.score"].mean())
+    assert run.summary.warmup.batches == 2
     assert run.spans.height == 20 * 4
     command = run.info["profiler"]["command"]
     assert command[:3] == [str(nsys), "profile", "--trace=nvtx"]

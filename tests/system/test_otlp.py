@@ -34,10 +34,10 @@ def exported(folder: Path, receiver: Receiver, *overrides: str, **parts: str) ->
 
 def otlp(run: Run) -> dict[str, Any]:
     """What the summary says of it; every span recorded was sent or lost."""
-    telemetry = run.summary["telemetry"]
-    described = telemetry["otlp"]
-    assert described["sent"] + described["lost"] == telemetry["spans_recorded"] == run.spans.height
-    assert described["queued"] == 0
+    telemetry = run.summary.telemetry
+    described = telemetry.otlp
+    assert described.sent + described.lost == telemetry.spans_recorded == run.spans.height
+    assert described.queued == 0
     return described
 
 
@@ -68,7 +68,7 @@ def test_what_arrives_is_what_parquet_holds(tmp_path: Path) -> None:
     with receiving() as receiver:
         run = exported(tmp_path, receiver, "eval.on_error=skip", pipeline=target("Raises", at=7))
     described = otlp(run)
-    assert (described["lost"], described["detail"]) == (0, "")
+    assert (described.lost, described.detail) == (0, "")
     by_id = {each.span.span_id.hex(): each for each in receiver.spans}
     rows = run.spans.to_dicts()
     assert len(receiver.spans) == len(by_id) == len(rows) == 90
@@ -111,8 +111,8 @@ def test_a_server_that_is_busy_gets_everything_once(tmp_path: Path) -> None:
     with receiving(lambda number, path: busy if number < 2 and "traces" in path else None) as receiver:
         run = exported(tmp_path, receiver)
     described = otlp(run)
-    assert (described["lost"], len(receiver.spans)) == (0, described["sent"])
-    assert described["retried"] >= 1
+    assert (described.lost, len(receiver.spans)) == (0, described.sent)
+    assert described.retried >= 1
     assert len({each.span.span_id for each in receiver.spans}) == len(receiver.spans)
 
 
@@ -121,8 +121,8 @@ def test_a_server_that_rejects_some(tmp_path: Path) -> None:
         run = exported(tmp_path, receiver)
     described = otlp(run)
     requests = sum("traces" in path for path, _, _ in receiver.requests)
-    assert described["lost"] == 5 * requests
-    note = f"OTLP traces: {described['lost']} of 90 spans did not reach {receiver.url}/v1/traces (no room)"
+    assert described.lost == 5 * requests
+    note = f"OTLP traces: {described.lost} of 90 spans did not reach {receiver.url}/v1/traces (no room)"
     assert any(line.startswith(note) for line in run.info["notes"])
     assert note in (tmp_path / "stdout").read_text()
     said = (tmp_path / "stderr").read_text()
@@ -132,7 +132,7 @@ def test_a_server_that_rejects_some(tmp_path: Path) -> None:
 def test_a_server_that_hangs_costs_seconds_and_the_spans(tmp_path: Path) -> None:
     with receiving(lambda number, path: Reply(hangs=True)) as receiver:
         run = exported(tmp_path, receiver)
-    assert otlp(run)["lost"] == 90
+    assert otlp(run).lost == 90
     assert run.status == "complete"
     assert (run.info["ended_ns"] - run.info["started_ns"]) / 1e9 < 20
 
@@ -161,9 +161,9 @@ def test_a_server_that_dies_in_the_middle(tmp_path: Path) -> None:
     assert process.returncode == 0, said
     run = read_run(tmp_path / "run")
     described = otlp(run)
-    assert run.summary["batches"] == {"scored": 300}
-    assert 0 < described["sent"] <= len(receiver.spans)
-    assert described["lost"] > 0
+    assert run.summary.batches == {"scored": 300}
+    assert 0 < described.sent <= len(receiver.spans)
+    assert described.lost > 0
     assert said.count(f"OTLP traces to {receiver.url}/v1/traces: not delivered (") == 1
 
 
@@ -185,7 +185,7 @@ def test_the_standard_variables_are_enough(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=lab")
         ended = evaluate(tmp_path, data=NUMBERS)
     assert ended.code == 0, ended.err
-    assert otlp(read_run(tmp_path / "run"))["sent"] == len(receiver.spans) == 90
+    assert otlp(read_run(tmp_path / "run")).sent == len(receiver.spans) == 90
     assert {path for path, _, _ in receiver.requests} == {"/v1/traces"}
     headers = receiver.requests[0][1]
     assert (headers["x-key"], headers["content-encoding"]) == ("secret", "gzip")
@@ -227,8 +227,8 @@ def test_a_monitor_sends_its_background_s_share_of_whole_traces_and_counts_every
     assert 0 < len(kept) < 400
     expected = set(spans.filter(spans["trace_id"].is_in(list(kept)))["span_id"])
     assert {each.span.span_id.hex() for each in receiver.spans} == expected
-    described = run.summary["telemetry"]["otlp"]
-    assert (described["sent"], described["lost"]) == (len(expected), 0)
+    described = run.summary.telemetry.otlp
+    assert (described.sent, described.lost) == (len(expected), 0)
     by_name = {
         attributes(point.attributes)["span.name"]: point.as_double
         for metric in receiver.metrics[-1].resource_metrics[0].scope_metrics[0].metrics
@@ -271,6 +271,6 @@ def test_a_monitor_whose_recorder_is_killed_goes_on_in_the_same_tables(tmp_path:
     assert len(indexes) == len(set(indexes))
     assert indexes[0] == 0
     assert indexes[-1] == 1499
-    telemetry = run.summary["telemetry"]
-    assert 1500 - len(indexes) <= telemetry["batches_lost"] < 1000
-    assert telemetry["recorder_restarts"] == 1
+    telemetry = run.summary.telemetry
+    assert 1500 - len(indexes) <= telemetry.batches_lost < 1000
+    assert telemetry.recorder_restarts == 1

@@ -35,7 +35,7 @@ def test_eval_gives_accuracy_and_the_loops_spans(tmp_path: Path, monkeypatch: py
     assert batches["size"].to_list() == [16] * 6  # frames of a clip
     assert batches["detect.calls"].to_list() == batches["associate.calls"].to_list() == [16] * 6
     assert (batches["detect.host_ms"] + batches["associate.host_ms"] <= batches["latency_ms"]).all()
-    assert 0 < run.summary["accuracy"]["error_px"]["value"] < 0.5
+    assert 0 < run.summary.accuracy["error_px"].value < 0.5
     scopes = run.spans.filter(run.spans["name"] == "detect")["scope"].unique().to_list()
     assert scopes == ["track"]
     assert run.info["name"] == "instrument_only"

@@ -49,7 +49,7 @@ def test_one_row_a_batch_with_accuracy_and_latency(tmp_path: Path, clip: Path) -
     assert all((batches[f"{stage}.host_ms"] > 0).all() for stage in STAGES)
     assert (batches["data.num_vehicles"] >= batches["data.num_plates"]).all()
     assert batches["data.num_vehicles"].sum() > 0
-    assert set(run.summary["accuracy"]) == {"vehicle_ap50", "plate_ap50", "plate_exact_match", "character_error_rate"}
+    assert set(run.summary.accuracy) == {"vehicle_ap50", "plate_ap50", "plate_exact_match", "character_error_rate"}
 
 
 def test_figures_by_condition(tmp_path: Path, clip: Path) -> None:
@@ -62,9 +62,9 @@ def test_figures_by_condition(tmp_path: Path, clip: Path) -> None:
         tmp_path, "data=video", f"data.path={clip}", f"data.annotations={annotations}", command=BY_CONDITION
     )
     assert ended.code == 0, ended.err
-    accuracy = read_run(run_dir).summary["accuracy"]
+    accuracy = read_run(run_dir).summary.accuracy
     assert len(accuracy) == 16
-    assert accuracy["rain_vehicle_ap50"]["value"] > 0.5
+    assert accuracy["rain_vehicle_ap50"].value > 0.5
 
 
 @pytest.mark.parametrize(("command", "name"), [(ON_NIGHT, "night"), (ON_CROWDED, "crowded")])
@@ -94,7 +94,7 @@ def test_the_validation_video_reaches_the_figures_in_the_readme(tmp_path: Path) 
     assert run.batches["size"].sum() == 640
     check_labels("validation")
     assert all(name in ended.out for name in ("plate_exact_match", "vehicle_detector", "plate_reader"))
-    accuracy = {name: figure["value"] for name, figure in run.summary["accuracy"].items()}
+    accuracy = {name: figure.value for name, figure in run.summary.accuracy.items()}
     assert accuracy["vehicle_ap50"] >= 0.95
     assert accuracy["plate_ap50"] >= 0.90
     assert accuracy["plate_exact_match"] >= 0.85

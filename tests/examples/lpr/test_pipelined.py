@@ -56,7 +56,7 @@ def check_same(pipelined: Run, sequential: Run) -> None:
     assert columns
     fixed = ["batch", "source_batch", "repeat", "size", "status", *columns]
     assert_frame_equal(pipelined.batches.select(fixed), sequential.batches.select(fixed))
-    assert pipelined.summary["accuracy"] == sequential.summary["accuracy"]
+    assert pipelined.summary.accuracy == sequential.summary.accuracy
     assert all(pipelined.batches[f"{stage}.queue_ms"].null_count() == 0 for stage in STAGES)
 
 
