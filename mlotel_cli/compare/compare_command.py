@@ -15,6 +15,7 @@ from mlotel_cli.compare.stage_pairs import (
 )
 from mlotel_cli.errors import UsageError
 from mlotel_cli.screen import Column, Row, print_table, run_command, sayer, stdout, text_column
+from mlotel_cli.store.layout import HYDRA
 from mlotel_cli.store.reading import Run, read_run
 
 _SHOWN = 5
@@ -106,7 +107,7 @@ def _configuration(run: Run) -> Mapping[str, Any]:
     from yaml import YAMLError
 
     try:
-        composed: Any = OmegaConf.load(run.path / ".hydra" / "config.yaml")
+        composed: Any = OmegaConf.load(run.path / HYDRA / "config.yaml")
         parts = {name: OmegaConf.select(composed, name) for name in CONFIGURED}
     except (OSError, ValueError, OmegaConfBaseException, YAMLError):
         return {}
