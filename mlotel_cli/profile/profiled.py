@@ -61,16 +61,18 @@ class Spec:
 class ResultFile:
     """Takes what a loop tells its run, and writes it as lines of a file. See `modes.run.Settling`."""
 
-    def __init__(
-        self, spec: Spec, backend: "Nvtx | TorchRanges", capture: contextlib.AbstractContextManager[Any]
-    ) -> None:
-        """Write the first line; `capture` is entered when the warm-up is over."""
+    def __init__(self, path: Path) -> None:
+        """Write the first line to `path`."""
         self.closing = Closing()
-        self._path = Path(spec.results)
-        self._backend = backend
-        self._capture = capture
+        self._path = path
+        self._backend: Nvtx | TorchRanges | None = None
+        self._capture: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._is_capturing = False
         self.write("started", {"pid": os.getpid(), "time_ns": time.time_ns()})
+
+    def use(self, backend: "Nvtx | TorchRanges", capture: contextlib.AbstractContextManager[Any]) -> None:
+        """Take the backend of spans, and what is entered when the warm-up is over."""
+        self._backend, self._capture = backend, capture
 
     @property
     def link(self) -> "ResultFile":
@@ -84,7 +86,7 @@ class ResultFile:
         """Begin the capture."""
         self._capture.__enter__()
         self._is_capturing = True
-        api.use(self._backend)
+        api.use(self._backend or OFF)
 
     def stop(self) -> None:
         """End the capture, if it has begun."""
@@ -126,7 +128,7 @@ class ResultFile:
             "accuracy": {name: float(score) for name, score in (accuracy or {}).items()},
             "samples": [asdict(sample) for sample in samples or ()],
             "error": error,
-            "recorded": self._backend.values.take(batch),
+            "recorded": self._backend.values.take(batch) if self._backend else [],
         }
         self.write("settle", row)
 
@@ -140,37 +142,35 @@ def main() -> None:
     """Run what the SPEC file says; exit with the code of the error, if there was one."""
     spec = Spec(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     sys.path[:] = spec.path
+    faults, results = Faults(), ResultFile(Path(spec.results))
     _end_with(spec.parent)
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
-    faults = Faults()
-    results, code, ending = None, 0, {"error": "", "exit_code": 0}
+    error, code = _run(spec, results, faults)
+    results.closing.telemetry["faults"] = faults.counts()
+    results.write("closing", {**asdict(results.closing), "error": error, "exit_code": code})
+    sys.exit(code)
+
+
+def _run(spec: Spec, results: ResultFile, faults: Faults) -> tuple[str, int]:
+    """Evaluate; return the error's message, empty after a good or an interrupted run, and the exit code."""
     try:
-        backend, capture = _backend(spec, faults)
-        results = ResultFile(spec, backend, capture)
+        results.use(*_backend(spec, faults))
         try:
             _evaluate(spec, results)
         finally:
             results.stop()
     except KeyboardInterrupt as stop:
-        code = getattr(stop, "exit_code", 130)
-        if results is not None:
-            results.closing.status = "interrupted"
+        results.closing.status = "interrupted"
+        return "", getattr(stop, "exit_code", 130)
+    except MlotelError as error:
+        results.closing.status = "failed"
+        return str(error), error.exit_code
     except Exception as error:
-        code = error.exit_code if isinstance(error, MlotelError) else 1
-        text = str(error) if isinstance(error, MlotelError) else f"{type(error).__name__}: {error}"
-        ending = {"error": text, "exit_code": code}
-        if not isinstance(error, MlotelError):
-            sys.excepthook(type(error), error, error.__traceback__)
-        if results is not None:
-            results.closing.status = "failed"
-    if results is not None:
-        results.closing.telemetry["faults"] = faults.counts()
-        results.write("closing", {**asdict(results.closing), **ending})
-    else:
-        with Path(spec.results).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"closing": {**asdict(Closing(status="failed")), **ending}}) + "\n")
-    sys.exit(code)
+        results.closing.status = "failed"
+        sys.excepthook(type(error), error, error.__traceback__)
+        return f"{type(error).__name__}: {error}", 1
+    return "", 0
 
 
 def _evaluate(spec: Spec, results: ResultFile) -> None:

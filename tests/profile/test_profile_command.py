@@ -20,7 +20,6 @@ from mlotel_cli.config.schema import ProfileConfig
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.modes.run import Closing
 from mlotel_cli.profile.profile_command import Profile, Results
-from mlotel_cli.profile.profilers import make_profiler
 from mlotel_cli.profile.timeline import Activity, Call, Range, Timeline
 
 STARTED = {"started": {"pid": 0, "time_ns": 5_000}}
@@ -387,12 +386,3 @@ def is_running(pid: int | None) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def test_torch_cannot_show_batches_that_cross_threads(tmp_path: Path):
-    cfg = OmegaConf.structured(ProfileConfig)
-    cfg.profiler.kind, cfg.executor.kind = "torch", "pipelined"
-    with pytest.raises(UsageError, match=r"profiler=torch with executor=pipelined.*use profiler=nsys or executor=seq"):
-        make_profiler(cfg, tmp_path)
-    cfg.executor.kind = "sequential"
-    assert make_profiler(cfg, tmp_path).backend == "torch"
