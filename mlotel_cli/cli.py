@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mlotel_cli.config.completion import complete_override
+from mlotel_cli.config.conf_folders import complete_override
 
 app = typer.Typer(
     name="mlotel",

@@ -24,9 +24,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mlotel_cli.config.check import check, resolve_device
+from mlotel_cli.config.conf_folders import builtin_conf
 from mlotel_cli.config.config_errors import CONFIG_EXCEPTIONS, did_you_mean, exit_code, listed, message
 from mlotel_cli.config.credentials import hide_override
-from mlotel_cli.config.paths import builtin_conf
 from mlotel_cli.config.saved_config import SavedConfig, secret_keys
 from mlotel_cli.config.schema import EvalConfig, Job, MonitorConfig, ProfileConfig
 from mlotel_cli.config.sweep import JobStatus, SweepWatch, finished_jobs, print_sweep

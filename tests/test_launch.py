@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from mlotel_cli import launch
-from mlotel_cli.config.paths import builtin_conf
+from mlotel_cli.config.conf_folders import builtin_conf
 from mlotel_cli.config.schema import Job
 from mlotel_cli.errors import Interrupted, MlotelError, StageError
 from tests.support.cli import FakeMode, mlotel, write_conf

@@ -1,6 +1,6 @@
-"""The configuration of a run: the checks on its values, and building objects from it.
+"""Checks the values of a run's configuration, and builds objects from it.
 
-It knows neither Hydra's launch (launch.py) nor what a mode does with the values; the schema is in schema.py.
+It does not know Hydra's launch (launch.py) or the modes. The schema is in schema.py.
 """
 
 import errno
@@ -26,7 +26,7 @@ _BACKLOG = 32
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse a composed configuration that cannot run; every rule about values is called from here.
+    """Refuse a composed configuration that cannot run. This function calls every rule about values.
 
     Raises:
         UsageError: naming the key, its value and what is allowed.
@@ -47,10 +47,10 @@ def check(cfg: DictConfig) -> None:
 
 
 def split_source(node: DictConfig) -> tuple[SourcePolicy, DictConfig]:
-    """Part the configuration of a source into how its items are queued and batched, and what builds it.
+    """Split the configuration of a source into its policy and the node that builds it.
 
     Raises:
-        UsageError: for a value of the first part that is not allowed, or a second part without `_target_`.
+        UsageError: for a value of the policy that is not allowed, or a node without `_target_`.
     """
     own = node.copy()
     names = [entry.name for entry in fields(SourcePolicy)]
@@ -67,16 +67,16 @@ def split_source(node: DictConfig) -> tuple[SourcePolicy, DictConfig]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Refuse an address that nobody could listen on now.
+    """Refuse an address that a server cannot listen on now.
 
     Raises:
-        UsageError: naming it, and the next step.
+        UsageError: naming the address, and the next step.
     """
     _bind(host, port).close()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 takes a free one.
+    """Return a socket that listens on the address; port 0 chooses a free port.
 
     Raises:
         UsageError: naming the address, and the next step.
@@ -84,7 +84,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener = _bind(host, port)
     try:
         listener.listen(_BACKLOG)
-    except OSError as error:  # somebody else was faster
+    except OSError as error:  # another process took the port meanwhile
         listener.close()
         raise UsageError(_explain_address(host, port, error)) from error
     return listener
@@ -94,7 +94,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise UsageError(f"monitor.http.host={host}: no address of that name: {error.strerror or error}") from error
+        raise UsageError(f"monitor.http.host={host}: this name has no address: {error.strerror or error}") from error
     family, kind, protocol, _, address = found[0]
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -111,11 +111,11 @@ def _explain_address(host: str, port: int, error: OSError) -> str:
         return f"monitor.http.port={port}: in use on {host}; give another one, or monitor.http.port=0 for a free one"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"monitor.http.port={port}: not allowed for this user; give one above 1023"
-    return f"monitor.http.host={host}: is no address of this machine: {error.strerror}"
+    return f"monitor.http.host={host}: not an address of this machine: {error.strerror}"
 
 
 def resolve_device(cfg: DictConfig) -> None:
-    """Replace `device: auto` so that its first reader, and not this call, pays for importing torch."""
+    """Replace `device: auto` by a reference that imports torch only when it is first read."""
     if not OmegaConf.has_resolver("mlotel_device"):
         from mlotel_cli.hardware import find_device
 
@@ -130,11 +130,11 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def instantiate(node: Any, key: str) -> Any:
-    """Build the object that the node at configuration path `key` describes; lists and mappings arrive as plain ones.
+    """Build the object that the node at configuration path `key` describes; its arguments are plain lists and dicts.
 
     Raises:
         UsageError: the `_target_` cannot be imported, or does not take these arguments.
-        MlotelError: the constructor itself raised; an MlotelError of its own passes through.
+        MlotelError: the constructor raised; an MlotelError of the constructor is raised unchanged.
     """
     from hydra.utils import instantiate as hydra_instantiate
 
@@ -147,13 +147,13 @@ def instantiate(node: Any, key: str) -> Any:
 
 
 def _check_readable(node: DictConfig, *, prefix: str = "") -> None:
-    """Refuse values that are missing, or that refer to something that is not there."""
+    """Refuse missing values, and references that cannot be resolved."""
     if missing := list(_missing_keys(node, prefix=prefix)):
         raise UsageError(f"{listed(missing)}: a value must be given, for example {missing[0]}=VALUE")
 
 
 def _missing_keys(node: DictConfig | ListConfig, *, prefix: str) -> Iterator[str]:
-    """Yield the keys without a value, and read every other one on the way."""
+    """Yield the keys without a value, and read the value of every other key, which resolves its references."""
     for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
         if OmegaConf.is_missing(node, key):
             yield f"{prefix}{key}"
@@ -161,7 +161,7 @@ def _missing_keys(node: DictConfig | ListConfig, *, prefix: str) -> Iterator[str
         try:
             value = node[key]  # pyright: ignore[reportCallIssue, reportArgumentType]
         except InterpolationToMissingValueError:
-            continue  # what it refers to is missing, and yielded itself
+            continue  # the key that it refers to is missing, and is yielded itself
         except CONFIG_EXCEPTIONS as error:
             raise readable(error) from error
         if isinstance(value, DictConfig | ListConfig) and not OmegaConf.is_interpolation(node, key):
@@ -170,7 +170,7 @@ def _missing_keys(node: DictConfig | ListConfig, *, prefix: str) -> Iterator[str
 
 def _check_typed(node: DictConfig, *, prefix: str) -> None:
     entries = fields(cast("Any", OmegaConf.get_type(node)))
-    # `+key=value` adds to a typed group as well. At the top it is left to people who refer to it elsewhere.
+    # `+key=value` can add keys to a typed group. At the top level they are allowed: other keys may refer to them.
     if prefix and (unknown := [str(key) for key in node if key not in [entry.name for entry in entries]]):
         hint = did_you_mean(unknown[0], [entry.name for entry in entries])
         raise UsageError(
@@ -180,7 +180,7 @@ def _check_typed(node: DictConfig, *, prefix: str) -> None:
         value = node[entry.name]
         if "low" in entry.metadata and value is not None:
             low, high = entry.metadata["low"], entry.metadata["high"]
-            # Written so that NaN, which compares false with everything, is refused.
+            # This form also refuses NaN, for which every comparison is false.
             if not (value >= low and (high is None or value <= high)):
                 allowed = f"at least {low}" if high is None else f"{low} to {high}"
                 raise UsageError(f"{prefix}{entry.name}={value}: allowed: {allowed}")

@@ -1,6 +1,6 @@
-"""Turns what Hydra, OmegaConf and YAML raise into one short message: key, value, what is allowed, did you mean.
+"""Turns the exceptions of Hydra, OmegaConf and YAML into one short message: key, value, what is allowed, did you mean.
 
-It reads exceptions and knows no schema; the useful text of an exception often sits in its cause.
+It does not know the schema. The useful text of an exception is often in its cause.
 """
 
 import re
@@ -25,7 +25,7 @@ from mlotel_cli.config.credentials import hide
 from mlotel_cli.errors import MlotelError, UsageError
 
 CONFIG_EXCEPTIONS = (HydraException, OmegaConfBaseException, YAMLError)
-"""What composing a configuration may raise; `readable` explains each of them."""
+"""Exceptions of composing a configuration; `readable` explains each of them."""
 
 _TYPE_WORDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
 
@@ -42,7 +42,7 @@ def listed(options: Iterable[str]) -> str:
 
 
 def readable(error: BaseException) -> UsageError:
-    """Explain one of `CONFIG_EXCEPTIONS` as a UsageError; the most telling exception of its chain decides."""
+    """Explain one of `CONFIG_EXCEPTIONS` as a UsageError, by the most specific exception of its chain."""
     chain = list(_chain(error))
     where = next((found.group(1) for link in chain if (found := re.match(r"In '([^']+)':", str(link)))), "")
     for link in chain:
@@ -61,14 +61,14 @@ def readable(error: BaseException) -> UsageError:
 
 
 def exit_code(error: BaseException) -> int:
-    """Return the exit code that an error stands for."""
+    """Return the exit code of the command that an error ends."""
     if isinstance(error, CONFIG_EXCEPTIONS):
         return UsageError.exit_code
     return error.exit_code if isinstance(error, MlotelError) else MlotelError.exit_code
 
 
 def message(error: BaseException) -> str:
-    """Return what the user reads about an error; no password is in it."""
+    """Return the message of an error for the user, with passwords hidden."""
     if isinstance(error, CONFIG_EXCEPTIONS):
         error = readable(error)
     return hide(str(error) if isinstance(error, MlotelError) else f"{type(error).__name__}: {error}")
@@ -138,7 +138,7 @@ def _unknown_key(key: str, error: OmegaConfBaseException, *, place: str) -> Usag
 def _invalid_value(key: str, reason: str, *, override: str) -> str:
     if enum := re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", reason):
         value, options = enum.group(1), enum.group(2).split(", ")
-        # YAML 1.1 reads a bare off (on, yes, no) as a boolean; people meant the word.
+        # YAML 1.1 reads a bare off (on, yes, no) as a boolean, but the user means the word.
         hint = "; YAML reads a bare off as false: quote it" if value == "False" and "off" in options else ""
         return f"{key}={value}: allowed: {listed(options)}{did_you_mean(value.lower(), options)}{hint}"
     if typed := re.match(r"Value '(.*)' of type '(.*)' could not be converted to (\w+)", reason):

@@ -1,7 +1,7 @@
-"""Takes keys and passwords out of what a run writes down or shows, and nothing else out of it.
+"""Hides keys and passwords in everything that a run saves or shows, and changes nothing else.
 
-They are in URLs (`rtsp://USER:PASSWORD@HOST/PATH`, `?token=...`) and in the headers that OTLP is sent with. They are
-wanted where a connection is opened, and in no run.json, .hydra, log, W&B run or message.
+Secrets are in URLs (`rtsp://USER:PASSWORD@HOST/PATH`, `?token=...`) and in the headers of OTLP requests. Only the code
+that opens a connection gets them; run.json, .hydra, logs, W&B runs and messages do not.
 """
 
 import logging
@@ -12,30 +12,30 @@ from typing import Any, cast
 HIDDEN = "***"
 _HEADERS = ("telemetry", "otlp", "headers")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\\?://[^\s'\"]*")  # Hydra's own lists of overrides escape the colon
-# Up to the last @ of the host's part. A colon before the first slash that no port follows begins a password as well,
-# whatever comes then: one that holds a slash does not work, and is written down all the same.
+# Matches up to the last @ of the host's part. A colon before the first slash, unless a port follows, begins a password
+# up to the last @ even if it contains a slash: such a URL does not work, but its password must be hidden too.
 _USER = re.compile(r"://(?:[^/?#]*|[^/?#:@]*:(?!\d*(?:[/?#]|$)).*)@")
 _PARAMETER = re.compile(
     r"(?P<name>(?:^|[?&;/_])[\w.-]*?(?:pass|pwd|token|secret|key|auth|sig|cred)[\w.-]*=)[^&;#]*", re.IGNORECASE
 )
 _HEADER_OVERRIDE = re.compile(rf"(?s)(?P<key>\s*[~+]*{re.escape('.'.join(_HEADERS))}(?P<name>\.[^=]*)?=)(?P<value>.*)")
 _INTERPOLATION = re.compile(r"['\"]?((Bearer|Basic|Token|ApiKey) )?\$\{[^{}]*\}['\"]?")
-"""It names where the secret is, such as `${oc.env:KEY}`, and is none itself."""
+"""A reference to a secret, such as `${oc.env:KEY}`, which is not itself a secret."""
 _HEADER_ITEM = re.compile(r"(?P<name>[\w.-]+\s*:\s*)(?:'[^']*'|\"[^\"]*\"|[^,{}]+)")
 
 
 def hide(text: str) -> str:
-    """The text, its URLs without user and password, and without the values of parameters that are called like one."""
+    """Return the text with hidden users and passwords in its URLs, and hidden values of parameters named like one."""
     return _URL.sub(_hide_in_url, text) if "://" in text else text
 
 
 def hide_in(config: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A plain configuration: URLs as `hide` has them, OTLP's headers by name only."""
+    """Return a plain configuration with `hide` applied to all text, and with hidden values of OTLP's headers."""
     return {key: _hide_below((str(key),), value) for key, value in config.items()}
 
 
 def hide_override(text: str) -> str:
-    """An override of the command line, `key=value`, as `hide_in` would show what it sets."""
+    """Return an override of the command line, `key=value`, with the secrets hidden that `hide_in` would hide."""
     if _sets_around(text):
         return f"{text.partition('=')[0]}={HIDDEN}"
     found = _HEADER_OVERRIDE.fullmatch(text)
@@ -46,16 +46,16 @@ def hide_override(text: str) -> str:
 
 
 def _sets_around(text: str) -> bool:
-    """Whether an override sets a whole group that the headers are part of, and them with it."""
+    """Return whether an override sets a whole group that includes the headers."""
     key, _, value = text.partition("=")
     return ".".join(_HEADERS).startswith(f"{key.lstrip('+~').strip()}.") and _HEADERS[-1] in value
 
 
 class LogFormatter(logging.Formatter):
-    """As logging's own; what libraries say, and tracebacks, may hold a URL as well."""
+    """Hides secrets in log records, whose messages and tracebacks may contain a URL."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The lines of a record."""
+        """Return the lines of a record, with secrets hidden."""
         return hide(super().format(record))
 
 

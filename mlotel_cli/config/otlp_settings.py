@@ -1,6 +1,6 @@
-"""Where OTLP goes, from `telemetry.otlp` and OpenTelemetry's standard variables; checked before anything starts.
+"""The settings of OTLP export, from `telemetry.otlp` and OpenTelemetry's standard variables.
 
-Pure: it reads a mapping of environment variables and looks whether certificate files exist. It sends nothing.
+It reads a mapping of environment variables, and checks whether certificate files exist. It sends nothing.
 """
 
 import base64
@@ -16,7 +16,7 @@ from mlotel_cli.errors import UsageError
 Signal = Literal["traces", "metrics"]
 
 DEFAULT_ENDPOINT = "http://localhost:4318"
-"""OpenTelemetry's; taken only where OTEL_TRACES_EXPORTER or OTEL_METRICS_EXPORTER asks for `otlp`."""
+"""OpenTelemetry's default; used only where OTEL_TRACES_EXPORTER or OTEL_METRICS_EXPORTER includes `otlp`."""
 DEFAULT_TIMEOUT_S = 10.0
 _LONGEST_TIMEOUT_S = 600.0
 _PREFIX = "OTEL_EXPORTER_OTLP"
@@ -26,16 +26,16 @@ _COMPRESSIONS = ("none", "gzip", "deflate")
 
 @dataclass(slots=True)
 class Target:
-    """Where one signal goes.
+    """The destination of one signal.
 
     Attributes:
         signal: traces | metrics.
-        url: the whole URL of the signal, without a user.
+        url: the whole URL of the signal, without user and password.
         headers: sent with every request.
-        timeout_s: for one request.
+        timeout_s: seconds for one request.
         compression: none | gzip | deflate.
-        certificate: file of the authorities that the server's certificate is checked by; None: the system's.
-        client_certificate: file, or (certificate, key), that this side shows the server.
+        certificate: file of the authorities that verify the server's certificate; None: the system's.
+        client_certificate: file, or (certificate, key), that is sent to the server.
     """
 
     signal: Signal
@@ -48,10 +48,10 @@ class Target:
 
 
 def find_target(signal: Signal, settings: Mapping[str, Any], *, environ: Mapping[str, str]) -> Target | None:
-    """Where `signal` goes; None when nobody asked for it.
+    """Return the destination of `signal`; None when no setting enables its export.
 
-    `telemetry.otlp.endpoint` wins over OTEL_EXPORTER_OTLP_<SIGNAL>_ENDPOINT (taken as it is) and
-    OTEL_EXPORTER_OTLP_ENDPOINT (a base URL). OTEL_SDK_DISABLED=true and OTEL_<SIGNAL>_EXPORTER=none switch it off.
+    `telemetry.otlp.endpoint` wins over OTEL_EXPORTER_OTLP_<SIGNAL>_ENDPOINT (used unchanged) and
+    OTEL_EXPORTER_OTLP_ENDPOINT (a base URL). OTEL_SDK_DISABLED=true and OTEL_<SIGNAL>_EXPORTER=none disable it.
 
     Raises:
         UsageError: for a value that cannot work.
@@ -60,7 +60,7 @@ def find_target(signal: Signal, settings: Mapping[str, Any], *, environ: Mapping
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or "none" in exporters:
         return None
     if exporters != [""] and "otlp" not in exporters:
-        environ = {}  # another exporter was asked for; the configuration may ask for this one all the same
+        environ = {}  # the variables choose another exporter, but the configuration may still enable this one
     found = _find_url(signal, settings, environ=environ, is_wanted="otlp" in exporters)
     if found is None:
         return None
@@ -79,7 +79,7 @@ def find_target(signal: Signal, settings: Mapping[str, Any], *, environ: Mapping
 
 
 def check(settings: Mapping[str, Any], *, environ: Mapping[str, str]) -> None:
-    """Refuse what cannot work.
+    """Refuse settings that cannot work.
 
     Raises:
         UsageError: naming the key or the variable, its value and what is allowed.
@@ -89,7 +89,7 @@ def check(settings: Mapping[str, Any], *, environ: Mapping[str, str]) -> None:
 
 
 def check_endpoint(url: str, *, key: str = _KEY) -> None:
-    """Refuse what is no http or https URL with a host; `key` says where it was given.
+    """Refuse anything but an http or https URL with a host; the message names `key` as its origin.
 
     Raises:
         UsageError: naming the key, its value and what is allowed.
@@ -97,7 +97,7 @@ def check_endpoint(url: str, *, key: str = _KEY) -> None:
     try:
         parts = urlsplit(url)
         ok = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, or brackets that do not match
+    except ValueError:  # a port that is not a number, or unbalanced brackets
         ok = False
     if not ok or any(letter.isspace() for letter in url):
         allowed = f"an http or https URL, such as {DEFAULT_ENDPOINT} (OTLP over HTTP)"
@@ -105,7 +105,7 @@ def check_endpoint(url: str, *, key: str = _KEY) -> None:
 
 
 def unsupported(environ: Mapping[str, str]) -> str | None:
-    """What the environment asks for that does not apply, in one sentence."""
+    """Return a sentence about a variable that does not apply; None when all apply."""
     for name in (f"{_PREFIX}_PROTOCOL", f"{_PREFIX}_TRACES_PROTOCOL", f"{_PREFIX}_METRICS_PROTOCOL"):
         protocol = environ.get(name, "").strip().lower()
         if protocol and protocol != "http/protobuf":
@@ -114,14 +114,14 @@ def unsupported(environ: Mapping[str, str]) -> str | None:
 
 
 def resource_of_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The attributes in OTEL_RESOURCE_ATTRIBUTES; pairs that are none are left out."""
+    """Return the attributes in OTEL_RESOURCE_ATTRIBUTES; parts without `=` are left out."""
     return _pairs(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
 
 
 def _find_url(
     signal: Signal, settings: Mapping[str, Any], *, environ: Mapping[str, str], is_wanted: bool
 ) -> tuple[str, str, str] | None:
-    """Key, what it says, and the URL of the signal."""
+    """Return the key or variable, its value, and the URL of the signal; None when no setting enables it."""
     own, base = f"{_PREFIX}_{signal.upper()}_ENDPOINT", f"{_PREFIX}_ENDPOINT"
     if settings.get("endpoint"):
         return _KEY, str(settings["endpoint"]), _join(str(settings["endpoint"]), signal)
@@ -133,7 +133,7 @@ def _find_url(
 
 
 def _join(base: str, signal: Signal) -> str:
-    """The URL of a signal below `base`; a base that names the path of one already is taken without it."""
+    """Return the URL of a signal below `base`, from which the path of a signal is removed first."""
     base = base.rstrip("/")
     for other in ("traces", "metrics"):
         base = base.removesuffix(f"/v1/{other}")
@@ -141,7 +141,7 @@ def _join(base: str, signal: Signal) -> str:
 
 
 def _split_user(url: str) -> tuple[str, dict[str, str]]:
-    """The URL without `user:password@`, which is then a header: a URL is shown and written down."""
+    """Return the URL without `user:password@`, and these as a header, because URLs are shown and saved."""
     parts = urlsplit(url)
     user, at_sign, host = parts.netloc.rpartition("@")
     if not at_sign:
@@ -152,7 +152,7 @@ def _split_user(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _headers(signal: Signal, settings: Mapping[str, Any], *, environ: Mapping[str, str]) -> dict[str, str]:
-    """By lower-case name; `telemetry.otlp.headers` wins over the variables, name by name."""
+    """Return the headers by lower-case name; `telemetry.otlp.headers` wins over the variables, name by name."""
     given = _of_signal(signal, "HEADERS", environ=environ)[1]
     headers = {name.lower(): value for name, value in _pairs(given).items()}
     given_here = cast("Mapping[Any, Any]", settings.get("headers") or {})
@@ -160,13 +160,13 @@ def _headers(signal: Signal, settings: Mapping[str, Any], *, environ: Mapping[st
     for name, value in headers.items():
         if not name.isascii() or not value.isprintable() or any(letter.isspace() or letter == ":" for letter in name):
             raise UsageError(
-                f"telemetry.otlp.headers.{name}: it is no HTTP header; allowed: printable text in one line"
+                f"telemetry.otlp.headers.{name}: not a valid HTTP header; allowed: printable text in one line"
             )
     return headers
 
 
 def _timeout_s(signal: Signal, settings: Mapping[str, Any], *, environ: Mapping[str, str]) -> float:
-    """Seconds, as OpenTelemetry's Python SDK reads the variable; 1000 and more can only be the specification's ms."""
+    """Return seconds, as OpenTelemetry's Python SDK reads the variable; 1000 and more are the specification's ms."""
     if settings.get("timeout_s"):
         return float(settings["timeout_s"])
     key, text = _of_signal(signal, "TIMEOUT", environ=environ)
@@ -204,12 +204,12 @@ def _file(signal: Signal, name: str, *, environ: Mapping[str, str]) -> str | Non
 
 
 def _of_signal(signal: Signal, name: str, *, environ: Mapping[str, str]) -> tuple[str, str]:
-    """The variable of the signal, else the one of all signals; and its value, empty when neither is set."""
+    """Return the variable of the signal, else that of all signals, and its value, empty when neither is set."""
     own, shared = f"{_PREFIX}_{signal.upper()}_{name}", f"{_PREFIX}_{name}"
     return (own, environ[own]) if environ.get(own) else (shared, environ.get(shared, ""))
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """`key=value,key=value`, percent-encoded, as OpenTelemetry's variables write it."""
+    """Parse `key=value,key=value`, percent-encoded, the form of OpenTelemetry's variables."""
     pairs = (pair.partition("=") for pair in text.split(","))
     return {unquote(key.strip()): unquote(value.strip()) for key, is_pair, value in pairs if is_pair and key.strip()}

@@ -20,7 +20,7 @@ class TrackerMode(StrEnum):
 
 
 class WhenFull(StrEnum):
-    """What a live source does with a frame that finds no room."""
+    """What a live source does with a frame when the queue is full."""
 
     drop_oldest = "drop_oldest"
     drop_newest = "drop_newest"
@@ -29,21 +29,21 @@ class WhenFull(StrEnum):
 
 @dataclass(slots=True)
 class SourcePolicy:
-    """The keys of `source` that say how its items are queued and batched; the others are the source's own."""
+    """The keys of `source` that set how its items are queued and batched; the other keys are the source's arguments."""
 
     when_full: WhenFull | None = None
-    """drop_oldest | drop_newest: a camera never waits; block: the source does, as a file can; null: as it is live."""
+    """drop_oldest | drop_newest | block (the source waits, as a file can); null: drop_oldest if live, else block."""
     queue_size: int = bounded(8, low=1, high=100_000)
     """Items that may wait to be batched."""
     batch_size: int = bounded(1, low=1, high=100_000)
-    """Items in a batch, at most."""
+    """Most items in a batch."""
     batch_wait_ms: float = bounded(50.0, low=0, high=60_000)
-    """A batch that is not full by then runs as it is; counted from its first item's arrival."""
+    """Milliseconds after its first item's arrival when a batch that is not full runs."""
 
 
 @dataclass(slots=True)
 class Retention:
-    """`monitor.retention`: how much of the run stays on disk; the oldest hours go first."""
+    """`monitor.retention`: how much of the run stays on disk; the oldest hours are deleted first."""
 
     max_gb: float = bounded(10.0, low=0.001)
     """Gigabytes of batches and spans together."""

@@ -1,6 +1,6 @@
-"""What Hydra saves of a configuration (.hydra/*.yaml, multirun.yaml), without the keys and passwords in it.
+"""Hides keys and passwords in the files that Hydra saves of a configuration (.hydra/*.yaml, multirun.yaml).
 
-Hydra writes these files itself, right before a job starts; a callback of its own then puts *** where a secret was.
+Hydra writes these files right before a job starts; a Hydra callback then replaces each secret with ***.
 """
 
 import logging
@@ -17,16 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from mlotel_cli.config.credentials import hide_in, hide_override
 
-# Where a next override begins in a line of them; what merely looks like one, in a key's own text, is none.
+# Matches the space before the next override in a line of overrides, but not text that only looks like an override.
 _NEXT = re.compile(r"\s(?=[+~]*(?:telemetry[\w.@]*=|[A-Za-z_][\w./@]*=[^='\"}\s]))")
 _FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
 class SavedConfig(Callback):
-    """Called by Hydra, in the process of the job or of the sweep."""
+    """A callback that Hydra calls in the process of the job or of the sweep."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """The job's files are written, and the sweep's."""
+        """Rewrite the files of the job and of its sweep."""
         if not _has_secrets(config):
             return
         hydra = config.hydra
@@ -35,43 +35,43 @@ class SavedConfig(Callback):
             _rewrite(path)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Every job may have failed before it began."""
+        """Rewrite the file of the sweep: all its jobs may have failed before `on_job_start`."""
         if _has_secrets(config):
             _rewrite(_of_sweep(config))
 
 
 class HideOverrides(logging.Filter):
-    """Of a sweep, Hydra prints every job's overrides in one line."""
+    """Hides secrets in the line of overrides that Hydra logs for every job of a sweep."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let it pass, without secrets."""
+        """Hide the secrets of the record and let it pass."""
         record.msg = " ".join(hide_override(part) for part in _NEXT.split(record.getMessage()))
         record.args = ()
         return True
 
 
 def secret_keys(overrides: Sequence[str]) -> list[str]:
-    """Keys of those `overrides` that hold a secret: such a value must not become the name of a folder."""
+    """Return the keys of `overrides` with a secret value, which must not become part of a folder's name."""
     keys: list[str] = []
     for text in overrides:
         if hide_override(text) != text:
             try:
                 keys.append(OverridesParser.create().parse_override(text).key_or_group)
-            except HydraException:  # it is about to be refused
+            except HydraException:  # Hydra refuses this override later
                 continue
     return keys
 
 
 def _has_secrets(config: DictConfig) -> bool:
-    told: Any = OmegaConf.to_container(config, resolve=False)
-    return _hidden(told) != told
+    content: Any = OmegaConf.to_container(config, resolve=False)
+    return _hidden(content) != content
 
 
-def _hidden(told: Any) -> Any:
-    """The content of one of these files; overrides are hidden by what they set."""
-    if isinstance(told, list):
-        return [hide_override(str(each)) for each in cast("list[Any]", told)]
-    known = cast("dict[str, Any]", told)
+def _hidden(content: Any) -> Any:
+    """Return the content of one of these files with hidden secrets, also those in overrides."""
+    if isinstance(content, list):
+        return [hide_override(str(each)) for each in cast("list[Any]", content)]
+    known = cast("dict[str, Any]", content)
     hidden = hide_in(known)
     hydra: dict[str, Any] = known.get("hydra") or {}
     if overrides := hydra.get("overrides"):

@@ -1,6 +1,6 @@
-"""The typed schema of every configuration: what each key means, its default, and the range it may take.
+"""The typed schema of every configuration: the meaning, the default and the range of each key.
 
-It checks nothing itself; `config.check` does.
+`config.check` checks the values.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from mlotel_cli.config.policies import Retention, TrackerMode, bounded
 
 
 class OnError(StrEnum):
-    """What a batch that fails does to the run."""
+    """What happens to the run when a batch fails."""
 
     fail = "fail"
     skip = "skip"
@@ -29,14 +29,14 @@ class Backend(StrEnum):
 
 
 class ExecutorKind(StrEnum):
-    """How the stages of a pipeline are run."""
+    """How the executor runs the stages of a pipeline."""
 
     sequential = "sequential"
     pipelined = "pipelined"
 
 
 class Autocast(StrEnum):
-    """What torch.autocast casts to."""
+    """The dtype that torch.autocast casts to."""
 
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -44,51 +44,51 @@ class Autocast(StrEnum):
 
 @dataclass(slots=True)
 class RunConfig:
-    """`run`: what the run is called and where it is written."""
+    """`run`: the name and the directory of the run."""
 
     name: str | None = None
-    """Shown in tables and in W&B; null takes the name of the pipeline option."""
+    """Name in tables and in W&B; null takes the name of the pipeline option."""
     dir: str = MISSING
-    """The run directory. Only a single run has one of its own choosing; a sweep uses hydra.sweep.dir."""
+    """The run directory of a single run; a sweep uses hydra.sweep.dir."""
 
 
 @dataclass(slots=True)
 class EvalSettings:
-    """`eval`: how the data set is gone through."""
+    """`eval`: how the evaluation passes over the data set."""
 
     warmup_batches: int = bounded(3, low=0)
-    """Batches run once beforehand, unscored and in no file."""
+    """Batches that run first, without a score and without a row."""
     max_batches: int | None = bounded(None, low=1)
-    """Stop after so many batches of a pass; null takes all."""
+    """Most batches of a pass; null takes all."""
     repeats: int = bounded(1, low=1)
     """Passes over the data set."""
     on_error: OnError = OnError.fail
-    """fail ends the run at the first batch that fails; skip counts it and goes on."""
+    """fail ends the run at the first batch that fails; skip counts the batch and continues."""
     control: bool = False
     """Interleave stretches with telemetry off, and report what telemetry costs with its interval."""
 
 
 @dataclass(slots=True)
 class ExecutorConfig:
-    """`executor`: how the stages are run."""
+    """`executor`: how the stages run."""
 
     kind: ExecutorKind = ExecutorKind.sequential
     """sequential: one batch after the other in one thread; pipelined: a thread per stage, several batches at once."""
     autocast: Autocast | None = None
-    """dtype that torch casts to where that is safe, in every thread that runs a stage; null does not cast."""
+    """dtype of torch.autocast in every thread that runs a stage; null does not cast."""
     queue_size: int = bounded(2, low=1, high=10_000)
     """pipelined: batches that may wait before each stage."""
     replicas: dict[str, int] = field(default_factory=dict[str, int])
-    """pipelined: threads per stage name, where more than one; the order of batches is restored behind them."""
+    """pipelined: number of threads by stage name, where more than one; batches keep their order."""
     stage_timeout_s: float | None = bounded(None, low=0.001, high=86_400)
-    """pipelined: a batch that a stage holds longer than this fails, and the run ends; null waits for ever."""
+    """pipelined: a stage that needs longer than this for a batch ends the run; null sets no limit."""
 
 
 @dataclass(slots=True)
 class OtlpConfig:
     """`telemetry.otlp`: traces and metrics to an OpenTelemetry collector, over HTTP.
 
-    Left at null, the standard variables OTEL_EXPORTER_OTLP_* decide; without those too, nothing is sent.
+    For keys at null the standard variables OTEL_EXPORTER_OTLP_* apply; without them nothing is sent.
     """
 
     endpoint: str | None = None
@@ -96,33 +96,33 @@ class OtlpConfig:
     headers: dict[str, str] = field(default_factory=dict[str, str])
     """Sent with every request."""
     timeout_s: float | None = bounded(None, low=0.1, high=600)
-    """Seconds for one request; null: the standard variable, or 10. It is sent again for up to five minutes."""
+    """Seconds for one request; null: the standard variable, or 10. A failed request is repeated for up to 5 minutes."""
     queue_size: int = bounded(20_000, low=1, high=10_000_000)
-    """Spans that may wait to be sent; what does not fit is dropped and counted."""
+    """Spans that may wait to be sent; further spans are dropped and counted."""
     metrics_interval_s: float = bounded(15.0, low=0.1, high=3600)
     """Seconds between two metric exports."""
 
 
 @dataclass(slots=True)
 class TelemetryConfig:
-    """`telemetry`: measuring and handing over."""
+    """`telemetry`: what the spans measure, and how they reach the recorder."""
 
     backend: Backend = Backend.otel
-    """nvtx: spans are ranges for nsys, rows have no latencies; off is a control run: spans cost next to nothing."""
+    """otel measures; nvtx makes ranges for nsys, rows have no latencies; off does nothing, for control runs."""
     flush_ms: int = bounded(50, low=5, high=1000)
-    """Milliseconds between two hand-overs to the recorder."""
+    """Milliseconds between two transfers to the recorder."""
     settle_s: float = bounded(5.0, low=0.1, high=3600)
-    """Seconds after which a batch that is not complete is written as incomplete."""
+    """Seconds after which an incomplete batch is written as incomplete."""
     part_s: float = bounded(1.0, low=0.05, high=2)
     """Seconds between two Parquet parts."""
     strict: bool = False
-    """True raises faults inside the telemetry instead of counting them."""
+    """True raises faults of the telemetry instead of counting them."""
     max_names: int = bounded(200, low=1, high=10_000)
-    """Distinct stage names kept apart; later ones are counted together."""
+    """Most distinct stage names; all further names share one entry."""
     slow_ms: float | None = bounded(None, low=0)
-    """Monitor: a batch slower than this keeps its trace; null: one above the p99 of the last minutes."""
+    """Monitor: the traces of batches slower than this are kept; null: those above the p99 of the last minutes."""
     background_rate: float = bounded(0.01, low=0, high=1)
-    """Monitor: share of all other batches that keep their trace."""
+    """Monitor: share of the other batches whose traces are kept."""
     otlp: OtlpConfig = field(default_factory=OtlpConfig)
 
 
@@ -143,16 +143,16 @@ class TrackerConfig:
     notes: str | None = None
     """W&B notes."""
     init_timeout_s: float = bounded(5.0, low=0.5, high=60)
-    """Seconds to reach the server before going offline."""
+    """Seconds to reach the server; after that the run is logged offline."""
     finish_timeout_s: float = bounded(30.0, low=1, high=3600)
     """Seconds to wait for the upload at the end."""
 
 
 @dataclass(slots=True)
 class EvalConfig:
-    """Everything `mlotel eval` can be told.
+    """The configuration of `mlotel eval`.
 
-    Pipeline, data, metrics and optimize are open: they hold `_target_` and arguments.
+    pipeline, data, metrics and optimize have no schema: they hold `_target_` and its arguments.
     """
 
     seed: int = bounded(0, low=0, high=2**32 - 1)
@@ -171,7 +171,7 @@ class EvalConfig:
 
 
 class ProfilerKind(StrEnum):
-    """Who records the ranges and the device's work."""
+    """The profiler that records the ranges and the device's work."""
 
     nsys = "nsys"
     torch = "torch"
@@ -179,16 +179,16 @@ class ProfilerKind(StrEnum):
 
 @dataclass(slots=True)
 class ProfilerConfig:
-    """`profiler`: who records, and how."""
+    """`profiler`: the profiler and its settings."""
 
     kind: ProfilerKind = ProfilerKind.nsys
     """nsys: Nsight Systems; torch: torch.profiler, in the process itself."""
     command: str = "nsys"
-    """The program, or its path."""
+    """Name or path of nsys."""
     trace: str | None = None
-    """What nsys traces; null: cuda,nvtx with a CUDA device, else nvtx."""
+    """nsys's --trace; null: cuda,nvtx with a CUDA device, else nvtx."""
     cuda_graph_trace: str = "node"
-    """node gives every kernel of a CUDA graph; graph, only the graph as a whole, disturbs less."""
+    """node records every kernel of a CUDA graph; graph records the graph as a whole, and slows the run less."""
     args: list[str] = field(default_factory=list[str])
     """More arguments of `nsys profile`."""
     timeout_s: float = bounded(120.0, low=1, high=86_400)
@@ -200,14 +200,14 @@ class ProfileSettings:
     """`profile`: how much is recorded."""
 
     batches: int = bounded(100, low=1)
-    """Batches recorded, after `eval.warmup_batches`; eval.max_batches and eval.repeats do not apply."""
+    """Batches to record, after `eval.warmup_batches`; eval.max_batches and eval.repeats do not apply."""
     top_kernels: int = bounded(5, low=0)
-    """Kernels listed by name per stage, those that took longest."""
+    """Number of longest kernels that are listed by name per stage."""
 
 
 @dataclass(slots=True)
 class ProfileConfig(EvalConfig):
-    """Everything `mlotel profile` can be told: what an evaluation can, and who profiles it."""
+    """The configuration of `mlotel profile`: that of an evaluation, and the profiler."""
 
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
@@ -220,7 +220,7 @@ class HttpConfig:
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = bounded(9464, low=0, high=65_535)
-    """0 takes a free one; the terminal and run.json say which."""
+    """0 chooses a free port, which the terminal and run.json show."""
 
 
 @dataclass(slots=True)
@@ -229,21 +229,21 @@ class MonitorSettings:
 
     http: HttpConfig = field(default_factory=HttpConfig)
     window_s: float = bounded(15.0, low=0.5, high=3600)
-    """Seconds that one W&B row sums up."""
+    """Seconds that one W&B row summarises."""
     grace_s: float = bounded(10.0, low=0, high=3600)
-    """After the first SIGTERM or SIGINT: seconds in which batches under way may finish."""
+    """Seconds that running batches have to finish after the first SIGTERM or SIGINT."""
     on_error: OnError = OnError.skip
-    """skip counts a batch that fails and goes on; fail ends the run."""
+    """skip counts a batch that fails and continues; fail ends the run."""
     max_batches: int | None = bounded(None, low=1)
-    """End after so many batches; null runs until a signal or the source's end."""
+    """Number of batches after which the run ends; null runs until a signal or the source's end."""
     retention: Retention = field(default_factory=Retention)
 
 
 @dataclass(slots=True)
 class MonitorConfig(EvalConfig):
-    """Everything `mlotel monitor` can be told: the pipeline of an evaluation, on live input.
+    """The configuration of `mlotel monitor`: the pipeline of an evaluation, on live input.
 
-    `data` is used by `source=data` only; `metrics` and `eval`, but for `eval.warmup_batches`, are not used.
+    Only `source=data` uses `data`. `metrics` is not used, and of `eval` only `eval.warmup_batches`.
     """
 
     source: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -252,11 +252,11 @@ class MonitorConfig(EvalConfig):
 
 @dataclass(slots=True)
 class Job:
-    """One run as the command line asked for it.
+    """One run of a command, single or in a sweep.
 
     Attributes:
         output_dir: the run directory; it exists.
-        overrides: as given, without Hydra's own.
+        overrides: the overrides of the command line, without those of hydra.*.
         sweep: name of the sweep that this run is part of; None for a single run.
         job_num: its number in the sweep, from 0; None for a single run.
         config_name: name of the primary configuration file.

@@ -1,6 +1,6 @@
 """How the jobs of a sweep ended: one small file per job, and the table at the end.
 
-The files are what a launcher with several processes leaves to read as well. What a job does is not known here.
+Files work with every launcher, also with one that runs jobs in other processes.
 """
 
 import json
@@ -17,7 +17,7 @@ from mlotel_cli.errors import MlotelError
 from mlotel_cli.screen import Column, print_table, stdout, text_column
 
 JOB_FILE = "job.json"
-"""In the directory of each job of a sweep: how it ended, also when it ended before its run.json existed."""
+"""A file in each job's directory; it also exists when the job ended before its run.json was written."""
 
 
 @dataclass(slots=True)
@@ -37,22 +37,22 @@ class JobStatus:
 
 
 class SweepWatch(Callback):
-    """Remembers the directory of the sweep that this process started; only Hydra can compute it."""
+    """Keeps the directory of the sweep that this process started, because only Hydra can compute it."""
 
     directory: ClassVar[Path | None] = None
     started_s: ClassVar[float] = 0.0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra once, before the first job."""
+        """Keep the directory and the time; Hydra calls this once, before the first job."""
         SweepWatch.directory = Path(str(config.hydra.sweep.dir)).absolute()
         SweepWatch.started_s = time.time()
 
 
 def finished_jobs() -> list[JobStatus]:
-    """Return how the jobs of this process's sweep ended so far, in order; none outside a sweep."""
+    """Return how the jobs of this process's sweep have ended so far, in order; none outside a sweep."""
     if SweepWatch.directory is None:
         return []
-    # A sweep directory may be used again; the jobs of an earlier sweep are not this one's.
+    # A sweep directory may be used again: skip the jobs of earlier sweeps.
     files = [f for f in SweepWatch.directory.rglob(JOB_FILE) if f.stat().st_mtime >= SweepWatch.started_s - 1]
     return sorted((JobStatus(**json.loads(file.read_text())) for file in files), key=lambda job: job.job)
 

@@ -1,4 +1,4 @@
-"""Every kind of configuration mistake: exit 2, one short message, no traceback."""
+"""Every kind of configuration mistake ends with exit code 2 and one short message, without a traceback."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a URL may say of who opens it, and what is left of that where it is written down."""
+"""Users, passwords and tokens in URLs and headers are hidden wherever they are saved or shown."""
 
 import pytest
 

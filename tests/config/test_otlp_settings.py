@@ -1,4 +1,4 @@
-"""Where OTLP goes: configuration before environment, and every value that cannot work refused by name."""
+"""OTLP settings: the configuration wins over the environment, and a wrong value is refused by name."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What Hydra saves has neither keys nor passwords in it; the run itself gets both. The mode is a fake."""
+"""The files that Hydra saves have no keys and passwords; the run itself gets both. The mode is a fake."""
 
 import logging
 from pathlib import Path
@@ -25,7 +25,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMode:
 
 
 def leaking(folder: Path) -> list[Path]:
-    """Files below `folder`, by content or name."""
+    """Return the files below `folder` with a secret in their content or path."""
     paths = list(folder.rglob("*"))
     assert paths
     words = ("KEYKEY", "PASSWORD")

@@ -1,17 +1,25 @@
-"""Shell completion of Hydra overrides, from the files of the conf folders alone: importing Hydra would be too slow."""
+"""The conf folders: the one that mlotel ships, and shell completion of overrides from the files in them.
+
+Standard library only: importing Hydra would make completion too slow.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.config.paths import builtin_conf
-
 ONLY = {"profiler": "profile", "source": "monitor"}
-"""Groups that only one command knows."""
+"""Groups that only one command has."""
+
+
+def builtin_conf() -> Path:
+    """Return the conf folder that mlotel ships: in the package of a wheel, or one folder above it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    beside = package / "conf"
+    return beside if beside.is_dir() else package.parent / "conf"
 
 
 def complete_override(ctx: Any, incomplete: str) -> list[str]:
-    """Return what may follow `incomplete`: `group=` names, or the options of a group once its name is there."""
+    """Return the completions of `incomplete`: `group=` names, or a group's options after its name."""
     folders = [builtin_conf()]
     if config_dir := ctx.params.get("config_dir"):
         folders.insert(0, Path(config_dir))

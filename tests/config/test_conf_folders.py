@@ -1,4 +1,4 @@
-"""Completion of overrides, also through a real bash."""
+"""Shell completion offers groups and options, also in a real bash."""
 
 import os
 import shutil
@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlotel_cli import cli
-from mlotel_cli.config.completion import ONLY, complete_override
-from mlotel_cli.config.paths import builtin_conf
+from mlotel_cli.config.conf_folders import ONLY, builtin_conf, complete_override
 from tests.support.cli import write_conf
 
 ROOT = Path(cli.__file__).parents[1]
