@@ -10,6 +10,7 @@ import pytest
 
 from mlotel_cli import doctor
 from tests.support.cli import mlotel
+from tests.support.screens import LONG_NAME, LONG_PATH, WIDE_NAME, WIDTHS, check_whole, set_width
 
 NSYS = """#!{python}
 import sqlite3, subprocess, sys
@@ -147,3 +148,20 @@ def test_command_prints_every_finding(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert ended.code == 0
     for name in (*doctor.CHECKS, *doctor.EXTRAS):
         assert name in ended.out
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_findings_are_whole_at_every_width(
+    width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [
+        doctor.Finding("python", f"3.11.12 ({LONG_PATH})"),
+        doctor.Finding(LONG_NAME, "2022.4.2.1-df9881f, records 0 of 31234 ranges", "problem", f"ln -s {LONG_PATH} x"),
+        doctor.Finding(WIDE_NAME, "not found on PATH", "absent", "pip install 'nvtx<0.2.12' or a newer nsys"),
+    ]
+    monkeypatch.setattr(doctor, "findings", lambda: iter(found))
+    set_width(monkeypatch, width)
+    doctor.print_findings()
+    table = capsys.readouterr().out.split("\n", 1)[1]
+    texts = [text for each in found for text in (each.name, each.value, each.fix) if text]
+    check_whole(table, width=width, figures=("3.11.12", "2022.4.2.1", "0", "31234"), texts=texts)

@@ -70,8 +70,14 @@ def print_comparison(comparison: Comparison, left: Run, right: Run) -> None:
         label = row.name if row.measure in ("host", "latency") else f"  {row.name} {row.measure}"
         style = "yellow" if row.is_disturbed else ""
         rows.append((label, _decimals(row.left_ms), _decimals(row.right_ms), Text(_decimals(row.ratio), style=style)))
-    columns = [text_column("stage"), *map(Column, (*names, f"{names[1]} / {names[0]}"))]
-    print_table(console, columns, rows, title=f"p50 over {comparison.num_common} common batches, ms")
+    ratio = f"{names[1]} / {names[0]}"
+    print_table(
+        console,
+        [text_column("stage", fold_at=8), *map(Column, (*names, ratio))],
+        rows,
+        title=f"p50 over {comparison.num_common} common batches, ms",
+        left_out=[(ratio,)],
+    )
     for line in _warnings(comparison, left, right):
         sayer(console)(line)
 

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from tests.support.cli import mlotel
+from tests.support.screens import LONG_NAME, LONG_PATH, PIPE, WIDE_NAME, WIDTHS, check_whole, set_width
 
 
 def write_run(
@@ -111,3 +112,22 @@ def test_a_configuration_that_cannot_be_read_is_no_obstacle(tmp_path: Path, conf
     ended = mlotel("compare", str(left), str(right))
     assert (ended.code, ended.err) == (0, "")
     assert "warning" not in ended.out
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_table_is_whole_at_every_width(tmp_path: Path, width: int | None, monkeypatch: pytest.MonkeyPatch):
+    left = write_run(tmp_path / LONG_PATH[1:] / "e", "eval", [12345.6789] * 3, stage=LONG_NAME)
+    right = write_run(tmp_path / LONG_PATH[1:] / "p", "profile", [9876.5431] * 3, stage=LONG_NAME)
+    for run in (left, right):
+        part = run / "batches.parquet" / "part-000001.parquet"
+        frame = pl.read_parquet(part)
+        frame.with_columns(frame["latency_ms"].alias(f"{WIDE_NAME}.host_ms")).write_parquet(part)
+    set_width(monkeypatch, width)
+    ended = mlotel("compare", str(left), str(right))
+    assert ended.code == 0
+    table, warnings = ended.out.split("warning", 1)
+    texts = ("p50 over 3 common batches, ms", LONG_NAME, WIDE_NAME)
+    check_whole(table, width=width, figures=("12,345.679", "9,876.543", "0.800"), texts=texts)
+    assert str(left) in warnings
+    assert str(right) in warnings
+    assert width is not PIPE or "profile / eval" in table
