@@ -305,6 +305,7 @@ def test_hooks_break_no_graph() -> None:
     assert (len(graphs), recorded.spans) == (1, [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_a_compiled_submodule_keeps_its_span_and_its_name() -> None:
     backend, graphs = counting_backend()
@@ -318,6 +319,7 @@ def test_a_compiled_submodule_keeps_its_span_and_its_name() -> None:
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_a_compiled_modules_submodules_go_by_the_names_that_they_had() -> None:
     backend, graphs = counting_backend()

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from mlotel_cli.config.schema import ProfileConfig
 from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.hardware import version_of
-from mlotel_cli.profile.profilers import NsysProfiler, TorchProfiler, make_profiler
+from mlotel_cli.profile.profilers import CAPTURE, NsysProfiler, TorchProfiler, make_profiler
 from tests.support.nsys_file import NsysFile
 
 WORKLOAD = [sys.executable, "-P", "-m", "mlotel_cli.profile.profiled", "spec.json"]
@@ -47,6 +47,12 @@ def test_nsys_traces_what_the_device_has(
     assert command[:3] == [str(nsys), "profile", f"--trace={expected}"]
     assert command[-len(WORKLOAD) :] == WORKLOAD
     assert f"--output={tmp_path / 'profile'}" in command
+
+
+def test_nsys_records_what_is_inside_the_capture_range_and_takes_more_arguments(nsys: Path, tmp_path: Path) -> None:
+    command = NsysProfiler(config(nsys, args=["--gpu-metrics-device=all"]), tmp_path).command(Path("spec.json"))
+    assert f"--nvtx-capture={CAPTURE}" in command
+    assert "--gpu-metrics-device=all" in command
 
 
 def test_a_missing_nsys_is_refused_before_anything_starts(tmp_path: Path) -> None:
