@@ -1,10 +1,10 @@
-"""Every error that mlotel raises on purpose; each one owns the exit code of the command it ends.
+"""Every error that mlotel raises on purpose, each with the exit code of the command that it ends.
 
     MlotelError                1   the run failed
     ├── UsageError             2   wrong usage or configuration; nothing was started, nothing half-written
-    │   └── MissingExtraError  2   an optional dependency is not installed; the message says the pip command
+    │   └── MissingExtraError  2   an optional dependency is not installed; the message has the pip command
     ├── DataError              1   a source, an annotation or a weight file cannot be read
-    ├── StageError             1   a stage or a metric raised, or returned what cannot be scored
+    ├── StageError             1   a stage or a metric raised, or its output cannot be scored
     └── RecorderError          1   the recorder process died or could not start
 
 A message names what was wrong (the config path, the file, the batch), its value, what is allowed, and the next step.
@@ -29,12 +29,12 @@ class MissingExtraError(UsageError):
     """An optional dependency is needed and not installed."""
 
     def __init__(self, module: str, *, extra: str) -> None:
-        """Say which `module` is missing and which `extra` of mlotel brings it."""
+        """Name the missing `module` and the `extra` of mlotel that installs it."""
         super().__init__(f"{module} is not installed. Install it with: pip install 'mlotel[{extra}]'")
 
 
 class DataError(MlotelError):
-    """A data set, a video, an annotation or a weight file cannot be read as what it claims to be."""
+    """A data set, a video, an annotation or a weight file cannot be read."""
 
 
 class StageError(MlotelError):
@@ -42,13 +42,13 @@ class StageError(MlotelError):
 
 
 class RecorderError(MlotelError):
-    """The recorder process is gone; what it had written is still readable."""
+    """The recorder process has ended; the files that it has written stay readable."""
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal ended the run; everything measured so far is on disk. Not an MlotelError: nothing failed."""
 
     def __init__(self, signum: int) -> None:
-        """Remember which signal; the exit code is the shell's 128 + signum."""
+        """Set the exit code to 128 + `signum`, as shells do."""
         super().__init__(f"interrupted by signal {signum}")
         self.exit_code = 128 + signum

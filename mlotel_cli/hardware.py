@@ -1,6 +1,6 @@
-"""What this machine is: the device a run uses, and the environment that run.json records.
+"""Describes this machine: the device of a run, and the environment that run.json records.
 
-Nothing here runs at import, and torch is imported only where a caller cannot do without it.
+Nothing runs at import. torch is imported only by the functions that need it.
 """
 
 import importlib.metadata
@@ -34,7 +34,7 @@ PACKAGES = (
 
 
 def check_device(device: str) -> None:
-    """Refuse a `device` that is misspelt or that this machine does not have.
+    """Refuse a `device` that is misspelt or not in this machine.
 
     Imports torch only for a cuda device.
 
@@ -61,7 +61,7 @@ def find_device() -> str:
 
 
 def version_of(distribution: str) -> str | None:
-    """Return the installed version of a distribution, or None. Imports nothing of it."""
+    """Return the installed version of a distribution, or None, without importing it."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -87,7 +87,7 @@ def environment(*, with_torch: bool = False) -> dict[str, Any]:
 
 @contextmanager
 def environment_variables(**values: str) -> Generator[None]:
-    """Set environment variables of this process for a while, and put the old ones back."""
+    """Set environment variables of this process within a `with` block, then restore the old ones."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -106,7 +106,7 @@ def usable_cores() -> int:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's name, or its architecture where the system does not tell."""
+    """Return the processor's name, or its architecture where the name is unknown."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
     except OSError:
@@ -115,7 +115,7 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def memory_bytes() -> int | None:
-    """Return the machine's physical memory, None where the system does not tell."""
+    """Return the machine's physical memory; None where it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -123,7 +123,7 @@ def memory_bytes() -> int | None:
 
 
 def rss_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:
-    """Return the resident memory of this process, None where the system does not tell."""
+    """Return the resident memory of this process; None where it is unknown."""
     try:
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -131,9 +131,9 @@ def rss_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return `{commit, dirty}` of the working copy that holds `folder`; None outside git or without it.
+    """Return `{commit, dirty}` of the working copy that contains `folder`; None outside a working copy or without git.
 
-    `dirty` counts changes to tracked files only: outputs lie beside the code and say nothing about it.
+    Only changes to tracked files make it dirty: untracked files are mostly outputs.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:

@@ -1,8 +1,8 @@
 """Runs a mode under Hydra: search path, single run or sweep, and the exit code of the command.
 
-The folder of --config-dir is Hydra's primary path and the built-in conf is searched behind it, so a user's file wins.
-A small root configuration wraps the chosen one: it brings the schema, and it puts the experiment last, so that an
-experiment wins over the user's file as well. What a mode does is not known here.
+The folder of --config-dir is Hydra's primary path and the built-in conf comes after it, so that a user's file wins. A
+small root configuration wraps the chosen one: it adds the schema, and it applies the experiment last, so that an
+experiment wins over the user's file too. This module does not know the work of a mode.
 """
 
 import logging
@@ -43,7 +43,7 @@ INTERRUPTED = 130
 
 @dataclass(slots=True, frozen=True)
 class HydraFlags:
-    """Hydra's own command-line flags, as the command line parsed them."""
+    """Hydra's own command-line flags, already parsed."""
 
     multirun: bool = False
     cfg: str | None = None
@@ -55,7 +55,7 @@ class HydraFlags:
     debug: bool = False
 
     def arguments(self) -> list[str]:
-        """Return the flags that Hydra itself reads; folder and name are handed to it directly."""
+        """Return the flags that Hydra parses itself; it gets the folder and the name as arguments."""
         named = {"--cfg": self.cfg, "--package": self.package, "--info": self.info}
         switches = {"--multirun": self.multirun, "--resolve": self.resolve}
         self._refuse_conflicts()
@@ -68,7 +68,7 @@ class HydraFlags:
         if self.multirun + (self.cfg is not None) + (self.info is not None) > 1:
             raise UsageError("--multirun, --cfg and --info exclude each other")
         if self.cfg is None and (self.resolve or self.package is not None):
-            raise UsageError("--resolve and --package say how --cfg prints; give --cfg job, hydra or all as well")
+            raise UsageError("--resolve and --package only apply to --cfg; add --cfg job, hydra or all")
 
 
 @dataclass(slots=True, frozen=True)
@@ -106,7 +106,7 @@ MODES = {
 
 
 class BuiltinConf(SearchPathPlugin):
-    """Searches the conf that mlotel ships behind the user's."""
+    """Makes Hydra search the built-in conf folder after the user's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the built-in folder, unless it is the primary one already."""
@@ -117,10 +117,10 @@ class BuiltinConf(SearchPathPlugin):
 
 @dataclass(slots=True)
 class Task:
-    """What Hydra calls once per job, in this process or, with another launcher, in a worker.
+    """The function that Hydra calls once per job, in this process or, with another launcher, in a worker.
 
-    A single run keeps its error for `launch` to report: Hydra would print lines of its own about it. A job of a sweep
-    writes how it ended into its directory.
+    After a single run, `error` is what `launch` reports; if it were raised, Hydra would print its own lines about it.
+    A job of a sweep writes how it ended into its directory.
     """
 
     mode: str
@@ -148,7 +148,7 @@ class Task:
 
     def _run(self, cfg: DictConfig, job: Job) -> None:
         logging.captureWarnings(True)
-        logging.raiseExceptions = False  # a log on a full disk must not bury the error that is said at the end
+        logging.raiseExceptions = False  # errors of logging on a full disk must not hide the final error
         try:
             check(cfg)
             refuse_used(job.output_dir)
@@ -172,7 +172,7 @@ class Task:
             status.exit_code, status.error = exit_code(error), message(error)
             status.status = "refused" if status.exit_code == UsageError.exit_code else "failed"
             print_error(error, text=f"job {job.job_num}: {status.error}")
-            # Hydra's own sweeper would leave out its later jobs; another one has to learn that this one failed.
+            # Hydra's own sweeper would skip the later jobs; every other sweeper must learn that this job failed.
             if not str(HydraConfig.get().sweeper["_target_"]).endswith(".BasicSweeper"):
                 raise
         except BaseException as stop:
@@ -184,7 +184,7 @@ class Task:
 
 
 def launch(mode: str, flags: HydraFlags, overrides: list[str]) -> int:
-    """Run a mode as the command line asked for it and return the exit code; errors are printed, not raised."""
+    """Run a mode by flags and overrides, and return the exit code. Errors are printed, not raised."""
     SweepWatch.directory = None
     try:
         with _process_state(flags), Claim.releasing():
@@ -198,7 +198,7 @@ def launch(mode: str, flags: HydraFlags, overrides: list[str]) -> int:
 
 
 def stop_code(stop: BaseException) -> int:
-    """Return the exit code of a signal or a sys.exit: its own, or that of an interrupt from the keyboard."""
+    """Return the exit code of a signal or a sys.exit: its own, else that of Ctrl-C."""
     code = getattr(stop, "exit_code", None) or getattr(stop, "code", None)
     return code if isinstance(code, int) else INTERRUPTED
 
@@ -217,9 +217,7 @@ def _launch(mode: Mode, flags: HydraFlags, overrides: list[str]) -> int:
     showing = flags.cfg is not None or flags.info is not None
     sweeping = flags.multirun or any(text.replace(" ", "") == "hydra.mode=MULTIRUN" for text in overrides)
     if sweeping and mode.name == "monitor":
-        raise UsageError(
-            "--multirun: a monitor runs until it is stopped, there is nothing to sweep; use mlotel eval -m"
-        )
+        raise UsageError("--multirun: a monitor runs until it is stopped, so it cannot be swept; use mlotel eval -m")
     if sweeping:
         _refuse_run_dir(overrides)
     elif not showing:
@@ -229,12 +227,12 @@ def _launch(mode: Mode, flags: HydraFlags, overrides: list[str]) -> int:
     try:
         main(version_base=VERSION_BASE, config_path=str(primary), config_name=root)(task)()
     except SystemExit as ended:
-        # Hydra itself only exits for a --package that does not exist; a job's own sys.exit keeps its code.
+        # Hydra itself only exits for an unknown --package; a job's own sys.exit keeps its code.
         if not (showing and ended.code):
             raise
         return UsageError.exit_code
     except Exception as error:
-        # A sweeper may end by raising what its first failed job raised; the table tells all of them.
+        # A sweeper may raise the error of its first failed job; the table shows those of all jobs.
         if not (sweeping and any(job.exit_code for job in finished_jobs())):
             _explain(error)
             raise
@@ -246,18 +244,18 @@ def _launch(mode: Mode, flags: HydraFlags, overrides: list[str]) -> int:
 
 
 def _explain(error: Exception) -> None:
-    """Raise a better error for one of Hydra's own, if there is one; errors of a single job never come here."""
+    """Raise a clearer error in place of one of Hydra's own, where possible. It never gets errors of a single job."""
     if isinstance(error, (MlotelError, *CONFIG_EXCEPTIONS)):
         return
     if isinstance(error, OSError):
-        raise UsageError(f"run.dir: cannot be written: {error}") from error
+        raise UsageError(f"run.dir: it cannot be written: {error}") from error
     if isinstance(error, ValueError):
         raise UsageError(str(error)) from error
 
 
 @contextmanager
 def _process_state(flags: HydraFlags) -> Generator[None]:
-    """Hold what Hydra and the user's code read from the process, and put it back."""
+    """Set up sys.path and the environment for Hydra and user code; restore them, sys.argv and logging at the end."""
     argv, path = sys.argv, list(sys.path)
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
@@ -297,7 +295,7 @@ def _config_name(name: str, *, primary: Path) -> str:
 
 
 def register(mode: Mode, config_name: str, *, overrides: Sequence[str] = ()) -> str:
-    """Store the root configuration around `config_name` and return the root's name."""
+    """Store the root configuration that wraps `config_name`; return the root's name."""
     Plugins.instance().register(BuiltinConf)
     store, root, schema = ConfigStore.instance(), f"mlotel_{mode.name}", f"{mode.name}_schema"
     store.store(name=schema, node=_with_open_names(mode.schema), provider="mlotel")
@@ -313,7 +311,7 @@ def register(mode: Mode, config_name: str, *, overrides: Sequence[str] = ()) -> 
 
 
 def _with_open_names(schema: Any) -> DictConfig:
-    """The schema, with the mappings open whose keys are the user's: they are given without a plus sign."""
+    """Return the schema with open mappings where the user names the keys, which then need no plus sign."""
     node = OmegaConf.structured(schema)
     for names in (node.executor.replicas, node.telemetry.otlp.headers):
         OmegaConf.set_struct(names, False)
@@ -327,7 +325,7 @@ def _refuse_run_dir(overrides: list[str]) -> None:
 
 
 def _preflight(root: str, *, primary: Path, overrides: list[str]) -> bool:
-    """Check a single run before Hydra writes anything; return whether the configuration asks for a sweep instead."""
+    """Check a single run before Hydra writes anything; return True when the configuration asks for a sweep instead."""
     with initialize_config_dir(str(primary), version_base=VERSION_BASE):
         try:
             cfg = compose(root, overrides, return_hydra_config=True)

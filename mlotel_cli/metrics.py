@@ -1,4 +1,4 @@
-"""What scores a batch: the Metric contract, the adapter for torchmetrics, and the checks around both."""
+"""Scores batches: the Metric contract, the adapter for torchmetrics, and the checks of their results."""
 
 import heapq
 import json
@@ -12,37 +12,44 @@ from mlotel_cli.records import Batch, Sample
 from mlotel_cli.tensors import find_nan, first_device, move
 
 _NUM_WORST = 20
-"""Samples that get an image are those that were among so many worst when they were scored."""
+"""A sample gets an image if it is among this many worst samples at the time of its score."""
 _SMALL_CHARS = 500
-"""Predictions and targets up to this length of JSON text are kept with their sample."""
+"""Predictions and targets up to this length of JSON text are stored with their sample."""
 _SMALL_BYTES = 8 * _SMALL_CHARS
-"""A tensor above this is not even turned into text."""
+"""A larger tensor is not converted to text."""
 
 logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """Scores batches and, over all of them, the run.
+    """Scores batches, and the run over all batches.
 
-    May also have `sample_scores(output, targets) -> Sequence[float | None]`, one score an item, higher being better:
-    the worst samples are found by it. `sample_image(data, output, targets, index) -> bytes | None` draws one item as a
-    small PNG, for those among the worst. `state()` and `merge(state)` let a run be split and joined again.
+    These methods are optional:
+        sample_scores(output, targets) -> Sequence[float | None]: one score per item, higher is better; it finds the
+            worst samples.
+        sample_image(data, output, targets, index) -> bytes | None: draws one of the worst items as a small PNG.
+        ci95() -> tuple[float, float] | None: 95 % interval of the run's score.
+        state() and merge(state): allow to score parts of a run separately and join them.
     """
 
     def update(self, output: Any, targets: Any) -> float | None:
-        """Take a batch; its own score, or None where one batch has none."""
+        """Add a batch; return its score, or None when a single batch has no score."""
         ...
 
     def compute(self) -> float:
-        """The score over every batch taken so far. Raises ValueError when there is nothing to compute it from."""
+        """Return the score over all batches so far.
+
+        Raises:
+            ValueError: when there is nothing to compute it from.
+        """
         ...
 
 
 class TorchMetric:
     """A torchmetrics metric as a Metric: `score: {_target_: mlotel_cli.metrics.TorchMetric, metric: {_target_: ...}}`.
 
-    The metric must be a scalar one. It moves to the device of the output at the first batch; reading a batch's score
+    The metric must return a scalar. At the first batch it moves to the device of the output. Reading a batch's score
     synchronises with that device, outside every root span.
     """
 
@@ -52,7 +59,7 @@ class TorchMetric:
         self._device: Any = None
 
     def update(self, output: Any, targets: Any) -> float | None:
-        """Score and accumulate a batch through the metric's forward; None where that gives NaN for one batch alone."""
+        """Score and accumulate a batch by the metric's forward; None when it returns NaN for the single batch."""
         if self._device is None:
             self._device = first_device(output)
             if self._device is not None:
@@ -63,7 +70,11 @@ class TorchMetric:
         return None if math.isnan(score) else score
 
     def compute(self) -> float:
-        """The accumulated value. Raises ValueError before the first batch."""
+        """Return the accumulated value.
+
+        Raises:
+            ValueError: before the first batch.
+        """
         if not self._metric.update_called:
             raise ValueError("no batch was scored")
         return float(self._metric.compute())
@@ -73,17 +84,17 @@ class TorchMetric:
         self._metric.reset()
 
     def state(self) -> dict[str, Any]:
-        """A copy of the accumulated state, on the CPU, and the number of updates behind it."""
+        """Return a copy of the accumulated state, on the CPU, and its number of updates."""
         states = {name: _copy(getattr(self._metric, name)) for name in self._metric._defaults}
         return {"num_updates": self._metric.update_count, "states": states}
 
     def merge(self, state: Mapping[str, Any]) -> None:
-        """Add the state of another instance, by each part's own reduction.
+        """Add the state of another instance, by the reduction of each part.
 
-        torchmetrics' own `merge_state` refuses many metrics, and weighs means as if one batch came in.
+        It replaces torchmetrics' `merge_state`, which refuses many metrics and weights means as for a single batch.
 
         Raises:
-            ValueError: for a metric whose states have no reduction.
+            ValueError: for a metric with a state that has no reduction.
         """
         metric, added = self._metric, int(state["num_updates"])
         if not added:
@@ -97,7 +108,7 @@ class TorchMetric:
         for name, value in merged.items():
             setattr(metric, name, value)
         metric._update_count += added
-        metric._computed = None  # or compute() would answer from before
+        metric._computed = None  # otherwise compute() would return its cached value
 
 
 def _copy(state: Any) -> Any:
@@ -120,7 +131,7 @@ def _merge(mine: Any, theirs: Any, reduction: Any, *, weights: tuple[int, int]) 
 
 
 class Scorer:
-    """All metrics of a run: scores a batch by each, and says plainly which one failed on what."""
+    """Scores batches by all metrics of a run; an error names the metric and the batch."""
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
         """Take the metrics by name."""
@@ -128,10 +139,10 @@ class Scorer:
         self._worst: list[float] = []
 
     def score(self, batch: Batch, output: Any, *, index: int) -> tuple[dict[str, float], list[Sample]]:
-        """This batch's scores, and its samples.
+        """Return the batch's scores and its samples.
 
         Raises:
-            StageError: when the output holds NaN, or a metric fails on it or scores it NaN or infinite.
+            StageError: when the output contains NaN, a metric fails, or a score is NaN or infinite.
         """
         nan = find_nan(output)
         if nan is not None:
@@ -145,7 +156,7 @@ class Scorer:
                     scores[name] = _finite(float(score))
                 per_item = getattr(metric, "sample_scores", None)
                 if per_item is not None:
-                    of_samples[name] = _one_an_item(per_item(output, batch.targets), len(batch.ids))
+                    of_samples[name] = _check_sample_scores(per_item(output, batch.targets), len(batch.ids))
             except Exception as error:
                 raise StageError(f"batch {index}: metric {name} failed: {type(error).__name__}: {error}") from error
         samples = _samples(batch, output, of_samples)
@@ -153,7 +164,7 @@ class Scorer:
         return scores, samples
 
     def _draw(self, batch: Batch, output: Any, samples: Sequence[Sample]) -> None:
-        """Give the samples that are among the worst so far an image, by the first metric with `sample_image`."""
+        """Draw the samples that are among the worst so far, with the first metric that has `sample_image`."""
         draw = next(filter(None, (getattr(metric, "sample_image", None) for metric in self._metrics.values())), None)
         if draw is None:
             return
@@ -163,7 +174,7 @@ class Scorer:
                 continue
             try:
                 sample.image = draw(batch.data, output, batch.targets, place)
-            except Exception as error:  # a picture must not cost the score
+            except Exception as error:  # the score stays valid without an image
                 logger.warning("no image of sample %s: %s: %s", sample.id, type(error).__name__, error)
 
     def _is_among_the_worst(self, mean: float) -> bool:
@@ -173,7 +184,7 @@ class Scorer:
         return -mean > heapq.heappushpop(self._worst, -mean)
 
     def compute(self) -> tuple[dict[str, float | None], dict[str, str]]:
-        """Every metric over the run; None, with the reason beside it, where one cannot be computed."""
+        """Return every metric's value over the run, and the reasons for those that are None."""
         values: dict[str, float | None] = {}
         reasons: dict[str, str] = {}
         for name, metric in self._metrics.items():
@@ -188,15 +199,15 @@ class Scorer:
         return values, reasons
 
     def intervals(self) -> dict[str, list[float]]:
-        """95 % intervals, [low, high], of the metrics that have `ci95()`; absent where it fails or returns None.
+        """Return 95 % intervals, [low, high], of the metrics with `ci95()`, unless it fails or returns None.
 
-        Others get theirs from their batches' scores, if their value is the mean of those (`analysis.summarise`).
+        `analysis.summarise` computes those of other metrics whose value is the mean of their batches' scores.
         """
         found: dict[str, list[float]] = {}
         for name, metric in self._metrics.items():
             try:
                 interval = getattr(metric, "ci95", _no_interval)()
-            except Exception as error:  # an interval that cannot be had must not cost the value
+            except Exception as error:  # the value stays valid without an interval
                 logger.warning("metric %s has no interval: %s: %s", name, type(error).__name__, error)
                 continue
             if interval is not None and all(map(math.isfinite, interval)):
@@ -210,14 +221,14 @@ def _no_interval() -> None:
 
 def _finite(score: float) -> float:
     if not math.isfinite(score):
-        raise ValueError(f"it scored {score}; a batch that has no score is None")
+        raise ValueError(f"update returned {score}; return None for a batch without a score")
     return score
 
 
-def _one_an_item(scores: Iterable[float | None], num_items: int) -> list[float | None]:
+def _check_sample_scores(scores: Iterable[float | None], num_items: int) -> list[float | None]:
     listed = [None if score is None or math.isnan(score) else float(score) for score in scores]
     if len(listed) != num_items:
-        raise ValueError(f"sample_scores gave {len(listed)} scores for {num_items} items")
+        raise ValueError(f"sample_scores returned {len(listed)} scores for {num_items} items")
     return listed
 
 
@@ -235,7 +246,7 @@ def _samples(batch: Batch, output: Any, scores: Mapping[str, Sequence[float | No
 
 
 def _per_item(values: Any, size: int) -> Sequence[Any]:
-    """`values` by item where it is a list with one entry an item, or a tensor whose items are numbers."""
+    """Return one value per item from a list with one entry per item or a tensor of numbers; otherwise Nones."""
     if isinstance(values, list | tuple) and len(cast("list[Any]", values)) == size:
         return cast("list[Any]", values)
     tensor = cast("Any", values)
@@ -255,7 +266,11 @@ def _small(value: Any) -> str | None:
 
 
 def _to_list(value: Any) -> Any:
-    """A small tensor or array as a list."""
+    """Return a small tensor or array as a list.
+
+    Raises:
+        TypeError: for anything else.
+    """
     if getattr(value, "nbytes", _SMALL_BYTES) < _SMALL_BYTES:
         return value.tolist()
     raise TypeError

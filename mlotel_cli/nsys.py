@@ -1,6 +1,6 @@
-"""Running Nsight Systems: where it is, what it is asked for, and why it gave no report.
+"""Runs Nsight Systems: finds the program, builds its command, and explains a missing report.
 
-It knows neither runs nor the workload; what a report says is read in profile/nsys_export.py.
+It does not know runs or the workload. profile/nsys_export.py reads the reports.
 """
 
 import os
@@ -19,37 +19,37 @@ _PROBE_TIMEOUT_S = 60
 
 
 def find(command: str) -> Path:
-    """The program `command`, on PATH or at its path.
+    """Return the path of the program `command`, which is on PATH or is a path itself.
 
     Raises:
-        UsageError: when it is not there or may not be run.
+        UsageError: when it does not exist or is not executable.
     """
     found = shutil.which(command)
     if found is not None:
         return Path(found)
     at = shutil.which(command, mode=os.F_OK)
     if at is not None:
-        raise UsageError(f"profiler.command={command}: {at} may not be executed (no permission): chmod +x {at}")
+        raise UsageError(f"profiler.command={command}: no permission to execute {at}. Run: chmod +x {at}")
     where = "at that path" if os.sep in command else "on PATH"
-    raise UsageError(f"profiler.command={command}: nsys is not there {where}. {INSTALL}, {_OTHERWISE}")
+    raise UsageError(f"profiler.command={command}: nsys is not {where}. {INSTALL}, {_OTHERWISE}")
 
 
 def version(nsys: Path) -> str:
-    """What it says its version is; empty when it says nothing."""
+    """Return the version that nsys prints; empty when it prints none."""
     return output([str(nsys), "--version"]).strip().rpartition(" ")[2]
 
 
 def profile_command(
     nsys: Path, *, report: Path, trace: str, capture: str, graph_trace: str, args: Sequence[str]
 ) -> list[str]:
-    """`nsys profile` up to the program that it runs.
+    """Return the command `nsys profile` without the program that it runs.
 
     Args:
-        nsys: the program.
-        report: what it writes, without a suffix.
+        nsys: path of nsys.
+        report: path of the report, without a suffix.
         trace: cuda,nvtx and the like.
-        capture: NAME@DOMAIN of the range between whose ends it records.
-        graph_trace: node | graph; only said when CUDA is traced.
+        capture: NAME@DOMAIN of the range during which nsys records.
+        graph_trace: node | graph; only used when CUDA is traced.
         args: more arguments.
     """
     return [
@@ -69,66 +69,66 @@ def profile_command(
     ]
 
 
-def why_no_report(nsys: Path, *, report: Path, said: str) -> MlotelError:
-    """Why there is no SQLite file beside `report`, of which `said` is everything that nsys printed."""
+def why_no_report(nsys: Path, *, report: Path, printed: str) -> MlotelError:
+    """Return the error that explains why nsys wrote no SQLite file for `report`; `printed` is all output of nsys."""
     raw, packed = report.with_suffix(".qdstrm"), report.with_suffix(".nsys-rep")
     kept = next((path for path in (packed, raw) if path.exists()), None)
-    left = f" What it recorded is kept: {kept}." if kept else ""
-    if reason := why_full(report.parent, said=said):
-        return MlotelError(f"nsys could not write its report, {reason}.{left} {free_space(report.parent)}")
-    if reason := why_refused(report.parent, said=said):
+    left = f" The recording is kept: {kept}." if kept else ""
+    if reason := why_full(report.parent, printed=printed):
+        return MlotelError(f"nsys could not write its report: {reason}.{left} {free_space(report.parent)}")
+    if reason := why_refused(report.parent, printed=printed):
         return MlotelError(
-            f"nsys was refused what it needs (no permission): {reason}.{left} "
+            f"nsys has no permission: {reason}.{left} "
             f"Check the rights on {report.parent} and TMPDIR; a driver may restrict profiling to administrators"
         )
     if raw.exists() and not packed.exists():
-        fix = importer_fix(nsys, said)
+        fix = importer_fix(nsys, printed)
         return MlotelError(
-            f"nsys left only its raw file {raw}: it could not import it. Fix: {fix}. "
+            f"nsys wrote only its raw file {raw}: it could not import it. Fix: {fix}. "
             f"Then: QdstrmImporter -i {raw} && nsys export --type=sqlite {packed}"
         )
     if packed.exists():
         return MlotelError(
             f"nsys wrote {packed} but no SQLite file. Run: nsys export --type=sqlite {packed}. "
-            f"It said: {last_line(said)}"
+            f"It printed: {last_line(printed)}"
         )
     return no_ranges(nsys)
 
 
-def why_full(folder: Path, *, said: str) -> str:
-    """How it shows that a disk is full: by what was `said`, or by how little is left; empty when it does not."""
-    if line := _line_with(said, "no space left", "disk full", "not enough space"):
+def why_full(folder: Path, *, printed: str) -> str:
+    """Return how a full disk shows, in the output `printed` or in the free space; empty when no disk is full."""
+    if line := _line_with(printed, "no space left", "disk full", "not enough space"):
         return f"the disk is full: {line}"
     full = next((each for each in (folder, _temporary()) if _is_full(each)), None)
     return f"the disk is full: {full} has no {_LEAST_FREE_BYTES >> 20} MB left" if full else ""
 
 
-def why_refused(folder: Path, *, said: str) -> str:
-    """What nsys, or any program here, may not do; empty when that is not known."""
-    if line := _line_with(said, "permission denied", "not permitted", "insufficient privilege", "err_nvgpuctrperm"):
+def why_refused(folder: Path, *, printed: str) -> str:
+    """Return the missing permission, from the output `printed` or the folders' rights; empty when none is known."""
+    if line := _line_with(printed, "permission denied", "not permitted", "insufficient privilege", "err_nvgpuctrperm"):
         return line
     closed = next((each for each in (folder, _temporary()) if not os.access(each, os.W_OK)), None)
     if closed is None:
         return ""
-    return f"{closed} may not be written" if closed.exists() else f"TMPDIR={closed} does not exist"
+    return f"{closed} is not writable" if closed.exists() else f"TMPDIR={closed} does not exist"
 
 
 def free_space(folder: Path) -> str:
-    """The next step then."""
+    """Return the next step when a disk is full."""
     return f"Free space below {folder} and for temporary files (TMPDIR), or record less: profile.batches=20"
 
 
 def no_ranges(nsys: Path) -> MlotelError:
-    """The workload opened ranges and nsys saw none of them."""
+    """Return the error for a workload whose ranges nsys did not record."""
     return MlotelError(
-        f"nsys {version(nsys)} recorded no range of nvtx {version_of('nvtx')}: the pair does not work together (nvtx "
-        "0.2.12 and later are not seen by nsys before 2024), or profiler.args left them out. "
+        f"nsys {version(nsys)} recorded no range of nvtx {version_of('nvtx')}: these versions do not work together "
+        "(nsys before 2024 does not see nvtx 0.2.12 and later), or profiler.args excluded the ranges. "
         f"Use: pip install 'nvtx<0.2.12', or a newer nsys, {_OTHERWISE}"
     )
 
 
-def importer_fix(nsys: Path, said: str) -> str:
-    """Say why nsys could not turn its raw file into a report; `said` is its own output."""
+def importer_fix(nsys: Path, printed: str) -> str:
+    """Return why nsys could not convert its raw file to a report, and the fix; `printed` is its output."""
     target = nsys.resolve().parent
     host = target.parent / target.name.replace("target", "host")
     if not host.exists():
@@ -137,11 +137,11 @@ def importer_fix(nsys: Path, said: str) -> str:
         return f"its importer is not beside it: ln -s {source} {host}"
     if missing := _missing_libraries(host / "QdstrmImporter"):
         return f"its importer lacks {', '.join(missing)}: install them (Debian: libssh-4)"
-    return last_line(said) or "reinstall Nsight Systems"
+    return last_line(printed) or "reinstall Nsight Systems"
 
 
 def last_line(text: str) -> str:
-    """The last line that says anything."""
+    """Return the last line that is not blank."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
@@ -168,7 +168,7 @@ def _line_with(text: str, *parts: str) -> str:
 
 
 def _temporary() -> Path:
-    """Where nsys puts what it records."""
+    """Return the folder for nsys's temporary files."""
     return Path(os.environ.get("TMPDIR") or "/tmp")
 
 

@@ -1,7 +1,7 @@
-"""The trade-off knobs: what may be done to a stage's module between loading and measuring.
+"""Options that change the module of a stage before a measurement, such as a lower precision or compilation.
 
-An option is any callable `(module, example_inputs) -> module`; these are the built-in ones. Which module a stage runs
-is the pipeline's to say: `pipeline.modules[stage]`, looked up at every call, or the stage itself when it is a module.
+An option is any callable `(module, example_inputs) -> module`; the built-in ones are here. The module of a stage is
+`pipeline.modules[stage]`, which the pipeline must look up at every call, or the stage itself when it is a module.
 """
 
 import warnings
@@ -16,12 +16,12 @@ Optimize = Callable[[Any, tuple[Any, ...]], Any]
 
 @dataclass(slots=True)
 class Change:
-    """What an option did to one stage; `run.json` lists these.
+    """The change of one stage's module by an option; `run.json` lists the changes.
 
     Attributes:
         stage: name of the stage.
-        before: what the module was: its class, parameter dtypes and layer counts.
-        after: what it is now.
+        before: the module before: its class, parameter dtypes and layer counts.
+        after: the module after.
     """
 
     stage: str
@@ -30,7 +30,7 @@ class Change:
 
 
 def none(module: Any, example_inputs: tuple[Any, ...]) -> Any:
-    """Leave the module as it is."""
+    """Return the module unchanged."""
     return module
 
 
@@ -46,20 +46,20 @@ def fp16(module: Any, example_inputs: tuple[Any, ...]) -> Any:
         UsageError: when the module is not on a CUDA device.
     """
     if any(parameter.device.type != "cuda" for parameter in module.parameters()):
-        raise UsageError("optimize=fp16: a CPU computes in float16 more slowly than in float32; use optimize=bf16")
+        raise UsageError("optimize=fp16: float16 is slower than float32 on a CPU; use optimize=bf16, or device=cuda")
     return _autocast(module, "float16")
 
 
 def compile(
     module: Any, example_inputs: tuple[Any, ...], *, mode: str | None = None, dynamic: bool | None = None
 ) -> Any:
-    """`torch.compile`, run once on the example inputs so that no measured batch pays for the first compilation.
+    """Compile the module with `torch.compile`, and run it once so that no measured batch includes the compilation.
 
     Args:
         module: the module.
-        example_inputs: what the stage was called with on the first batch.
-        mode: default | reduce-overhead | max-autotune, as torch.compile takes it.
-        dynamic: True compiles for any size at once; None lets torch find out which sizes vary.
+        example_inputs: the stage's inputs of the first batch.
+        mode: torch.compile's default | reduce-overhead | max-autotune.
+        dynamic: True compiles for any size at once; None lets torch detect which sizes vary.
     """
     import torch
 
@@ -70,12 +70,12 @@ def compile(
 
 
 def int8_dynamic(module: Any, example_inputs: tuple[Any, ...]) -> Any:
-    """Dynamic int8 quantisation of the Linear layers (torch.ao); convolutions stay as they are. CPU only."""
+    """Quantise the Linear layers dynamically to int8 (torch.ao); convolutions do not change. CPU only."""
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.ao announces its successor at every call
-        holder = torch.nn.Sequential(module)  # only what lies inside the given module is replaced
+        warnings.simplefilter("ignore")  # torch.ao warns of its successor at every call
+        holder = torch.nn.Sequential(module)  # torch.ao replaces only modules inside the given one
         quantization = cast("Any", torch.ao.quantization)
         return quantization.quantize_dynamic(holder, {torch.nn.Linear}, dtype=torch.qint8)[0]
 
@@ -92,13 +92,13 @@ def apply(
 
     Args:
         optimize: the option.
-        name: what the configuration calls it, for messages.
+        name: name of the option in the configuration, for messages.
         pipeline: the pipeline; its modules are replaced.
-        stages: the stages to change; None takes every stage that has a module.
-        run_first_batch: runs the pipeline once; the inputs of the modules are taken from it.
+        stages: the stages to change; None takes every stage with a module.
+        run_first_batch: runs the pipeline once, to capture the inputs of the modules.
 
     Returns:
-        What was changed.
+        The changes.
 
     Raises:
         UsageError: for an unknown stage, a pipeline without modules, or an option that changes nothing.
@@ -123,13 +123,13 @@ def apply(
     if not changes:
         raise UsageError(
             f"optimize={name} changes nothing in {', '.join(chosen)}: "
-            "it would measure the same thing under another name"
+            "the run would measure the unchanged pipeline under another name"
         )
     return changes
 
 
 def describe(module: Any) -> str:
-    """A module in one line: class, parameter dtypes, and how many layers of each kind do the work."""
+    """Describe a module in one line: class, parameter dtypes, and the number of layers of each kind."""
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()})
     layers: dict[str, int] = {}
     for layer in module.modules():
@@ -142,7 +142,7 @@ def describe(module: Any) -> str:
 
 
 def _autocast(module: Any, dtype: str) -> Any:
-    """The module under autocast; unchanged when it has no floating-point parameter to cast."""
+    """Wrap the module in autocast; a module without floating-point parameters is returned unchanged."""
     import torch
 
     if not any(parameter.is_floating_point() for parameter in module.parameters()):
@@ -174,7 +174,7 @@ def _to_float32(value: Any) -> Any:
 
 
 def _slots(pipeline: Any) -> dict[str, MutableMapping[str, Any]]:
-    """By stage, the mapping that holds its module, so that it can be replaced there."""
+    """Return by stage the mapping that contains its module, so that the module can be replaced there."""
     import torch
 
     found: MutableMapping[str, Any] = {}
@@ -186,7 +186,7 @@ def _slots(pipeline: Any) -> dict[str, MutableMapping[str, Any]]:
 
 
 def _capture_inputs(modules: Mapping[str, Any], run: Callable[[], object]) -> dict[str, tuple[Any, ...]]:
-    """What each module is called with first while `run` runs."""
+    """Call `run`; return the first inputs of each module."""
     inputs: dict[str, tuple[Any, ...]] = {}
 
     def catch(stage: str) -> Callable[[Any, tuple[Any, ...]], None]:

@@ -1,4 +1,4 @@
-"""What a pipeline may be: named stages, one callable that opens its own spans, or a module instrumented by name."""
+"""The forms of a pipeline: named stages, one callable that opens its own spans, or a module with named submodules."""
 
 import sys
 import threading
@@ -13,13 +13,13 @@ Stage = Callable[[Any], Any]
 
 
 def stages_of(pipeline: Any) -> Mapping[str, Stage] | Stage:
-    """The pipeline's stages in order, or the pipeline itself when it is one callable.
+    """Return the pipeline's stages in order, or the pipeline itself when it is one callable.
 
-    `stages` may be a `torch.nn.ModuleDict` too. A callable whose `stages` is something else (the blocks of a backbone,
-    say) is taken as the callable that it is.
+    `stages` may also be a `torch.nn.ModuleDict`. A callable whose `stages` is not a mapping (the blocks of a backbone,
+    say) counts as one callable.
 
     Raises:
-        UsageError: when it is neither, or a stage cannot be called.
+        UsageError: when the pipeline is neither, or a stage cannot be called.
     """
     given = getattr(pipeline, "stages", None)
     kind = type(pipeline).__name__
@@ -31,7 +31,7 @@ def stages_of(pipeline: Any) -> Mapping[str, Stage] | Stage:
             f"pipeline: {kind} {what} and cannot be called; give an object with "
             "`stages: Mapping[str, Callable]`, or a callable `data -> output` that opens its own spans"
         )
-    # The mapping itself, not a copy: an option (optimize.py) replaces stages in it.
+    # Not a copy, because an option (optimize.py) replaces stages in the mapping.
     stages: Mapping[Any, Any] = cast("Mapping[Any, Any]", given) if isinstance(given, Mapping) else dict(given.items())
     if not stages:
         raise UsageError(f"pipeline: `stages` of {kind} is empty; a pipeline has at least one stage")
@@ -42,9 +42,9 @@ def stages_of(pipeline: Any) -> Mapping[str, Stage] | Stage:
 
 
 def outputs(stages: Mapping[str, Stage] | Stage, data: Any) -> Iterator[tuple[str, Any]]:
-    """Run the pipeline once, outside any span of its own, and yield each stage's name and output in turn.
+    """Run the pipeline once, without spans for its stages, and yield each stage's name and output in turn.
 
-    A callable that opens its own spans has no parts to name: it yields nothing.
+    Nothing is run or yielded for a callable that opens its own spans.
     """
     if isinstance(stages, ModulePipeline):
         yield from stages.outputs(data)
@@ -55,22 +55,22 @@ def outputs(stages: Mapping[str, Stage] | Stage, data: Any) -> Iterator[tuple[st
 
 
 class ModulePipeline:
-    """A plain `nn.Module`, untouched: the named submodules get a span each through forward hooks.
+    """A plain `nn.Module` whose named submodules get a span each through forward hooks.
 
-    The hooks do nothing while torch.compile traces the module, so they break no graph; inside a compiled graph they do
-    not run. A submodule that is compiled itself, `net.head = torch.compile(net.head)`, keeps its span.
+    The hooks do nothing while torch.compile traces the module, so they cause no graph breaks. Inside a compiled graph
+    they do not run. A submodule that is compiled itself, `net.head = torch.compile(net.head)`, keeps its span.
     """
 
     def __init__(self, module: Any, modules: Sequence[str], *, device: str | None = None) -> None:
         """Put `module` into evaluation mode and instrument it.
 
         Args:
-            module: a `torch.nn.Module`, taking a batch's data and returning its output.
-            modules: names of submodules as `named_modules()` gives them.
-            device: torch device that module and data are moved to; None leaves both where they are.
+            module: a `torch.nn.Module` that takes a batch's data and returns its output.
+            modules: names of submodules, as in `named_modules()`.
+            device: torch device for module and data; None leaves both on their devices.
 
         Raises:
-            UsageError: when a name is no submodule, with the names there are, or two names mean the same one.
+            UsageError: for a name without a submodule, or two names of the same submodule.
         """
         self._device = device
         self._module = module.eval() if device is None else module.eval().to(device)
@@ -83,7 +83,7 @@ class ModulePipeline:
         return self._module(data if self._device is None else move(data, self._device))
 
     def outputs(self, data: Any) -> list[tuple[str, Any]]:
-        """Run the module, and return the named submodules' outputs in the order in which they finished."""
+        """Run the module; return name and output of the named submodules, in the order in which they finished."""
         seen: list[tuple[str, Any]] = []
 
         def keep(name: str) -> Callable[[Any, Any, Any], None]:
@@ -99,7 +99,7 @@ class ModulePipeline:
 
 
 def _find(module: Any, names: Sequence[str]) -> dict[str, Any]:
-    """The submodules by name; a compiled module's are found by the names that they had before."""
+    """Return the submodules by name; in a compiled module they keep the names from before."""
     known: dict[str, Any] = {}
     for path, submodule in module.named_modules(remove_duplicate=False):
         known.setdefault(path.replace("_orig_mod.", "").removesuffix("._orig_mod"), submodule)
@@ -108,9 +108,7 @@ def _find(module: Any, names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         if name not in known:
             listed = f"{', '.join(list(known)[:20]) or 'none'}{' ...' if len(known) > 20 else ''}"
-            raise UsageError(
-                f"pipeline.modules: {name!r} is no submodule of {type(module).__name__}. There are: {listed}"
-            )
+            raise UsageError(f"pipeline.modules: {type(module).__name__} has no submodule {name!r}; it has: {listed}")
         same = next((other for other, submodule in found.items() if submodule is known[name]), None)
         if same is not None:
             raise UsageError(f"pipeline.modules: {same!r} and {name!r} are the same submodule; name it once")
@@ -119,10 +117,10 @@ def _find(module: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _instrument(submodule: Any, name: str) -> None:
-    """Open a span before forward and close it after, also when forward raises."""
+    """Open a span before forward and end it after, also when forward raises."""
     import torch
 
-    running = threading.local()  # a module may run in several threads, and inside itself
+    running = threading.local()  # a module may run in several threads, and recursively
 
     def before(_module: Any, _inputs: Any) -> None:
         if torch.compiler.is_compiling():
@@ -137,7 +135,7 @@ def _instrument(submodule: Any, name: str) -> None:
             return
         span, handled = running.spans.pop()
         error = sys.exc_info()[1]
-        if error is None or error is handled:  # the caller may be handling an error of its own
+        if error is None or error is handled:  # the caller may already handle an error of its own
             span.__exit__(None, None, None)
             return
         if not getattr(error, "__notes__", None):  # the innermost submodule names itself

@@ -1,7 +1,7 @@
-"""The nouns that travel: a Batch through the pipeline, a SpanRecord and a BatchRecord through the recorder.
+"""The data types of the package: Batch in the pipeline, SpanRecord and BatchRecord in the recorder.
 
-Standard library only, so that both processes and every layer can import it for free. It knows neither how a record
-is measured nor where it is written.
+Standard library only, so that both processes and every layer can import it cheaply. It does not know how records are
+measured or written.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from typing import Any, Literal
 Status = Literal["scored", "done", "skipped", "failed", "incomplete"]
 """How a batch ended.
 
-scored: finished and scored; done: finished, nothing to score it by; skipped: it or its score failed and
-`eval.on_error=skip`; failed: it ended the run; incomplete: a span of it never ended.
+scored: finished and scored; done: finished without a score; skipped: it or its score failed with
+`eval.on_error=skip`; failed: it ended the run; incomplete: one of its spans never ended.
 """
 COUNTED: tuple[Status, ...] = ("scored", "done")
-"""Statuses whose latencies count. A batch that failed, or never ended, has no latency that says anything."""
+"""Statuses whose latencies count. The latency of a batch that failed or never ended is meaningless."""
 
 AttributeValue = str | bool | int | float | Sequence[str] | Sequence[bool] | Sequence[int] | Sequence[float]
 
@@ -24,29 +24,29 @@ BATCH_INDEX = "batch.index"
 BATCH_SIZE = "batch.size"
 """Attribute of a batch's root span: the number of items in it."""
 KIND = "mlotel.kind"
-"""Attribute that marks spans which are no stage; the value `queue` means waiting before a stage."""
+"""Attribute of spans that are not stages; the value `queue` means waiting before a stage."""
 QUEUE = "queue"
 """Value of `mlotel.kind` of a span in which a batch waits, and the first word of its name."""
 RECORDED = "mlotel.data."
-"""Prefix of the attributes that carry `record()` values through a foreign OpenTelemetry SDK."""
+"""Prefix of the attributes that hold `record()` values in spans of another OpenTelemetry SDK."""
 SCORED = "mlotel.accuracy."
-"""Prefix of the attributes that carry `score()` values: the accuracy of a batch whose loop is the user's own."""
+"""Prefix of the attributes that hold `score()` values: the accuracy of a batch in the user's own loop."""
 BATCH_SPAN = "batch"
 """Name of a batch's root span."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """One step of work: what a source yields and a pipeline turns into an output.
+    """The input of the pipeline for one step, from a source.
 
     Attributes:
         index: position in the source, from 0.
         ids: one stable name per item, `size` of them.
         data: the pipeline's input, of any type.
-        targets: what the metrics compare the output with; None when there is nothing to score.
+        targets: the metrics compare the output with it; None when there is nothing to score.
         size: number of items; throughput counts them.
-        source_time_ns: arrival on the `perf_counter_ns` clock for live input; None for a data set. Latency starts
-            here when it is set.
+        source_time_ns: arrival on the `perf_counter_ns` clock for live input, where latency starts; None for a data
+            set.
     """
 
     index: int
@@ -62,9 +62,9 @@ class SpanRecord:
     """One ended span. Times are nanoseconds since the epoch, on a clock anchored once per process.
 
     `parent_id` is 0 for a root. `batch` is the index of the batch it belongs to, None outside any. `device_ns` is the
-    time between its two device events, None where there are none, and `lag_ns` how long the device went on after the
-    host was done: `end_ns` is the later of the two. `events` are (time_ns, name, attributes), `links` (trace_id,
-    span_id, attributes).
+    time between its two device events, None without them. `lag_ns` is how long the device worked after the host's end;
+    `end_ns` is the later of the two ends. `events` are (time_ns, name, attributes), `links` (trace_id, span_id,
+    attributes).
     """
 
     trace_id: int
@@ -87,11 +87,11 @@ class SpanRecord:
 
 
 SpanRole = Literal["batch", "compute", "waiting"]
-"""What a span is to its batch: the root, work, or waiting in a queue."""
+"""The role of a span in its batch: the root, work, or waiting in a queue."""
 
 
 def span_role(span: SpanRecord) -> SpanRole:
-    """The role of a span. A batch's root may lie below a span that belongs to no batch, such as an epoch."""
+    """Return the role of a span. A batch's root may have a parent outside the batch, such as an epoch."""
     if not span.parent_id or BATCH_INDEX in span.attributes:
         return "batch"
     return "waiting" if span.attributes.get(KIND) == QUEUE else "compute"
@@ -99,9 +99,9 @@ def span_role(span: SpanRecord) -> SpanRole:
 
 @dataclass(slots=True)
 class StageTime:
-    """What one stage cost in one batch, summed over its `calls` spans of the same name. Milliseconds.
+    """The time of one stage in one batch, summed over its `calls` spans of the same name. Milliseconds.
 
-    `host_ms` ends when the result exists, which on CUDA is `lag_ms` after the host was done.
+    `host_ms` ends when the result exists, which on CUDA is `lag_ms` after the host's end.
     """
 
     host_ms: float = 0.0
@@ -115,7 +115,7 @@ class StageTime:
 class Sample:
     """One item of a batch: its id, its scores, and prediction and target as JSON text when they are small.
 
-    `image` is a small PNG of it, for the worst samples of a metric that can draw one.
+    `image` is a small PNG, for the worst samples of a metric with `sample_image`.
     """
 
     id: str
@@ -130,20 +130,21 @@ class BatchRecord:
     """One row: the accuracy and the latencies of one batch, together.
 
     Attributes:
-        batch: index in the run; rises over repeats, joins everything.
+        batch: index in the run, which rises over all repeats; joins rows, spans and samples.
         source_batch: index in the source.
-        repeat: which pass over the source, from 0.
+        repeat: number of the pass over the source, from 0.
         start_ns: start of the batch, ns since the epoch.
         size: number of items.
-        status: how it ended.
-        latency_ms: start (or arrival, for live input) to end of the root span; None when the root never ended.
-        source_wait_ms: how long the executor waited for the source to deliver it.
+        status: how the batch ended.
+        latency_ms: time from the start (for live input: the arrival) to the end of the root span; None when the root
+            never ended.
+        source_wait_ms: how long the executor waited for the source.
         stages: time by stage name, in order of first appearance.
-        accuracy: this batch's score by metric name; a metric without a per-batch score is absent.
-        data: values given to `record()`, the mean of the batch when called several times.
-        units: unit by recorded name, for those that have one.
-        error: why it was skipped or failed; empty otherwise.
-        spans_missing: opened children that never ended.
+        accuracy: the batch's score by metric name; a metric without a per-batch score is absent.
+        data: values of `record()` by name; the mean when recorded several times.
+        units: unit by recorded name, for values with a unit.
+        error: why the batch was skipped or failed; empty otherwise.
+        spans_missing: number of opened children that never ended.
     """
 
     batch: int

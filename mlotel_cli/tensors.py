@@ -1,4 +1,4 @@
-"""Tensors wherever they lie in a value: looking for NaN, moving them to a device. Knows no pipeline and no metric."""
+"""Finds tensors inside values, checks them for NaN, and moves them to a device."""
 
 import dataclasses
 import math
@@ -9,10 +9,10 @@ from typing import Any, cast
 
 
 def find_nan(value: Any) -> str | None:
-    """How many NaN the first tensor, array or number that has one holds, and where; None without any.
+    """Find the first tensor, array or number with NaN; return the number of NaN and the place, or None.
 
-    Looks into mappings, lists, tuples and dataclasses. Infinity is a value like any other (masks are made of it).
-    Synchronises with the device of each tensor.
+    It searches mappings, lists, tuples and dataclasses. Infinity is allowed, because masks use it. It synchronises with
+    the device of each tensor.
     """
     for place, leaf in _leaves(value, ""):
         count = _count_nan(leaf)
@@ -22,15 +22,15 @@ def find_nan(value: Any) -> str | None:
 
 
 def first_device(value: Any) -> Any:
-    """The `torch.device` of the first tensor in `value`; None without one."""
+    """Return the `torch.device` of the first tensor in `value`; None without a tensor."""
     devices = (leaf.device for _, leaf in _leaves(value, "") if hasattr(leaf, "is_cuda"))
     return next(devices, None)
 
 
 def tensors_in(value: Any) -> Iterator[Any]:
-    """Every torch tensor in `value`: in mappings, lists, tuples, dataclasses, and attributes of other plain objects.
+    """Yield every torch tensor in `value`: in mappings, lists, tuples, dataclasses, and attributes of plain objects.
 
-    Each object is looked into once, so that values may refer to each other; modules and functions are left alone.
+    Each object is searched once, so that values may refer to each other. Modules and functions are not searched.
     """
     seen: set[int] = set()
     waiting: list[Any] = [value]
@@ -44,7 +44,7 @@ def tensors_in(value: Any) -> Iterator[Any]:
 
 
 def _inside(item: Any) -> Iterator[Any]:
-    """What an object holds: items, and attributes."""
+    """Yield the items and attributes of an object."""
     if isinstance(item, Mapping):
         yield from cast("Mapping[Any, Any]", item).values()
     elif isinstance(item, list | tuple | set | frozenset | deque):
@@ -61,7 +61,7 @@ _NOTHING_INSIDE = (str, bytes, int, float, type(None), ModuleType)
 
 
 def move(value: Any, device: Any) -> Any:
-    """`value` with every tensor in its mappings, lists and tuples on `device`; what is there already is not copied."""
+    """Return `value` with all tensors in its mappings, lists and tuples on `device`; those already there are reused."""
     if hasattr(value, "is_cuda"):
         return value.to(device)
     if isinstance(value, Mapping):
@@ -95,6 +95,6 @@ def _count_nan(leaf: Any) -> int:
     if not is_float_tensor and getattr(getattr(leaf, "dtype", None), "kind", "") not in ("f", "c"):
         return 0
     try:
-        return int((leaf != leaf).sum())  # NaN alone differs from itself, in torch and in numpy
-    except (RuntimeError, NotImplementedError):  # a sparse or quantised layout that cannot compare
+        return int((leaf != leaf).sum())  # only NaN differs from itself, in torch and in numpy
+    except (RuntimeError, NotImplementedError):  # a sparse or quantised layout without comparison
         return 0

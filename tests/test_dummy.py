@@ -1,4 +1,4 @@
-"""The talk's pipeline: durations on sine waves, guesses on another, and the same for everybody with the same seed."""
+"""The dummy pipeline: durations and accuracy follow sine waves, and the same seed gives the same guesses."""
 
 import math
 
@@ -14,7 +14,7 @@ from tests.support.spans import recording
 
 
 class Time:
-    """A clock that only sleeping moves, always a little too little first."""
+    """A clock that advances only by sleeping, at first by a little less than requested."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 0.0

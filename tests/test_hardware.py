@@ -1,4 +1,4 @@
-"""What the machine is, asked and checked."""
+"""The machine is described and its devices are checked."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Runs under Hydra: search path, experiments, run directories, sweeps, exit codes. The mode itself is a fake."""
+"""Runs under Hydra: search path, experiments, run directories, sweeps, exit codes. The mode is a fake."""
 
 import json
 import logging
@@ -286,7 +286,7 @@ class TestRunDirectory:
         monkeypatch.setattr(os, "access", lambda path, mode: True)
         ended = mlotel("eval", "run.dir=/proc/self/run")
         assert ended.code == 2
-        assert ended.err.startswith("mlotel: run.dir: cannot be written: ")
+        assert ended.err.startswith("mlotel: run.dir: it cannot be written: ")
 
     def test_folder_without_permission(self, fake: FakeMode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -396,4 +396,4 @@ def test_a_monitor_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     ended = mlotel("monitor", "-m", "seed=1,2")
     assert (ended.code, list(tmp_path.iterdir())) == (2, [])
-    assert "there is nothing to sweep; use mlotel eval -m" in ended.err
+    assert "so it cannot be swept; use mlotel eval -m" in ended.err

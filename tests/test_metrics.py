@@ -1,4 +1,4 @@
-"""Scoring: the checks around metrics, samples, and the torchmetrics adapter against one process."""
+"""Scores are checked, samples are kept, and merged torchmetrics agree with a single process."""
 
 import json
 from typing import Any
@@ -57,8 +57,11 @@ def test_scores_are_plain_floats(given: Any) -> None:
 @pytest.mark.parametrize(
     ("gives", "message"),
     [
-        (NAN, "batch 7: metric m failed: ValueError: it scored nan; a batch that has no score is None"),
-        (float("inf"), "batch 7: metric m failed: ValueError: it scored inf; a batch that has no score is None"),
+        (NAN, "batch 7: metric m failed: ValueError: update returned nan; return None for a batch without a score"),
+        (
+            float("inf"),
+            "batch 7: metric m failed: ValueError: update returned inf; return None for a batch without a score",
+        ),
         ("high", "batch 7: metric m failed: ValueError: could not convert string to float: 'high'"),
         ([1], "batch 7: metric m failed: TypeError: "),
     ],
@@ -135,7 +138,7 @@ def test_sample_scores_must_be_one_an_item() -> None:
         def sample_scores(self, output: Any, targets: Any) -> list[float]:
             return [1.0]
 
-    with pytest.raises(StageError, match="metric few failed: ValueError: sample_scores gave 1 scores for 2 items"):
+    with pytest.raises(StageError, match="metric few failed: ValueError: sample_scores returned 1 scores for 2 items"):
         samples_of(torch.ones(2), torch.ones(2), ids=["x", "y"], metrics={"few": Few()})
 
 

@@ -10,7 +10,7 @@ from mlotel_cli.errors import MlotelError, UsageError
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program called nsys, first on PATH, that knows its version; laid out like a real installation."""
+    """Install a fake nsys that prints its version, first on PATH, with the folders of a real installation."""
     folder = tmp_path / "opt" / "target-linux-x64"
     folder.mkdir(parents=True)
     program = folder / "nsys"
@@ -27,7 +27,7 @@ def report(tmp_path: Path) -> Path:
 
 
 def why(fake: Path, report: Path, said: str = "") -> str:
-    error = nsys.why_no_report(fake, report=report, said=said)
+    error = nsys.why_no_report(fake, report=report, printed=said)
     assert type(error) is MlotelError
     assert error.exit_code == 1
     return str(error)
@@ -40,17 +40,15 @@ def test_the_program_is_found_on_the_path_and_at_its_path(fake: Path):
 
 def test_a_missing_program_says_what_to_install_and_what_to_do_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(
-        UsageError, match=r"profiler\.command=nsys: nsys is not there on PATH\. Install .*profiler=torch"
-    ):
+    with pytest.raises(UsageError, match=r"profiler\.command=nsys: nsys is not on PATH\. Install .*profiler=torch"):
         nsys.find("nsys")
-    with pytest.raises(UsageError, match="not there at that path"):
+    with pytest.raises(UsageError, match="nsys is not at that path"):
         nsys.find("/nowhere/nsys")
 
 
 def test_a_program_without_permission(fake: Path):
     fake.chmod(0o644)
-    with pytest.raises(UsageError, match=r"may not be executed \(no permission\): chmod \+x"):
+    with pytest.raises(UsageError, match=r"no permission to execute .*nsys\. Run: chmod \+x"):
         nsys.find(str(fake))
 
 
@@ -95,23 +93,23 @@ def test_the_disk_of_temporary_files_may_be_the_full_one(fake: Path, report: Pat
 
 def test_no_permission(fake: Path, report: Path):
     message = why(fake, report, "Failed to create '/x/profile.nsys-rep': Permission denied.\n")
-    assert "(no permission): Failed to create '/x/profile.nsys-rep': Permission denied." in message
+    assert "no permission: Failed to create '/x/profile.nsys-rep': Permission denied." in message
 
 
 def test_folders_that_may_not_be_written(fake: Path, report: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.access", lambda folder, mode: mode != os.W_OK or Path(folder) != report.parent)
-    assert f"(no permission): {report.parent} may not be written." in why(fake, report, "Agent launcher failed.")
+    assert f"no permission: {report.parent} is not writable." in why(fake, report, "Agent launcher failed.")
 
 
 def test_a_folder_of_temporary_files_that_does_not_exist(fake: Path, report: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TMPDIR", "/nowhere")
-    assert "(no permission): TMPDIR=/nowhere does not exist." in why(fake, report, "Agent launcher failed.")
+    assert "no permission: TMPDIR=/nowhere does not exist." in why(fake, report, "Agent launcher failed.")
 
 
 def test_an_importer_that_is_elsewhere(fake: Path, report: Path):
     report.with_suffix(".qdstrm").touch()
     message = why(fake, report, "importer binary ... not found")
-    assert f"left only its raw file {report.with_suffix('.qdstrm')}" in message
+    assert f"wrote only its raw file {report.with_suffix('.qdstrm')}" in message
     assert "its importer is not beside it: ln -s PATH/TO/host-linux-x64" in message
     assert "QdstrmImporter -i" in message
 

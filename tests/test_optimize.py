@@ -1,4 +1,4 @@
-"""Options: what they change, that results stay close, and that nothing is measured under another name."""
+"""Options change the modules, results stay close, and an option without an effect is refused."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.a
 
 
 class Pipeline:
-    """Two modules by stage, and a stage without one."""
+    """A pipeline of two stages with modules and one without."""
 
     def __init__(self):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What a pipeline may be, and plain modules instrumented by the names of their submodules."""
+"""The allowed forms of a pipeline, and plain modules with spans around named submodules."""
 
 import threading
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tests.support.spans import recording
 
 
 class Net(nn.Module):
-    """backbone (of two convs), neck, head; the head is used twice."""
+    """A module of backbone (two convs), neck and head; the head is used twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,8 +127,8 @@ def test_the_modules_output_is_its_own() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["bakbone"], "pipeline.modules: 'bakbone' is no submodule of Net. There are: backbone, backbone.0,"),
-        ([""], "pipeline.modules: '' is no submodule of Net"),
+        (["bakbone"], "pipeline.modules: Net has no submodule 'bakbone'; it has: backbone, backbone.0,"),
+        ([""], "pipeline.modules: Net has no submodule ''"),
         (["head", "same_head"], "pipeline.modules: 'head' and 'same_head' are the same submodule; name it once"),
         (["head", "head"], "pipeline.modules: 'head' and 'head' are the same submodule; name it once"),
     ],

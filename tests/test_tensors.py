@@ -1,4 +1,4 @@
-"""Tensors wherever they lie: NaN is found and counted, everything is moved."""
+"""NaN is found and counted, and tensors are moved, wherever they are in a value."""
 
 from collections import deque, namedtuple
 from dataclasses import dataclass

@@ -265,9 +265,9 @@ class Profile:
                 return None
             return (UsageError if closing["exit_code"] == UsageError.exit_code else MlotelError)(closing["error"])
         ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if full := nsys.why_full(self._run_dir, said=said):
+        if full := nsys.why_full(self._run_dir, printed=said):
             return MlotelError(f"the profile broke off ({ended}), {full}. {nsys.free_space(self._run_dir)}")
-        if refused := nsys.why_refused(self._run_dir, said=said):
+        if refused := nsys.why_refused(self._run_dir, printed=said):
             return MlotelError(f"the profile broke off ({ended}), no permission: {refused}. Its output: {self._log}")
         last = _last_lines(said) or "it printed nothing"
         if self._results.pid is None:

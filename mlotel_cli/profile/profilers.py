@@ -79,7 +79,7 @@ class NsysProfiler:
 
         database = self._report.with_suffix(".sqlite")
         if not database.exists():
-            raise nsys.why_no_report(self._nsys, report=self._report, said=said)
+            raise nsys.why_no_report(self._nsys, report=self._report, printed=said)
         timeline = read_timeline(database)
         if not timeline.ranges and not timeline.num_cut:
             raise nsys.no_ranges(self._nsys)

@@ -304,7 +304,7 @@ BAD = {
     "a metric scores NaN": (
         lambda: (Numbers(), None, {"m": Right(nan_on=1)}),
         1,
-        "batch 1: metric m failed: ValueError: it scored nan; a batch that has no score is None",
+        "batch 1: metric m failed: ValueError: update returned nan; return None for a batch without a score",
     ),
     "no items": (lambda: (Sizes([2, 0, 2]),), 1, "batch 1: its size is 0; a batch has at least one item"),
 }

@@ -77,7 +77,7 @@ def test_what_nsys_exported_is_read(nsys: Path, tmp_path: Path) -> None:
 
 def test_nsys_without_a_file_or_without_ranges_says_why(nsys: Path, tmp_path: Path) -> None:
     profiler = NsysProfiler(config(nsys), tmp_path)
-    with pytest.raises(MlotelError, match=r"^nsys could not write its report, the disk is full: No space left"):
+    with pytest.raises(MlotelError, match=r"^nsys could not write its report: the disk is full: No space left"):
         profiler.read("No space left on device")
     with NsysFile(tmp_path / "profile.sqlite"):
         pass

@@ -107,7 +107,7 @@ def test_the_run_fails_with_one_message_and_keeps_its_rows(tmp_path: Path, case:
                 )
             },
             2,
-            "pipeline.modules: 'x' is no submodule of ReLU. There are: none",
+            "pipeline.modules: ReLU has no submodule 'x'; it has: none",
         ),
     ],
 )

@@ -277,7 +277,7 @@ def test_an_importer_that_is_missing(nsys: Path, tmp_path: Path):
     done = mlotel(nsys, "profile", *QUICK, "profile.batches=5", f"profiler.command={broken}", f"run.dir={tmp_path}/run")
 
     assert done.returncode == 1
-    assert f"left only its raw file {tmp_path}/run/profile.qdstrm" in done.stderr
+    assert f"wrote only its raw file {tmp_path}/run/profile.qdstrm" in done.stderr
     assert "its importer is not beside it: ln -s" in done.stderr
     assert (tmp_path / "run" / "profile.qdstrm").exists()
 
@@ -318,14 +318,14 @@ def test_a_folder_that_may_not_be_written(nsys: Path, tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=more)
 
     assert done.returncode == 1, done.stderr
-    assert f"no permission: {tmp_path}/small may not be written" in done.stderr
+    assert f"no permission: {tmp_path}/small is not writable" in done.stderr
 
 
 def test_a_missing_nsys(tmp_path: Path):
     done = mlotel(Path("/nowhere/nsys"), "profile", *QUICK, f"run.dir={tmp_path}/run", "profiler.command=no-such-nsys")
 
     assert done.returncode == 2
-    assert "profiler.command=no-such-nsys: nsys is not there on PATH" in done.stderr
+    assert "profiler.command=no-such-nsys: nsys is not on PATH" in done.stderr
     assert not (tmp_path / "run" / "run.json").exists()
 
 
