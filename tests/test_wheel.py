@@ -51,7 +51,7 @@ def test_wheel_holds_the_conf_and_nothing_else_beside_the_package(wheel: Path) -
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     conf = {f"mlotel_cli/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "mlotel_cli").rglob("*.py")}
-    page = {f"mlotel_cli/recorder/live/page.{kind}" for kind in ("css", "js")}
+    page = {f"mlotel_cli/recorder/live/{name}" for name in ("page.css", "page.js", "page.html", "components.html")}
     assert names == conf | code | page | {"mlotel_cli/py.typed"}
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from mlotel_cli.figures import clock, figure, percentile
 from mlotel_cli.modes.monitor_status import Board
 from mlotel_cli.screen import Column, Row, build_table, shortened, text_column
+from mlotel_cli.snapshot import LatencyFigures, StageNow
 from mlotel_cli.sources.intake import CONNECTED
 
 _STALE_S = 5.0
@@ -32,20 +33,19 @@ _LEFT_OUT = (("waiting",), ("queue p95",), ("busy",))
 def line(board: Board) -> str:
     """Everything that matters, in one line."""
     snapshot, source = board.snapshot, board.source
-    latency, sinks = _mapping(snapshot, "latency_ms"), _mapping(snapshot, "sinks")
     state = source.get("state", "")
     parts = [
         board.phase if not board.ending else f"ending ({board.ending})",
-        f"{snapshot.get('batches', 0)} batches",
-        f"{snapshot.get('items_per_s', 0.0):.1f} items/s",
-        " ".join(f"{name} {_percentile(latency, name)}" for name in ("p50", "p95", "p99")) + " ms",
+        f"{snapshot.batches} batches",
+        f"{snapshot.items_per_s:.1f} items/s",
+        " ".join(f"{name} {shown}" for name, shown in _latency(snapshot.latency_ms)[:3]) + " ms",
         f"source {state}" + (f" ({board.source_detail})" if board.source_detail else ""),
     ]
     if dropped := _mapping(source, "dropped"):
         parts.append("dropped " + ", ".join(f"{count} {reason}" for reason, count in dropped.items()))
     if board.num_failed:
         parts.append(f"{board.num_failed} failed")
-    parts += [f"{name}: {sink['detail']}" for name, sink in sinks.items() if not sink["ok"]]
+    parts += [f"{name}: {sink.detail}" for name, sink in snapshot.sinks.items() if not sink.ok]
     return "; ".join(parts)
 
 
@@ -68,18 +68,17 @@ def _header(board: Board, *, now: float, is_narrow: bool) -> Iterator[Text]:
         ("" if is_narrow else "mlotel monitor ", "bold"),
         (f"{shortened(board.name, _LONGEST_NAME)}  ", "bold" if is_narrow else ""),
         (f"{phase}  ", style),
-        (f"{clock(snapshot.get('uptime_s', 0.0))}  ", ""),
-        (str(snapshot.get("http") or ""), "cyan"),
+        (f"{clock(snapshot.uptime_s)}  ", ""),
+        (snapshot.http or "", "cyan"),
     )
     if board.heard_s is not None and now - board.heard_s > _STALE_S:
         yield _row(("figures are ", ""), (f"{now - board.heard_s:.0f} s old: the recorder does not answer", "red"))
-    latency = _mapping(snapshot, "latency_ms")
     yield _row(
         ("rate     ", "dim"),
-        (f"{snapshot.get('items_per_s', 0.0):,.1f} items/s   {snapshot.get('batches', 0):,} batches", ""),
+        (f"{snapshot.items_per_s:,.1f} items/s   {snapshot.batches:,} batches", ""),
         (f"   {board.num_failed:,} failed" if board.num_failed else "", "red"),
     )
-    figures = "   ".join(f"{name} {_percentile(latency, name)}" for name in ("p50", "p95", "p99", "max"))
+    figures = "   ".join(f"{name} {shown}" for name, shown in _latency(snapshot.latency_ms))
     yield _row(("latency  ", "dim"), (f"{figures} ms", ""), ("   last 60 s", "dim"))
     yield from _source(board, source)
     if board.gaps.get("recorder_restarts") or board.gaps.get("batches_lost"):
@@ -110,18 +109,18 @@ def _source(board: Board, source: Mapping[str, Any]) -> Iterator[Text]:
 
 def _stages(board: Board, *, limit: int, width: int) -> Table:
     is_narrow = width < _WIDE
-    stages = sorted(_mapping(board.snapshot, "stages").items(), key=lambda item: _is_stage(item[1]))
+    stages = sorted(board.snapshot.stages.items(), key=lambda item: _is_stage(item[1]))
     rows: list[Row] = []
     for name, stage in stages[:limit]:
         depth = board.queues.get(name)
         rows.append(
             (
                 shortened(name, 16 if is_narrow else 24),
-                figure(stage.get("p50_ms"), missing="-"),
-                _percentile(stage, "p95", key="p95_ms"),
-                _percentile(stage, "p95", key="queue_p95_ms", count="queue_count"),
+                figure(stage.p50_ms, missing="-"),
+                percentile("p95", stage.p95_ms, count=stage.count, missing="-"),
+                percentile("p95", stage.queue_p95_ms, count=stage.queue_count, missing="-"),
                 "" if depth is None else f"{depth[0]}/{depth[1]}",
-                _bar(stage.get("busy") or 0.0, length=0 if is_narrow else _BAR) if _is_stage(stage) else "",
+                _bar(stage.busy, length=0 if is_narrow else _BAR) if _is_stage(stage) else "",
             )
         )
     if len(stages) > limit:
@@ -129,27 +128,26 @@ def _stages(board: Board, *, limit: int, width: int) -> Table:
     return build_table(_COLUMNS, rows, width=width, left_out=_LEFT_OUT, is_ruled=False, title_style="dim")
 
 
-def _is_stage(stage: Mapping[str, Any]) -> bool:
+def _is_stage(stage: StageNow) -> bool:
     """False for the source: batches wait for it, and it takes no time of its own."""
-    return stage.get("p50_ms") is not None
+    return stage.p50_ms is not None
 
 
 def _values(board: Board) -> Iterator[Text]:
-    for name, value in _mapping(board.snapshot, "data").items():
-        unit = str(value.get("unit") or "").strip("{}")
-        mean, median = (figure(value.get(key), missing="-") for key in ("mean", "p50"))
-        yield _row(("value    ", "dim"), (f"{name}  mean {mean}  p50 {median} {unit}", ""))
+    for name, value in board.snapshot.data.items():
+        mean, median = figure(value.mean, missing="-"), figure(value.p50, missing="-")
+        yield _row(("value    ", "dim"), (f"{name}  mean {mean}  p50 {median} {value.unit.strip('{}')}", ""))
 
 
 def _sinks(board: Board) -> Iterator[Text]:
-    sinks = _mapping(board.snapshot, "sinks")
-    healthy = [name for name, sink in sinks.items() if sink["ok"]]
+    sinks = board.snapshot.sinks
+    healthy = [name for name, sink in sinks.items() if sink.ok]
     if healthy:
         yield _row(("sinks    ", "dim"), ("  ".join(healthy), "green"))
     for name, sink in sinks.items():
-        if not sink["ok"] or sink["lost"]:
-            lost = f"{sink['lost']:,} lost" if sink["lost"] else "failing"
-            yield _row(("         ", ""), (f"{name}: {lost}; {sink['detail']}", "red" if not sink["ok"] else "yellow"))
+        if not sink.ok or sink.lost:
+            lost = f"{sink.lost:,} lost" if sink.lost else "failing"
+            yield _row(("         ", ""), (f"{name}: {lost}; {sink.detail}", "red" if not sink.ok else "yellow"))
 
 
 def _mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -170,5 +168,7 @@ def _bar(share: float, *, length: int) -> Text:
     )
 
 
-def _percentile(figures: Mapping[str, Any], name: str, *, key: str = "", count: str = "count") -> str:
-    return percentile(name, figures.get(key or name), count=figures.get(count) or 0, missing="-")
+def _latency(latency: LatencyFigures) -> list[tuple[str, str]]:
+    """Percentiles by name, and the largest."""
+    figures = (("p50", latency.p50), ("p95", latency.p95), ("p99", latency.p99), ("max", latency.max))
+    return [(name, percentile(name, value, count=latency.count, missing="-")) for name, value in figures]

@@ -15,6 +15,7 @@ from typing import Any
 from mlotel_cli.hardware import rss_bytes
 from mlotel_cli.link.persistent import PersistentLink
 from mlotel_cli.modes.monitor_loop import Loop
+from mlotel_cli.snapshot import Snapshot
 from mlotel_cli.sources import Health
 from mlotel_cli.sources.intake import CONNECTED
 
@@ -40,7 +41,7 @@ class Board:
     """
 
     name: str
-    snapshot: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    snapshot: Snapshot = field(default_factory=Snapshot)
     heard_s: float | None = None
     source: Mapping[str, Any] = field(default_factory=dict[str, Any])
     source_detail: str = ""
@@ -53,7 +54,7 @@ class Board:
 
     def hear(self, snapshot: Mapping[str, Any]) -> None:
         """Take the recorder's newest figures; on the thread that listens to it."""
-        self.snapshot, self.heard_s = snapshot, time.monotonic()
+        self.snapshot, self.heard_s = Snapshot.from_json(snapshot), time.monotonic()
 
     def look_at(self, loop: Loop, link: PersistentLink) -> None:
         """Take the workload's newest figures."""

@@ -85,7 +85,7 @@ class LineView:
 
     def refresh(self) -> None:
         """What was said; the address once it is known; and a line when it is time."""
-        url = self._board.snapshot.get("http")
+        url = self._board.snapshot.http
         if url and not self._saw_url:
             self._saw_url = True
             self.say(f"status page and metrics: {url}")

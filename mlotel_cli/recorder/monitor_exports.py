@@ -20,7 +20,9 @@ from mlotel_cli.recorder.sampling import TailSampler
 from mlotel_cli.recorder.spanmetrics import SpanMetrics
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord
+from mlotel_cli.snapshot import SinkHealth
 from mlotel_cli.store.run_json import Before
+from mlotel_cli.typed_json import from_json
 
 STALE_S = 10.0
 """Without a batch, a word of the workload or a turn of the main loop for so long, something is wrong."""
@@ -109,7 +111,7 @@ class MonitorExports:
         if self._live.advance(now=self._clock()):
             self._live.slow_ms = self._sampler.threshold_ms
             self._publish()
-            self._answer(self._published.snapshot)
+            self._answer(self._published.snapshot.to_json())
 
     def describe(self) -> Mapping[str, Any]:
         """Where it is served, and what every sink of the run has taken so far."""
@@ -150,7 +152,7 @@ class MonitorExports:
         ]
 
     def _publish(self) -> None:
-        sinks = self._all_sinks()
+        sinks = {name: from_json(SinkHealth, sink) for name, sink in self._all_sinks().items()}
         self._published = self._live.publish(
             now=self._clock(),
             workload=self._workload,

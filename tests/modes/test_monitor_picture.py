@@ -1,6 +1,7 @@
 """A monitor's board as text."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,30 +9,23 @@ from rich.console import Console
 
 from mlotel_cli.modes.monitor_picture import line, picture
 from mlotel_cli.modes.monitor_status import Board
+from mlotel_cli.snapshot import LatencyFigures, SinkHealth, Snapshot, StageNow, ValueNow
 
-STAGE = {
-    "count": 80,
-    "p50_ms": 12.345,
-    "p95_ms": 150.6,
-    "queue_count": 80,
-    "queue_p50_ms": None,
-    "queue_p95_ms": 0.25,
-    "busy": 0.97,
-}
-SNAPSHOT: dict[str, Any] = {
-    "uptime_s": 93_784.0,
-    "batches": 12_345,
-    "items": 24_690,
-    "items_per_s": 9.75,
-    "latency_ms": {"count": 80, "p50": 134.2, "p95": 148.0, "p99": None, "max": 1502.0},
-    "stages": {"reader": STAGE, "source": {"p50_ms": None, "p95_ms": None, "queue_p95_ms": 104.0, "busy": 0.0}},
-    "data": {"num_plates": {"mean": 4.38, "p50": 4.0, "unit": "{plate}"}},
-    "sinks": {
-        "parquet": {"ok": True, "sent": 5, "lost": 0, "detail": ""},
-        "otlp": {"ok": False, "sent": 0, "lost": 7, "detail": "Connection refused"},
+STAGE = StageNow(count=80, p50_ms=12.345, p95_ms=150.6, queue_count=80, queue_p95_ms=0.25, busy=0.97)
+SNAPSHOT = Snapshot(
+    uptime_s=93_784.0,
+    batches=12_345,
+    items=24_690,
+    items_per_s=9.75,
+    latency_ms=LatencyFigures(count=80, p50=134.2, p95=148.0, p99=None, max=1502.0),
+    stages={"reader": STAGE, "source": StageNow(queue_p95_ms=104.0)},
+    data={"num_plates": ValueNow(mean=4.38, p50=4.0, unit="{plate}")},
+    sinks={
+        "parquet": SinkHealth(sent=5),
+        "otlp": SinkHealth(ok=False, lost=7, detail="Connection refused"),
     },
-    "http": "http://127.0.0.1:9464",
-}
+    http="http://127.0.0.1:9464",
+)
 SOURCE = {"kind": "video", "state": "connecting", "received": 191, "dropped": {"full": 1200}, "reconnects": 2}
 
 
@@ -76,9 +70,9 @@ def test_the_picture() -> None:
 
 
 def test_percentiles_of_few_batches_are_not_shown() -> None:
-    few = {**STAGE, "count": 3, "p95_ms": None, "queue_count": 3, "queue_p95_ms": None}
-    latency = {"count": 3, "p50": 134.2, "p95": None, "p99": None, "max": 150.0}
-    lines = drawn(board(snapshot={**SNAPSHOT, "latency_ms": latency, "stages": {"reader": few}}))
+    few = replace(STAGE, count=3, p95_ms=None, queue_count=3, queue_p95_ms=None)
+    latency = LatencyFigures(count=3, p50=134.2, max=150.0)
+    lines = drawn(board(snapshot=replace(SNAPSHOT, latency_ms=latency, stages={"reader": few})))
     assert lines[2].startswith("latency  p50 134   p95 n<72   p99 n<368   max 150 ms")
     assert lines[9].split()[:4] == ["reader", "12.35", "n<72", "n<72"]
 
@@ -115,11 +109,11 @@ def test_old_figures_are_called_old() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 16), (120, 40)])
 def test_it_fits_the_terminal_however_much_there_is(width: int, height: int) -> None:
-    many = {
-        **SNAPSHOT,
-        "stages": {f"stage_number_{n}_with_a_very_long_name": STAGE for n in range(50)},
-        "data": {f"value_{n}": {"mean": 1e9 / 3, "p50": -0.001, "unit": "furlong"} for n in range(50)},
-    }
+    many = replace(
+        SNAPSHOT,
+        stages={f"stage_number_{n}_with_a_very_long_name": STAGE for n in range(50)},
+        data={f"value_{n}": ValueNow(mean=1e9 / 3, p50=-0.001, unit="furlong") for n in range(50)},
+    )
     failure = "batch 1: stage reader raised RuntimeError: " + 300 * "x"
     lines = drawn(board(snapshot=many, num_failed=3, last_failure=failure), width=width, height=height)
     assert len(lines) <= height

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from mlotel_cli.modes.monitor_status import Board
 from mlotel_cli.modes.monitor_view import LineView, PictureView, create_view
+from mlotel_cli.snapshot import Snapshot
 from tests.modes.test_monitor_picture import board
 
 
@@ -52,7 +53,7 @@ def test_with_a_terminal_a_picture() -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_only_the_refreshing_thread_prints(terminal: bool) -> None:
     """Whoever has something to say must not hang in a terminal that was stopped."""
-    view, console = views(board(snapshot={}), terminal=terminal)
+    view, console = views(board(snapshot=Snapshot()), terminal=terminal)
     view.say("before")
     assert "before" in printed(console)
     with view:

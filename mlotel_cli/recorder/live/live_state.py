@@ -10,13 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 from mlotel_cli.recorder.sketch import RollingSketch, Sketch, mean
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import COUNTED, BatchRecord
+from mlotel_cli.snapshot import (
+    Gaps,
+    LatencyFigures,
+    QueueDepth,
+    SinkHealth,
+    Snapshot,
+    SourceReport,
+    StageNow,
+    ValueNow,
+)
 from mlotel_cli.stats.thresholds import MIN_EFFECTIVE_N
 from mlotel_cli.store.run_json import Totals
+from mlotel_cli.typed_json import from_json
 
 SLOT_S = 1.0
 WINDOW_SLOTS = 60
@@ -50,11 +60,11 @@ class Event:
 
 @dataclass(slots=True, frozen=True)
 class Published:
-    """What other threads read: `snapshot` for everybody, the rest for the status page.
+    """What other threads read: `snapshot` for the workload and the status page, the rest for the page.
 
     Attributes:
         at_s: when, on the recorder's clock.
-        snapshot: the rolling figures, in JSON's types.
+        snapshot: the rolling figures.
         charts: by kind and name, oldest first, one point every ten seconds.
         slow: newest first, at most one a second.
         failed: newest first.
@@ -62,7 +72,7 @@ class Published:
     """
 
     at_s: float
-    snapshot: Mapping[str, Any]
+    snapshot: Snapshot
     charts: Mapping[tuple[str, str], tuple[Point, ...]] = field(
         default_factory=dict[tuple[str, str], tuple[Point, ...]]
     )
@@ -196,40 +206,32 @@ class LiveState:
         *,
         now: float,
         workload: Workload,
-        sinks: Mapping[str, Mapping[str, Any]],
+        sinks: Mapping[str, SinkHealth],
         http: str | None,
         ready: bool,
     ) -> Published:
         """A copy of what is known now, for other threads."""
         seconds = max(min(now - self._began, WINDOW_SLOTS * SLOT_S), SLOT_S)
-        latency = self._latency.window.sketch()
-        p50, p95, p99 = _percentiles(latency)
-        snapshot = {
-            "uptime_s": self._earlier_s + now - self._began,
-            "batches": self._batches.total,
-            "items": self._items.total,
-            "failed": self._failures.total,
-            "items_per_s": self._items.per_s(),
-            "batches_per_s": self._batches.per_s(),
-            "failed_per_s": self._failures.per_s(),
-            "dropped_per_s": self._dropped.per_s(),
-            "slow_ms": self.slow_ms,
-            "latency_ms": {
-                "count": latency.count,
-                "p50": p50,
-                "p95": p95,
-                "p99": p99,
-                "max": latency.largest if latency.count else None,
-            },
-            "stages": {name: self._stage(name, seconds=seconds) for name in self._host | self._queue},
-            "queues": {name: list(depth) for name, depth in workload.queues.items()},
-            "source": dict(workload.source),
-            "gaps": dict(workload.gaps),
-            "data": {name: self._value(name, series) for name, series in self._data.items()},
-            "sinks": {name: dict(sink) for name, sink in sinks.items()},
-            "http": http,
-            "ready": ready,
-        }
+        snapshot = Snapshot(
+            uptime_s=self._earlier_s + now - self._began,
+            batches=self._batches.total,
+            items=self._items.total,
+            failed=self._failures.total,
+            items_per_s=self._items.per_s(),
+            batches_per_s=self._batches.per_s(),
+            failed_per_s=self._failures.per_s(),
+            dropped_per_s=self._dropped.per_s(),
+            slow_ms=self.slow_ms,
+            latency_ms=_latency(self._latency.window.sketch()),
+            stages={name: self._stage(name, seconds=seconds) for name in self._host | self._queue},
+            queues={name: QueueDepth(*depth) for name, depth in workload.queues.items()},
+            source=None if workload.heard_s is None else from_json(SourceReport, workload.source),
+            gaps=from_json(Gaps, workload.gaps),
+            data={name: self._value(name, series) for name, series in self._data.items()},
+            sinks=dict(sinks),
+            http=http,
+            ready=ready,
+        )
         return Published(now, snapshot, self._charts(), tuple(self._slow), tuple(self._failed), self.batch_s)
 
     def _is_slow(self, latency_ms: float) -> bool:
@@ -254,22 +256,22 @@ class LiveState:
             self._slow.appendleft(_event(self._slowest))
             self._slowest = None
 
-    def _stage(self, name: str, *, seconds: float) -> dict[str, float | None]:
+    def _stage(self, name: str, *, seconds: float) -> StageNow:
         host, queue = _counts(self._host.get(name)), _counts(self._queue.get(name))
-        (p50, p95, _), (queue_p50, queue_p95, _) = _percentiles(host), _percentiles(queue)
-        return {
-            "count": host.count,
-            "p50_ms": p50,
-            "p95_ms": p95,
-            "queue_count": queue.count,
-            "queue_p50_ms": queue_p50,
-            "queue_p95_ms": queue_p95,
-            "busy": host.total / 1e3 / seconds,
-        }
+        (p50_ms, p95_ms, _), (queue_p50_ms, queue_p95_ms, _) = _percentiles(host), _percentiles(queue)
+        return StageNow(
+            count=host.count,
+            p50_ms=p50_ms,
+            p95_ms=p95_ms,
+            queue_count=queue.count,
+            queue_p50_ms=queue_p50_ms,
+            queue_p95_ms=queue_p95_ms,
+            busy=host.total / 1e3 / seconds,
+        )
 
-    def _value(self, name: str, series: Series) -> dict[str, Any]:
+    def _value(self, name: str, series: Series) -> ValueNow:
         counts = series.window.sketch()
-        return {"mean": mean(counts), "p50": counts.quantiles(0.5)[0], "unit": self._units.get(name, "")}
+        return ValueNow(mean(counts), counts.quantiles(0.5)[0], self._units.get(name, ""))
 
     def _charts(self) -> dict[tuple[str, str], tuple[Point, ...]]:
         charts: dict[tuple[str, str], tuple[Point, ...]] = {
@@ -283,6 +285,11 @@ class LiveState:
         for name, series in self._data.items():
             charts["data", name] = tuple(average for average, _, _ in series.course)
         return charts
+
+
+def _latency(counts: Sketch) -> LatencyFigures:
+    p50, p95, p99 = _percentiles(counts)
+    return LatencyFigures(counts.count, p50, p95, p99, max=counts.largest if counts.count else None)
 
 
 def _percentiles(counts: Sketch) -> tuple[float | None, float | None, float | None]:

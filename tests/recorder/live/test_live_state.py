@@ -8,9 +8,18 @@ import pytest
 from mlotel_cli.recorder.live.live_state import MAX_EVENTS, MAX_NAMES, NUM_POINTS, LiveState
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord, StageTime
+from mlotel_cli.snapshot import (
+    Gaps,
+    LatencyFigures,
+    QueueDepth,
+    SinkHealth,
+    SourceReport,
+    StageNow,
+    ValueNow,
+)
 from mlotel_cli.store.run_json import Totals
 
-PARQUET = {"parquet": {"ok": True, "sent": 5, "lost": 0, "detail": ""}}
+PARQUET = {"parquet": SinkHealth(ok=True, sent=5)}
 
 
 def row(batch=0, **fields) -> BatchRecord:
@@ -35,14 +44,14 @@ def test_rates_are_over_the_last_minute_and_totals_over_the_run():
         live.drop(2)
         live.advance(now=101.0 + second)
     found = snapshot(live, now=300.0)
-    assert (found["batches"], found["items"], found["uptime_s"]) == (600, 2400, 200.0)
-    assert (found["batches_per_s"], found["items_per_s"], found["dropped_per_s"]) == (3.0, 12.0, 2.0)
+    assert (found.batches, found.items, found.uptime_s) == (600, 2400, 200.0)
+    assert (found.batches_per_s, found.items_per_s, found.dropped_per_s) == (3.0, 12.0, 2.0)
     for second in range(59):
         live.advance(now=301.0 + second)
-    assert snapshot(live, now=359.0)["batches_per_s"] == pytest.approx(3 / 60)
+    assert snapshot(live, now=359.0).batches_per_s == pytest.approx(3 / 60)
     live.advance(now=360.0)
     found = snapshot(live, now=360.0)
-    assert (found["batches_per_s"], found["batches"]) == (0.0, 600)
+    assert (found.batches_per_s, found.batches) == (0.0, 600)
 
 
 def test_a_recorder_that_took_over_goes_on_counting():
@@ -52,8 +61,8 @@ def test_a_recorder_that_took_over_goes_on_counting():
     live.add(row(status="failed"), now=50.5)
     live.advance(now=51.0)
     found = snapshot(live, now=51.0)
-    assert (found["batches"], found["items"], found["failed"], found["uptime_s"]) == (102, 408, 6, 3601.0)
-    assert (found["batches_per_s"], found["failed_per_s"]) == (2.0, 1.0)
+    assert (found.batches, found.items, found.failed, found.uptime_s) == (102, 408, 6, 3601.0)
+    assert (found.batches_per_s, found.failed_per_s) == (2.0, 1.0)
 
 
 def test_a_young_run_is_not_divided_by_a_whole_minute():
@@ -61,8 +70,8 @@ def test_a_young_run_is_not_divided_by_a_whole_minute():
     live.add(row(stages={"reader": StageTime(500.0, calls=1)}), now=0.5)
     live.advance(now=2.0)
     found = snapshot(live, now=2.0)
-    assert found["batches_per_s"] == 0.5
-    assert found["stages"]["reader"]["busy"] == 0.25
+    assert found.batches_per_s == 0.5
+    assert found.stages["reader"].busy == 0.25
 
 
 def test_latency_stages_queues_and_values():
@@ -73,28 +82,24 @@ def test_latency_stages_queues_and_values():
         live.add(row(latency_ms=ms, stages=stages, data={"score": -ms / 100}, units={"score": "1"}), now=0.5)
     live.advance(now=10.0)
     found = snapshot(live, now=10.0)
-    assert found["latency_ms"] == {
-        "count": 400,
-        "p50": pytest.approx(50, rel=0.011),
-        "p95": pytest.approx(95, rel=0.011),
-        "p99": pytest.approx(99, rel=0.011),
-        "max": 100.0,
-    }
-    assert found["stages"]["reader"] == {
-        "count": 400,
-        "queue_count": 400,
-        "p50_ms": pytest.approx(50, rel=0.011),
-        "p95_ms": pytest.approx(95, rel=0.011),
-        "queue_p50_ms": pytest.approx(5, rel=0.011),
-        "queue_p95_ms": pytest.approx(9.5, rel=0.011),
-        "busy": pytest.approx(0.4 * 50.125 / 10),
-    }
-    assert found["stages"]["detector"]["queue_p50_ms"] is None
-    assert found["data"]["score"] == {
-        "mean": pytest.approx(-0.50125),
-        "p50": pytest.approx(-0.50, rel=0.011),
-        "unit": "1",
-    }
+    assert found.latency_ms == LatencyFigures(
+        count=400,
+        p50=pytest.approx(50, rel=0.011),
+        p95=pytest.approx(95, rel=0.011),
+        p99=pytest.approx(99, rel=0.011),
+        max=100.0,
+    )
+    assert found.stages["reader"] == StageNow(
+        count=400,
+        queue_count=400,
+        p50_ms=pytest.approx(50, rel=0.011),
+        p95_ms=pytest.approx(95, rel=0.011),
+        queue_p50_ms=pytest.approx(5, rel=0.011),
+        queue_p95_ms=pytest.approx(9.5, rel=0.011),
+        busy=pytest.approx(0.4 * 50.125 / 10),
+    )
+    assert found.stages["detector"].queue_p50_ms is None
+    assert found.data["score"] == ValueNow(mean=pytest.approx(-0.50125), p50=pytest.approx(-0.50, rel=0.011), unit="1")
 
 
 @pytest.mark.parametrize(("num", "known"), [(71, ["p50"]), (72, ["p50", "p95"]), (368, ["p50", "p95", "p99"])])
@@ -103,17 +108,17 @@ def test_a_percentile_takes_as_many_batches_as_in_an_evaluation(num, known):
     for _ in range(num):
         live.add(row(latency_ms=5.0, stages={"reader": StageTime(4.0, None, 1.0, 1)}), now=0.5)
     found = snapshot(live, now=1.0)
-    assert [name for name in ("p50", "p95", "p99") if found["latency_ms"][name] is not None] == known
-    reader = found["stages"]["reader"]
-    assert [reader["p95_ms"] is not None, reader["queue_p95_ms"] is not None] == [num >= 72] * 2
+    assert [name for name in ("p50", "p95", "p99") if getattr(found.latency_ms, name) is not None] == known
+    reader = found.stages["reader"]
+    assert [reader.p95_ms is not None, reader.queue_p95_ms is not None] == [num >= 72] * 2
 
 
 def test_before_anything_happened_every_figure_is_there_and_none():
     found = snapshot(LiveState(now=0.0), now=0.0)
-    assert found["latency_ms"] == {"count": 0, "p50": None, "p95": None, "p99": None, "max": None}
-    assert (found["items_per_s"], found["stages"], found["source"], found["queues"]) == (0.0, {}, {}, {})
-    assert (found["ready"], found["http"], found["sinks"]) == (True, None, PARQUET)
-    json.dumps(found, allow_nan=False)
+    assert found.latency_ms == LatencyFigures(count=0, p50=None, p95=None, p99=None, max=None)
+    assert (found.items_per_s, found.stages, found.source, found.queues) == (0.0, {}, None, {})
+    assert (found.ready, found.http, found.sinks) == (True, None, PARQUET)
+    json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_a_batch_that_failed_counts_as_such_and_in_no_latency():
@@ -122,7 +127,7 @@ def test_a_batch_that_failed_counts_as_such_and_in_no_latency():
         live.add(row(number, status=status, latency_ms=1.0, error=f"because {status}"), now=0.5)
     live.advance(now=1.0)
     found = publish(live, now=1.0)
-    assert (found.snapshot["failed"], found.snapshot["batches"], found.snapshot["failed_per_s"]) == (4, 5, 4.0)
+    assert (found.snapshot.failed, found.snapshot.batches, found.snapshot.failed_per_s) == (4, 5, 4.0)
     assert live._latency.window.sketch().count == 1
     assert [(event.batch, event.error) for event in found.failed][:2] == [
         (3, "because dropped"),
@@ -181,7 +186,7 @@ def test_a_long_silence_empties_the_window_at_once():
     live.add(row(latency_ms=5.0), now=0.5)
     assert live.advance(now=1e6)
     found = snapshot(live, now=1e6)
-    assert (found["latency_ms"]["p50"], found["batches_per_s"], found["batches"]) == (None, 0.0, 1)
+    assert (found.latency_ms.p50, found.batches_per_s, found.batches) == (None, 0.0, 1)
     assert not live.advance(now=1e6 + 0.5)
     assert live.advance(now=1e6 + 1.0)
 
@@ -196,7 +201,7 @@ def test_memory_is_bounded_in_names_events_and_time():
             live.add(row(status="failed", error="x"), now=second)
         live.advance(now=second + 1.0)
     found = publish(live, now=300.0)
-    assert len(found.snapshot["stages"]) == len(found.snapshot["data"]) == MAX_NAMES
+    assert len(found.snapshot.stages) == len(found.snapshot.data) == MAX_NAMES
     assert len(found.slow) == len(found.failed) == MAX_EVENTS
     assert len(live._latency.window._slots) == 60
 
@@ -205,7 +210,7 @@ def test_a_value_that_is_not_finite_is_in_no_figure():
     live = LiveState(now=0.0)
     live.add(row(data={"n": math.nan, "m": math.inf, "k": 1.0}), now=0.5)
     live.advance(now=1.0)
-    assert list(snapshot(live, now=1.0)["data"]) == ["k"]
+    assert list(snapshot(live, now=1.0).data) == ["k"]
 
 
 def test_what_was_published_does_not_change_any_more():
@@ -214,12 +219,12 @@ def test_what_was_published_does_not_change_any_more():
     live.add(row(data={"n": 1.0}), now=0.5)
     live.advance(now=1.0)
     before = publish(live, now=1.0)
-    kept = json.dumps(before.snapshot)
+    kept = json.dumps(before.snapshot.to_json())
     for second in range(1, 40):
         live.add(row(status="failed"), now=second)
         live.add(row(data={"n": 2.0}), now=second)
         live.advance(now=second + 1.0)
-    assert json.dumps(before.snapshot) == kept
+    assert json.dumps(before.snapshot.to_json()) == kept
     assert (len(before.failed), before.charts["data", "n"]) == (1, ())
 
 
@@ -228,5 +233,5 @@ def test_what_the_workload_says_is_in_the_snapshot():
         {"source": {"state": "connected", "dropped": {"full": 1}}, "queues": {"a": [1, 2]}, "gaps": {"batches_lost": 3}}
     )
     found = publish(LiveState(now=0.0), now=0.0, workload=Workload.from_json(text, now=0.0)).snapshot
-    assert found["source"] == {"kind": "", "state": "connected", "received": 0, "reconnects": 0, "dropped": {"full": 1}}
-    assert (found["queues"], found["gaps"]) == ({"a": [1, 2]}, {"batches_lost": 3})
+    assert found.source == SourceReport(kind="", state="connected", received=0, reconnects=0, dropped={"full": 1})
+    assert (found.queues, found.gaps) == ({"a": QueueDepth(1, 2)}, Gaps(batches_lost=3))

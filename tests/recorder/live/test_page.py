@@ -4,14 +4,17 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import jinja2
 import pytest
 
 from mlotel_cli.recorder.live.live_state import LiveState
-from mlotel_cli.recorder.live.page import Status, milliseconds, number, render_page
+from mlotel_cli.recorder.live.page import Status, environment, number, render_page
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord, StageTime
+from mlotel_cli.snapshot import SinkHealth
 
 VOID = {"meta", "link", "br", "line", "rect", "polyline", "polygon"}
 HOSTILE = "<script>alert(1)</script>\"'&\x00\udc80"
@@ -53,7 +56,7 @@ def show(
     live: LiveState | None = None, *, told=None, now=60.0, problem="", identity=None, sinks=None, name="lpr"
 ) -> str:
     workload = Workload() if told is None else Workload.from_json(json.dumps(told), now=now)
-    sinks = {"parquet": {"ok": True, "sent": 1234, "lost": 0, "detail": ""}} if sinks is None else sinks
+    sinks = {"parquet": SinkHealth(sent=1234)} if sinks is None else sinks
     published = (live or LiveState(now=0.0)).publish(
         now=now, workload=workload, sinks=sinks, http=None, ready=not problem
     )
@@ -141,7 +144,7 @@ def test_no_text_of_a_run_gets_through_as_markup():
         "source": {"kind": HOSTILE, "state": HOSTILE, "dropped": {HOSTILE: 3}},
         "queues": {HOSTILE: [1, 2]},
     }
-    sinks = {HOSTILE: {"ok": False, "sent": 1, "lost": 2, "detail": HOSTILE}}
+    sinks = {HOSTILE: SinkHealth(ok=False, sent=1, lost=2, detail=HOSTILE)}
     identity = {"mlotel.run.id": HOSTILE, "service.name": HOSTILE}
     live = busy_run(name=HOSTILE, error=HOSTILE, unit=HOSTILE)
     html = show(live, told=told, problem=HOSTILE, identity=identity, sinks=sinks, name=HOSTILE)
@@ -152,6 +155,16 @@ def test_no_text_of_a_run_gets_through_as_markup():
     allowed |= {"lang", "charset", "name", "content", "rel", "http-equiv", "width", "height", "points"}
     allowed |= {"x2", "y1", "y2", "scope"}
     assert {name for _, attributes in page.tags for name in attributes} <= allowed
+
+
+def test_a_name_that_a_template_does_not_know_is_an_error():
+    with pytest.raises(jinja2.UndefinedError, match="'sinks' is undefined"):
+        environment().from_string("{{ sinks }}").render()
+
+
+def test_a_component_escapes_what_it_is_given():
+    tile = environment().get_template("components.html").module.tile
+    assert "<h2>&lt;b&gt;</h2>" in tile("<b>", "1", "")
 
 
 def test_the_policy_allows_exactly_the_pages_own_style_and_script():
@@ -232,18 +245,18 @@ def test_red_is_for_what_goes_wrong_now():
 
 
 def test_a_sink_that_loses_something_stands_out():
-    sinks = {"otlp": {"ok": False, "sent": 5, "lost": 1200, "detail": "connection refused"}}
-    html = show(sinks=sinks)
+    sink = SinkHealth(ok=False, sent=5, lost=1200, detail="connection refused")
+    html = show(sinks={"otlp": sink})
     assert '<span class="bad">failing</span>' in html
     assert '<span class="bad">1,200</span>' in html
     assert "connection refused" in text_of(html)
-    assert "refused; 1,500 waiting" in text_of(show(sinks={"otlp": sinks["otlp"] | {"queued": 1500}}))
+    assert "refused; 1,500 waiting" in text_of(show(sinks={"otlp": replace(sink, queued=1500)}))
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (None, "&ndash;"),
+        (None, "\N{EN DASH}"),
         (0.0, "0"),
         (1234.5, "1,234"),
         (12.345, "12.3"),
@@ -257,6 +270,7 @@ def test_numbers(value, expected):
 
 
 def test_latencies_are_in_seconds_from_ten_on():
+    milliseconds = environment().get_template("components.html").module.milliseconds
     assert milliseconds(9_999.0) == "9,999 <small>ms</small>"
     assert milliseconds(12_340.0) == "12.3 <small>s</small>"
     assert milliseconds(None) == "&ndash;"
