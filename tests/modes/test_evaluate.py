@@ -296,7 +296,7 @@ BAD = {
         1,
         "batch 1: metric m failed: KeyError: 'no such label'",
     ),
-    "a metric raises without a word": (
+    "a metric raises without a message": (
         lambda: (Numbers(), None, {"m": Blind()}),
         1,
         "batch 1: metric m failed: ValueError: ",

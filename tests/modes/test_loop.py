@@ -1,4 +1,4 @@
-"""`mlotel_cli.start_run`: somebody's own loop becomes rows, and ends in order however it ends."""
+"""`mlotel_cli.start_run`: a program's own loop becomes rows, and its run ends in order, however the loop ends."""
 
 import os
 import signal

@@ -144,7 +144,7 @@ def test_a_session_that_is_never_opened_leaves_no_run_and_no_process(session, tm
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_run_in_order(session, tmp_path, signum, request):
-    if signum == signal.SIGHUP:  # whoever runs the tests may ignore it
+    if signum == signal.SIGHUP:  # the process that runs the tests may ignore it
         request.addfinalizer(functools.partial(signal.signal, signum, signal.signal(signum, signal.SIG_DFL)))
     before = handlers()
 

@@ -471,6 +471,35 @@ def test_batch_record_and_score_in_a_program_with_its_own_sdk(tmp_path: Path) ->
     assert run.spans.filter(run.spans["name"] == "epoch")["batch"].to_list() == [None]
 
 
+@pytest.mark.slow
+def test_a_forked_child_leaves_the_run_to_its_parent(tmp_path: Path) -> None:
+    program = f"""
+        import os
+        import mlotel_cli
+        from opentelemetry.sdk.trace import TracerProvider
+
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(mlotel_cli.MlotelSpanProcessor(directory={str(tmp_path)!r}, mode="disabled"))
+        tracer = provider.get_tracer("program")
+        with tracer.start_as_current_span("frame"):
+            pass
+        child = os.fork()
+        with tracer.start_as_current_span("frame"):
+            pass
+        if not child:
+            provider.shutdown()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with tracer.start_as_current_span("frame"):
+            pass
+        provider.shutdown()
+    """
+    run_program(program)
+    run = mlotel_cli.read_run(tmp_path)
+    assert (run.status, run.batches["batch"].to_list()) == ("complete", [0, 1, 2])
+    assert run.info["environment"]["packages"]["mlotel"]
+
+
 def test_a_program_goes_on_when_its_recorder_is_killed(tmp_path: Path) -> None:
     program = f"""
         import os, time, json
