@@ -1,4 +1,4 @@
-"""`mlotel doctor`: what this machine has, and the fix for what is missing.
+"""`mlotel doctor` prints what this machine has, and the fix for what is missing.
 
 Every check looks or tries, none needs the network, and none fails the command.
 """
@@ -22,7 +22,7 @@ from mlotel_cli.nsys import importer_fix, output
 from mlotel_cli.screen import print_table, stdout, text_column
 
 State = Literal["ok", "absent", "problem"]
-"""absent: optional and not there; problem: something mlotel wants does not work."""
+"""absent: not installed, and optional; problem: installed, and does not work."""
 
 EXTRAS = {"video": "av", "detection": "faster-coco-eval"}
 PROBE_NAME = "mlotel-probe"
@@ -46,11 +46,11 @@ class Finding:
 
 
 def findings() -> Iterator[Finding]:
-    """Look at the machine, one finding after the other; takes a few seconds, most of them for imports and nsys."""
+    """Yield one finding after the other. It takes a few seconds, most of them for imports and nsys."""
     for name, check in CHECKS.items():
         try:
             yield check()
-        except Exception as error:  # a broken installation is what doctor is for
+        except Exception as error:  # a broken installation is a finding
             yield Finding(name, f"{type(error).__name__}: {error}", "problem", f"reinstall {name}")
     for extra, distribution in EXTRAS.items():
         yield find_extra(extra, distribution)
@@ -67,12 +67,12 @@ def print_findings() -> None:
 
 
 def find_python() -> Finding:
-    """The interpreter."""
+    """Find the interpreter."""
     return Finding("python", f"{platform.python_version()} ({sys.executable})")
 
 
 def find_torch() -> Finding:
-    """Torch and the CUDA it was built for."""
+    """Find torch and the CUDA version that it was built for."""
     import torch
 
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
@@ -80,14 +80,14 @@ def find_torch() -> Finding:
 
 
 def find_cpu() -> Finding:
-    """Processor and memory."""
+    """Find the processor and the memory."""
     memory = memory_bytes()
     size = f", {memory / 2**30:.0f} GiB memory" if memory else ""
     return Finding("cpu", f"{cpu_model()}, {usable_cores()} cores{size}")
 
 
 def find_gpu() -> Finding:
-    """The GPUs that torch sees."""
+    """Find the GPUs that torch sees."""
     import torch
 
     if torch.cuda.is_available():
@@ -99,11 +99,11 @@ def find_gpu() -> Finding:
 
 
 def find_wandb() -> Finding:
-    """W&B and whether a key is configured for its host; asks neither user nor network."""
+    """Find W&B, and whether a key is configured for its host, without asking the user or the network."""
     import wandb
     from wandb.sdk.lib import wbauth
 
-    # wandb would start a log below the home folder for this look.
+    # wandb would otherwise write a log below the home folder.
     with tempfile.TemporaryDirectory(prefix="mlotel-") as cache, environment_variables(WANDB_CACHE_DIR=cache):
         host = wandb.setup(wandb.Settings(silent=True)).settings.base_url
         try:
@@ -120,7 +120,7 @@ def find_wandb() -> Finding:
 
 
 def find_nvtx() -> Finding:
-    """The NVTX package."""
+    """Find the NVTX package."""
     import nvtx
 
     if not nvtx.enabled():
@@ -129,7 +129,7 @@ def find_nvtx() -> Finding:
 
 
 def find_nsys() -> Finding:
-    """Nsight Systems, tried on a few ranges: some pairs of nsys and nvtx record nothing, silently."""
+    """Find Nsight Systems and try it on a few ranges: some versions record none of some versions of nvtx."""
     nsys = shutil.which("nsys")
     if nsys is None:
         fix = "install Nsight Systems (Debian non-free: nsight-systems); only `mlotel profile` needs it"
@@ -173,12 +173,12 @@ def count_ranges(database: Path, name: str) -> int:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         try:
             return int(connection.execute(query, (name,)).fetchone()[0])
-        except sqlite3.OperationalError:  # nsys leaves out the table of a kind of event that never happened
+        except sqlite3.OperationalError:  # nsys writes no table for events that never happened
             return 0
 
 
 def find_extra(extra: str, distribution: str) -> Finding:
-    """An extra of mlotel."""
+    """Find an extra of mlotel."""
     version = version_of(distribution)
     if version is None:
         return Finding(f"extra {extra}", f"{distribution} is not installed", "absent", f"pip install 'mlotel[{extra}]'")

@@ -1,4 +1,4 @@
-"""`mlotel runs [DIR]`: every run below a folder, newest first, with its headline figures."""
+"""`mlotel runs [DIR]` lists every run below a folder, newest first, with its headline figures."""
 
 import json
 import os
@@ -31,7 +31,7 @@ _STYLES = {"complete": "green", "running": "cyan", "failed": "red"}
 
 @dataclass(slots=True)
 class Listed:
-    """One run as the list shows it; what is not known is None.
+    """One run as the list shows it; unknown figures are None.
 
     Attributes:
         path: its directory.
@@ -61,7 +61,7 @@ class Listed:
 
 
 def main(folder: Path, *, as_json: bool = False, debug: bool = False) -> int:
-    """Print the list; returns the exit code."""
+    """Print the list. Return the exit code."""
     return run_command(lambda: _show(folder, as_json=as_json), about=folder, debug=debug)
 
 
@@ -82,7 +82,7 @@ def _show(folder: Path, *, as_json: bool) -> None:
 
 
 def list_runs(folder: Path) -> tuple[list[Listed], list[str]]:
-    """All runs below `folder`, sweeps' jobs included, newest first; and why some folders with a run.json are none."""
+    """Return all runs below `folder`, newest first, with the jobs of sweeps; and why others were skipped."""
     runs: list[Listed] = []
     skipped: list[str] = []
     for path in _run_dirs(folder):
@@ -96,7 +96,7 @@ def list_runs(folder: Path) -> tuple[list[Listed], list[str]]:
 
 
 def print_runs(runs: list[Listed], *, console: Console | None = None) -> None:
-    """The table on stdout. Where it is too wide, columns are left out: a figure is never cut, nor the path."""
+    """Print the table, on stdout unless a console is given. A narrow one has fewer columns; paths are folded."""
     print_table(console or stdout(), _COLUMNS, list(map(_row, runs)), left_out=_LEFT_OUT, is_ruled=False)
 
 
@@ -117,7 +117,7 @@ def _row(run: Listed) -> Row:
 
 
 def _run_dirs(folder: Path) -> Iterator[Path]:
-    """Folders with a run.json; nothing below one is another run."""
+    """Yield folders with a run.json; a run has no other run below it."""
     for path, folders, files in os.walk(folder):
         if RUN_JSON in files:
             folders.clear()
@@ -145,7 +145,7 @@ def _listed(run: Run) -> Listed:
 
 
 def _headline(accuracy: Mapping[str, float | None]) -> str:
-    """The first metric, and how many more there are."""
+    """Return the first metric, and how many more there are."""
     if not accuracy:
         return ""
     name, value = next(iter(accuracy.items()))
@@ -154,5 +154,5 @@ def _headline(accuracy: Mapping[str, float | None]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without what a terminal obeys."""
+    """Return text without the characters that a terminal obeys."""
     return "".join(letter for letter in text if letter.isprintable())

@@ -1,7 +1,7 @@
-"""The one screen: consoles, tables that fit them, and errors as one line.
+"""Consoles, tables that fit them, and errors as one line. The package creates no other console.
 
 Names and messages are the user's own text and are printed as they are: nothing in them is markup. A figure is never
-cut: a narrow table folds its texts, then leaves columns out. How a figure looks is not known here.
+cut: a narrow table folds its texts, then leaves columns out. `figures` says how a figure looks.
 """
 
 import contextlib
@@ -23,28 +23,28 @@ from mlotel_cli.errors import MlotelError
 
 _PIPE_COLUMNS = 10_000
 _MAX_WHOLE = 16
-"""A longer number in a text is folded like a name."""
+"""A number in a text is folded like a name if it is longer."""
 _PIECE = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?[^\w\s]?|[^\W\d_]+[\W_]?|.")
-"""A text is folded between these: numbers, words, single characters."""
+"""The parts between which a text is folded: numbers, words, single characters."""
 
 
 # -- consoles -------------------------------------------------------------------------------------------------------
 
 
 class Screen(Console):
-    """A console whose reader may go away, as `| head` does: a run goes on without it, and ends as it would have."""
+    """A console that prints nothing more once its reader has gone, as in `| head`; the run goes on."""
 
     def on_broken_pipe(self) -> None:
-        """Print nothing any more; rich would end the program."""
+        """Print nothing from now on; rich itself would end the program."""
         self.quiet = True
-        with contextlib.suppress(OSError, ValueError):  # what is still buffered goes nowhere
+        with contextlib.suppress(OSError, ValueError):  # drop what is still buffered
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.file.fileno())
             os.close(nowhere)
 
 
 def stdout() -> Console:
-    """A console on stdout: as wide as the terminal, and in a file or a pipe as wide as what is printed.
+    """Return a console on stdout: as wide as the terminal, or in a file or a pipe as wide as the text needs.
 
     A character that stdout's encoding does not have becomes a question mark: stages may be called anything.
     """
@@ -56,26 +56,26 @@ def stdout() -> Console:
 
 
 def stderr() -> Console:
-    """A console for what a run says while it goes on."""
+    """Return a console for messages, among them those of a run that goes on."""
     return Screen(stderr=True)
 
 
 def silent() -> Console:
-    """A console that shows nothing."""
+    """Return a console that shows nothing."""
     return Screen(quiet=True)
 
 
 def sayer(console: Console) -> Callable[[str], None]:
-    """A function that prints a line on `console` as it is; the terminal breaks a long one, so it can be copied."""
+    """Return a function that prints a line on `console`. The terminal breaks a long line, so it can be copied whole."""
     return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def run_command(command: Callable[[], object], *, about: object, debug: bool = False) -> int:
-    """Run what a command does and return the exit code; an error is printed as one line.
+    """Run a command's work and return its exit code. Errors are printed as one line.
 
     Args:
-        command: raises what went wrong.
-        about: what the command reads; named where the error is the operating system's.
+        command: does the work; raises when it fails.
+        about: what the command reads; an error of the operating system is printed with it.
         debug: print the traceback as well.
     """
     try:
@@ -84,7 +84,7 @@ def run_command(command: Callable[[], object], *, about: object, debug: bool = F
         print_error(error, debug=debug)
         return error.exit_code
     except BrokenPipeError:
-        raise  # a reader that has seen enough
+        raise  # the reader has closed the pipe
     except OSError as error:
         print_error(error, text=f"{about}: {error}", debug=debug)
         return MlotelError.exit_code
@@ -92,7 +92,7 @@ def run_command(command: Callable[[], object], *, about: object, debug: bool = F
 
 
 def print_error(error: BaseException, *, text: str = "", debug: bool = False) -> None:
-    """Print an error as one line on stderr, or `text` in its place; the traceback before it with `debug`."""
+    """Print an error, or `text` in its place, as one line on stderr; with `debug`, print the traceback first."""
     if debug:
         traceback.print_exception(error)
     sys.stderr.write(f"mlotel: {text or error}\n")
@@ -107,8 +107,8 @@ class Column:
 
     Attributes:
         title: above it.
-        fold_at: a text that may be folded on a narrow terminal, to so many columns at the least; None stays whole.
-        is_text: left-aligned; figures are right-aligned.
+        fold_at: texts may be folded to this width on a narrow terminal; None if they stay whole.
+        is_text: align left, as texts are; figures are aligned right.
     """
 
     title: str
@@ -117,7 +117,7 @@ class Column:
 
 
 def text_column(title: str, *, fold_at: int | None = 10) -> Column:
-    """A column of texts, which are folded where it is narrow; None keeps them whole."""
+    """Return a column of texts, which may be folded to the width `fold_at`; None keeps them whole."""
     return Column(title, fold_at, is_text=True)
 
 
@@ -134,7 +134,7 @@ def print_table(
     left_out: Sequence[Sequence[str]] = (),
     is_ruled: bool = True,
 ) -> list[str]:
-    """Print a table that fits the console, see `build_table`; return the titles of the columns that it shows."""
+    """Print a table that fits the console, see `build_table`. Return the titles of the columns that it shows."""
     if title:
         console.print(Text(title, style="bold"), soft_wrap=True)
     layout = _lay_out(columns, rows, width=console.width, left_out=left_out, is_ruled=is_ruled)
@@ -153,15 +153,17 @@ def build_table(
     is_ruled: bool = True,
     title_style: str = "bold",
 ) -> Table:
-    """A table as wide as its cells, and at most as wide as the terminal unless a figure of each row needs more.
+    """Return a table as wide as its cells need, or if that is too wide, one that fits the terminal.
+
+    It is wider than the terminal only if the columns that always stay need more.
 
     Args:
         columns: from left to right.
         rows: a cell for each column; None draws a line.
         width: of the terminal.
-        left_out: titles of columns that may be left out, group by group, where folding does not make enough room.
-        is_ruled: draw a line below the titles, and fold titles as well; otherwise they stay on one line.
-        title_style: of the titles.
+        left_out: titles of columns to leave out, group by group, until the table fits.
+        is_ruled: draw a line below the titles, and fold long titles; otherwise they stay on one line.
+        title_style: rich style of the titles.
     """
     layout = _lay_out(columns, rows, width=width, left_out=left_out, is_ruled=is_ruled)
     return _draw(columns, rows, layout, title_style=title_style)
@@ -169,7 +171,7 @@ def build_table(
 
 @dataclass(slots=True)
 class _Layout:
-    """Places of the columns that are shown, their widths, and the room that the table has between them."""
+    """The columns that are shown, by place; their widths; and what lies between them."""
 
     shown: list[int]
     widths: list[int]
@@ -230,7 +232,7 @@ def _draw(columns: Sequence[Column], rows: Sequence[Row | None], layout: _Layout
 
 
 def _sizes(column: Column, texts: Sequence[str], is_ruled: bool) -> tuple[int, int]:
-    """The least width of a column, and the width at which nothing in it is folded."""
+    """Return the least width of a column, and the width at which nothing in it is folded."""
     full = max(_width(column.title), *map(_width, texts), 1)
     title = max(map(cell_len, column.title.split()), default=0) if is_ruled else cell_len(column.title)
     if column.fold_at is None:
@@ -240,7 +242,7 @@ def _sizes(column: Column, texts: Sequence[str], is_ruled: bool) -> tuple[int, i
 
 
 def _widths(sizes: Sequence[tuple[int, int]], room: int) -> list[int]:
-    """The least widths; what is left of the room goes to the narrowest column that still folds."""
+    """Return the least widths, plus the rest of the room, which goes to the narrowest columns that still fold."""
     widths = [least for least, _ in sizes]
     folding: list[int] = [n for n, (least, full) in enumerate(sizes) if least < full]
     for _ in range(room - sum(widths)):
@@ -266,15 +268,18 @@ def _folded(cell: Cell, width: int) -> Text:
 
 
 def fold(text: str, width: int) -> list[str]:
-    """Lines of at most so many columns of a terminal, broken between words; a long word between its parts.
+    """Return `text` as lines of at most `width` columns, broken between words, and long words between their parts.
 
-    A number is not broken unless it is longer than a line. Only spaces at the end of a line are lost.
+    A number is broken only if it is longer than a line. Spaces at the end of a line are lost.
     """
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
         for word in re.findall(r"\s*\S+", paragraph):
             is_long = cell_len(word.strip()) > width
+            if is_long and 2 * cell_len(line) >= width:
+                lines.append(line)
+                line, word = "", word.lstrip()
             for part in _PIECE.findall(word) if is_long else [word]:
                 if line and cell_len(line + part) > width:
                     lines.append(line.rstrip())
@@ -288,5 +293,5 @@ def fold(text: str, width: int) -> list[str]:
 
 
 def shortened(text: str, width: int) -> str:
-    """At most so many columns of a terminal; a longer text ends in dots."""
+    """Return a text of at most `width` columns; a longer one ends in dots."""
     return text if cell_len(text) <= width else set_cell_size(text, width - 3).rstrip() + "..."

@@ -104,6 +104,7 @@ def test_folding_loses_nothing_but_spaces(text: str, width: int) -> None:
         ("one two three", 8, ["one two", "three"]),
         ("  detector queue", 10, ["  detector", "queue"]),
         ("pipeline.time_scale=0.0125", 10, ["pipeline.", "time_", "scale=", "0.0125"]),
+        ("3.11.7 (/usr/bin/python3)", 12, ["3.11.7", "(/usr/bin/", "python3)"]),
         ("loss.weight=-1.5e-3", 13, ["loss.weight=", "-1.5e-3"]),
         ("x" * 12, 5, ["xxxxx", "xxxxx", "xx"]),
         ("\u8eca\u4e21\u691c\u51fa", 5, ["\u8eca\u4e21", "\u691c\u51fa"]),

@@ -1,4 +1,4 @@
-"""`mlotel compare EVAL_RUN PROFILE_RUN`: both figures of every stage, their ratio, and where the profiler disturbed."""
+"""`mlotel compare EVAL_RUN PROFILE_RUN` prints what each stage took in both, and what the profiler disturbed."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,11 +19,11 @@ from mlotel_cli.store.layout import HYDRA
 from mlotel_cli.store.reading import Run, read_run
 
 _SHOWN = 5
-"""Differing keys that are named."""
+"""So many of the keys that differ are named."""
 
 
 def main(left: Path, right: Path, *, debug: bool = False) -> int:
-    """Print the comparison; returns the exit code."""
+    """Print the comparison. Return the exit code."""
 
     def show() -> None:
         runs = read_run(left), read_run(right)
@@ -33,7 +33,7 @@ def main(left: Path, right: Path, *, debug: bool = False) -> int:
 
 
 def compare(left: Run, right: Run) -> Comparison:
-    """Compare two runs.
+    """Compare two runs batch by batch.
 
     Raises:
         UsageError: when one of them has no rows, or they have no batch or no stage in common.
@@ -59,7 +59,7 @@ def compare(left: Run, right: Run) -> Comparison:
 
 
 def print_comparison(comparison: Comparison, left: Run, right: Run) -> None:
-    """Print one row per figure, then the warnings."""
+    """Print a row per figure, then the warnings."""
     console = stdout()
     modes = [str(run.info.get("mode", "run")) for run in (left, right)]
     names = modes if modes[0] != modes[1] else [f"{modes[0]} 1", f"{modes[1]} 2"]
@@ -89,7 +89,7 @@ def _warnings(comparison: Comparison, left: Run, right: Run) -> Iterator[str]:
     if differing:
         shown = "; ".join(f"{key} {_said(one)} / {_said(other)}" for key, one, other in differing[:_SHOWN])
         more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
-        yield f"warning: not the same work in both: {shown}{more}"
+        yield f"warning: the runs did not do the same work: {shown}{more}"
     for run, is_left in ((left, True), (right, False)):
         if only := comparison.stages_only(left=is_left):
             yield f"warning: only in {run.path}: {', '.join(only)}"
@@ -107,7 +107,7 @@ def _warnings(comparison: Comparison, left: Run, right: Run) -> Iterator[str]:
 
 
 def _configuration(run: Run) -> Mapping[str, Any]:
-    """What the run was composed of; nothing for a program's own loop."""
+    """Return what the run was composed of; nothing for a program's own loop."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -126,7 +126,7 @@ def _resolved(part: Any) -> Any:
 
     try:
         return OmegaConf.to_container(part, resolve=True)
-    except OmegaConfBaseException:  # a resolver that is not known here
+    except OmegaConfBaseException:  # this process does not know the resolver
         return OmegaConf.to_container(part)
 
 
@@ -135,5 +135,5 @@ def _said(value: Any) -> str:
 
 
 def _decimals(value: float | None) -> str:
-    """Three decimals, of times and of their ratio: two columns that are compared have the same precision."""
+    """Return a number with three decimals, so that columns to compare have the same precision."""
     return "" if value is None else f"{value:,.3f}"

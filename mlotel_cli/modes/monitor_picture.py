@@ -1,4 +1,4 @@
-"""A monitor's board as a picture of at most so many lines, or as one line.
+"""Draws a monitor's board as a picture of limited height, or writes it as one line.
 
 Names are the user's own text and are shown as they are. Nothing is measured here.
 """
@@ -6,6 +6,7 @@ Names are the user's own text and are shown as they are. Nothing is measured her
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich.cells import set_cell_size
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +21,7 @@ _STALE_S = 5.0
 _BAR = 10
 _WIDE = 80
 _LONGEST_NAME = 16
-"""What comes behind the name of a run must stay on the line."""
+"""A longer name is cut, so that what stands behind it stays on the line."""
 _COLUMNS = (
     text_column("stage", fold_at=None),
     *(Column(title) for title in ("p50 ms", "p95 ms", "queue p95", "waiting")),
@@ -31,7 +32,7 @@ _LEFT_OUT = (("waiting",), ("queue p95",), ("busy",))
 
 
 def line(board: Board) -> str:
-    """Everything that matters, in one line."""
+    """Return the board in one line."""
     snapshot, source = board.snapshot, board.source
     state = source.get("state", "")
     parts = [
@@ -50,14 +51,15 @@ def line(board: Board) -> str:
 
 
 def picture(board: Board, *, now: float, width: int, height: int) -> RenderableType:
-    """The whole board, at most `height` lines; on less than 80 columns with less beside the figures."""
+    """Return the board as a picture of at most `height` lines. Below 80 columns there is less beside the figures."""
     is_narrow = width < _WIDE
     top = list(_header(board, now=now, is_narrow=is_narrow))
-    bottom = [*_sinks(board), Text("Ctrl-C ends the run in order; twice, at once", style="dim")]
+    bottom = [*_sinks(board), Text("Ctrl-C ends the run in order; a second Ctrl-C ends it at once", style="dim")]
     room = max(1, height - len(top) - len(bottom) - 5)
     values = list(_values(board))
     stages = _stages(board, limit=max(1, room - len(values)), width=width)
-    return Group(*top, Text(), stages, *values[: max(0, room - 1)], Text(), *bottom)
+    below = [*values[: max(0, room - 1)], Text(), *bottom]
+    return Group(*(_fitted(row, width) for row in top), Text(), stages, *(_fitted(row, width) for row in below))
 
 
 def _header(board: Board, *, now: float, is_narrow: bool) -> Iterator[Text]:
@@ -129,7 +131,7 @@ def _stages(board: Board, *, limit: int, width: int) -> Table:
 
 
 def _is_stage(stage: StageNow) -> bool:
-    """False for the source: batches wait for it, and it takes no time of its own."""
+    """False for the source: batches wait for it, but it takes no time of its own."""
     return stage.p50_ms is not None
 
 
@@ -151,13 +153,22 @@ def _sinks(board: Board) -> Iterator[Text]:
 
 
 def _mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """What is below `key`; nothing before the first snapshot."""
+    """Return what is below `key`; nothing before the first snapshot."""
     return parent.get(key) or {}
 
 
 def _row(*parts: tuple[str, str]) -> Text:
-    """One line that is cut where the terminal ends."""
+    """Return one line of parts, each with its style."""
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+
+
+def _fitted(row: Text, width: int) -> Text:
+    """Return a line of at most `width` columns. It is cut between words: half a figure is a wrong one."""
+    if row.cell_len <= width:
+        return row
+    head = set_cell_size(row.plain, max(1, width - 2))
+    end = len(head) if row.plain[len(head)].isspace() else head.rfind(" ")
+    return row[:end].append(" \u2026") if end > 0 else row
 
 
 def _bar(share: float, *, length: int) -> Text:

@@ -1,4 +1,4 @@
-"""A monitor on the terminal: a picture that is kept up to date, or a line now and then where there is no terminal."""
+"""Shows a monitor on the terminal as a picture that is kept up to date, or elsewhere as a line every ten seconds."""
 
 import contextlib
 import time
@@ -19,7 +19,7 @@ _MAX_WAITING = 200
 
 
 class View(Protocol):
-    """Shows a board. `say` may be called from any thread; a terminal that is gone harms nobody."""
+    """Shows a board. `say` may be called from any thread. A terminal that is gone is no error."""
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -41,7 +41,7 @@ class View(Protocol):
 
 
 def create_view(console: Console, board: Board) -> View:
-    """The view that fits to where the console goes."""
+    """Return the view that suits the console."""
     can_draw = console.is_terminal and not console.is_dumb_terminal
     return PictureView(console, board) if can_draw else LineView(console, board)
 
@@ -49,7 +49,7 @@ def create_view(console: Console, board: Board) -> View:
 class _Lines:
     """Lines to print, from any thread. While the view is up only the main thread prints them, in `flush`.
 
-    A terminal that somebody stopped (Ctrl-S) would otherwise stop whoever has something to say.
+    A terminal that was stopped (Ctrl-S) would otherwise block every thread that prints.
     """
 
     def __init__(self, console: Console) -> None:
@@ -69,10 +69,10 @@ class _Lines:
 
 
 class LineView:
-    """One line every ten seconds."""
+    """Prints one line every ten seconds."""
 
     def __init__(self, console: Console, board: Board, *, now: Callable[[], float] = time.monotonic) -> None:
-        """Prepare."""
+        """Show `board` on `console`; `now` is in seconds."""
         self._board = board
         self._lines = _Lines(console)
         self._now = now
@@ -84,7 +84,7 @@ class LineView:
         self._lines.say(text)
 
     def refresh(self) -> None:
-        """What was said; the address once it is known; and a line when it is time."""
+        """Print lines that wait, the address once it is known, and every ten seconds a line about the run."""
         url = self._board.snapshot.http
         if url and not self._saw_url:
             self._saw_url = True
@@ -108,10 +108,10 @@ class LineView:
 
 
 class PictureView:
-    """A picture of the run, four times a second."""
+    """Draws a picture of the run each time it is refreshed."""
 
     def __init__(self, console: Console, board: Board, *, now: Callable[[], float] = time.monotonic) -> None:
-        """Prepare."""
+        """Show `board` on `console`; `now` is in seconds."""
         self._console = console
         self._board = board
         self._lines = _Lines(console)
@@ -123,7 +123,7 @@ class PictureView:
         self._lines.say(text)
 
     def refresh(self) -> None:
-        """Print what was said, and draw the picture anew."""
+        """Print lines that wait, and draw the picture again."""
         self._lines.flush()
         with contextlib.suppress(OSError):
             width, height = self._console.size

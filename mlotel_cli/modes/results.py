@@ -1,4 +1,4 @@
-"""What a run says on the terminal: progress while it runs, one table when it is over.
+"""Prints what a run says on the terminal: its progress, and the tables that end it.
 
 Names and messages are the user's own text and are printed as they are: nothing in them is markup.
 """
@@ -75,13 +75,13 @@ class Progress:
             self._bar.stop()
 
     def start(self) -> None:
-        """From now on the time counts."""
+        """Begin to count time and batches; call it when the pipeline is warm."""
         self._start = self._said = self._now()
         if self._bar is not None:
             self._bar.reset(self._task, total=self._total, note="")
 
     def advance(self, num_items: int, scores: Mapping[str, float]) -> None:
-        """One batch more."""
+        """Count a batch of `num_items`, and its scores by metric."""
         self._num_batches += 1
         self._num_items += num_items
         for name, score in scores.items():
@@ -104,13 +104,13 @@ class Progress:
 
 
 def print_results(info: Mapping[str, Any], run_dir: Path, *, console: Console | None = None) -> None:
-    """The closing table on stdout: accuracy, then latency by stage, then where everything lies."""
+    """Print accuracy, latency by stage, notes, and where the run's files lie; on stdout unless a console is given."""
     console = console or stdout()
     summary = Summary.from_json(info["summary"])
     _print_accuracy(console, summary)
     _print_latency(console, summary.latency_ms)
     say = sayer(console)
-    if info.get("mode") != "profile":  # which has verdicts of its own, by more than two events a span
+    if info.get("mode") != "profile":  # a profile prints verdicts of its own, from more than two events a span
         for line in _verdict_lines(summary.latency_ms.stages):
             say(line)
     for line in summary.bottleneck.sentences if summary.bottleneck else ():
@@ -151,7 +151,7 @@ def _print_latency(console: Console, latency: Latency) -> None:
 
 
 def _latency_rows(latency: Latency) -> Iterator[tuple[str, Description, str]]:
-    """Label, figures and share of the whole."""
+    """Yield label, figures and share of the whole."""
     whole = latency.batch
     for name, stage in latency.stages.items():
         measured = ((name, stage.host), (f"  {name} device", stage.device), (f"  {name} queue", stage.queue))
@@ -175,7 +175,7 @@ def _latency_cells(rows: Sequence[tuple[str, Description, str]]) -> Iterator[Row
 
 
 def _verdict_lines(stages: Mapping[str, StageLatency]) -> Iterator[str]:
-    """What waits for what, where a device was measured; see `analysis.verdicts.verdict_of_events`."""
+    """Yield a line for each verdict, where a device was measured; see `analysis.verdicts.verdict_of_events`."""
     given = {name: stage.verdict for name, stage in stages.items() if stage.verdict is not None}
     for verdict in dict.fromkeys(given.values()):
         names = ", ".join(name for name in given if given[name] == verdict)
@@ -241,10 +241,10 @@ def _wandb_lines(wandb: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
         folder = shlex.quote(str((run_dir / wandb["dir"]).parent))
         yield "W&B, offline"
         yield f"  look:   wandb leet {folder}"
-        yield f"  upload: wandb sync {folder}/offline-run-*"  # the one run there; short enough for one line
+        yield f"  upload: wandb sync {folder}/offline-run-*"  # the only run there, in a short line
 
 
 def _short(path: Path) -> Path:
-    """As seen from here, when it lies below."""
+    """Return a path below the current folder relative to it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

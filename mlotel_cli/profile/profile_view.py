@@ -1,4 +1,4 @@
-"""The closing table of a profile, on the terminal and in W&B."""
+"""Shows the stages of a profile in one table, on the terminal and in W&B."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _LEFT_OUT = (("copies ms",), ("idle ms",), ("syncs",), ("kernel ms",), ("kernels
 
 
 def stage_rows(stages: Mapping[str, ProfiledStage]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the table: milliseconds a batch, numbers a batch; None where there is nothing to say."""
+    """Return columns and rows of the table: means a batch; None where nothing was measured."""
     columns = ["stage", "host_p50_ms", "host_p95_ms", "queue_p50_ms"]
     columns += ["device_ms", "kernels", "kernel_ms", "idle_ms", "copy_ms", "syncs", "verdict"]
     rows: list[list[Any]] = []
@@ -28,7 +28,7 @@ def stage_rows(stages: Mapping[str, ProfiledStage]) -> tuple[list[str], list[lis
 
 
 def attachment(profile: ProfileSummary, files: Sequence[Path]) -> dict[str, Any]:
-    """What W&B keeps: the table, a bar chart of it, and the files."""
+    """Return what W&B keeps: the table, a bar chart of it, and the files."""
     columns, rows = stage_rows(profile.stages)
     return {
         "name": "stages",
@@ -40,7 +40,7 @@ def attachment(profile: ProfileSummary, files: Sequence[Path]) -> dict[str, Any]
 
 
 def print_stages(profile: ProfileSummary, run_dir: Path) -> None:
-    """Print the table, and what the recording could not tell."""
+    """Print the table, the longest kernels, and what could not be attributed or counted."""
     console = stdout()
     say = sayer(console)
     _, rows = stage_rows(profile.stages)

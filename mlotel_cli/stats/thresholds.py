@@ -1,4 +1,4 @@
-"""How many effective values a figure takes. Imports nothing: pages and tables ask without paying for numpy."""
+"""The number of effective values that a figure takes. Without numpy, because tables and pages load this module."""
 
 MIN_EFFECTIVE_N = {"p90": 36, "p95": 72, "p99": 368, "p99.9": 3687}
 """Fewest effective values for a percentile. Below, its two-sided 95 % order-statistic interval has no upper end."""

@@ -65,7 +65,7 @@ def test_the_picture() -> None:
         "",
         "sinks    parquet",
         "         otlp: 7 lost; Connection refused",
-        "Ctrl-C ends the run in order; twice, at once",
+        "Ctrl-C ends the run in order; a second Ctrl-C ends it at once",
     ]
 
 
@@ -95,6 +95,15 @@ def test_a_narrow_terminal_shows_every_figure_and_the_address() -> None:
         "source       -       -        104      3/8",
         "reader   12.35     151      0.250      2/2  97%",
     ]
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 50, 60, 80])
+def test_no_figure_is_cut_on_a_narrow_terminal(width: int) -> None:
+    words = {word for text in drawn(board(), width=200) for word in text.split()}
+    lines = drawn(board(), width=width)
+    assert max(map(len, lines)) <= width
+    assert {word for text in lines for word in text.split()} - words <= {"\u2026", "97%"}
+    assert "12.35" in " ".join(lines).split()
 
 
 def test_a_long_name_leaves_room_for_the_address() -> None:

@@ -121,6 +121,23 @@ def test_a_narrow_terminal_keeps_the_times(tmp_path: Path, columns: int, monkeyp
     assert max(map(len, lines)) <= columns
 
 
+@pytest.mark.parametrize("columns", [40, 60])
+def test_times_of_hours_are_whole(tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    trace = Trace(0, 0, 98_765_432)
+    trace.add("a_stage_with_a_name_that_is_too_long", 12_345_678, 98_765_432)
+    lines = shown(str(write_run(tmp_path, [trace])), "--batch", "0")
+    assert {"12,345,678", "86,419,754", "98,765,432"} <= set(" ".join(lines).split())
+
+
+def test_nothing_is_cut_in_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    trace = Trace(0, 0, 100)
+    trace.add("stage" * 30, 0, 100, thread="thread" * 30, attributes={"path": "folder/" * 30})
+    text = mlotel("trace", str(write_run(tmp_path, [trace])), "--batch", "0").out
+    assert {"stage" * 30, "thread" * 30, "path=" + "folder/" * 30} <= set(text.split())
+
+
 def test_a_path_of_many_spans_is_one_entry_a_stage(tmp_path: Path) -> None:
     trace = Trace(0, 0, 100)
     work = trace.add("work", 0, 90)
