@@ -5,9 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
-# More workers than two cores: tests that wait for other processes leave the cores to the others.
-WORKERS ?= 4
-PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --dist worksteal
+# More workers than cores: tests that wait for other processes leave the cores to the others.
+WORKERS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast lint type format bench soak wheel clean
@@ -29,10 +29,10 @@ demo: $(STAMP) ## evaluate three models on traffic video: the example in example
 	$(BIN)/mlotel eval --config-dir examples/lpr/conf $(ARGS)
 
 test: $(STAMP) ## run all tests; ARGS="-k name" picks some, WORKERS=1 runs one at a time
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -n $(or $(WORKERS),5) $(ARGS)
 
 test-fast: $(STAMP) ## run the tests that take a minute together; ARGS as above
-	$(PYTEST) -m "not slow and not system" $(ARGS)
+	$(PYTEST) -n $(or $(WORKERS),3) -m "not slow and not system" $(ARGS)
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

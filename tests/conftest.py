@@ -1,6 +1,7 @@
 """What holds for every test: Hypothesis has no deadline, one torch thread a worker, and `alone` tests run alone."""
 
 import fcntl
+import gc
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -44,6 +45,10 @@ _room = pytest.StashKey[Room]()
 def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own beside those of the others
         config.stash[_room] = Room(Path(config.getoption("basetemp")).parent)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported by now stays: no collection looks through it again
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: waiting for the room is no part of a test's time limit

@@ -10,13 +10,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from mlotel_cli.config.policies import SourcePolicy, WhenFull
 from mlotel_cli.config.schema import MonitorConfig
 from mlotel_cli.errors import StageError, UsageError
 from mlotel_cli.modes import monitor
 from mlotel_cli.modes.monitor import create_intake, live_settings, supervise
 from mlotel_cli.modes.monitor_loop import Ending
 from mlotel_cli.modes.monitor_status import Board
-from mlotel_cli.sources import Health, Intake, Policy
+from mlotel_cli.sources import Health, Intake
 from tests.modes.test_build import MODULE, NEGATE, SEEN
 from tests.support.feeding import HandFed
 
@@ -177,7 +178,7 @@ def test_an_option_takes_the_first_batch_of_the_source_and_the_run_takes_it_agai
         config(pipeline=MODULE, optimize=NEGATE),
         None,  # type: ignore[arg-type]
         session=SimpleNamespace(tell=told.update),  # type: ignore[arg-type]
-        intake=Intake(source, Policy("block")),
+        intake=Intake(source, SourcePolicy(WhenFull.block)),
         ending=Ending(),
         live={"window_s": 1.0},
     )

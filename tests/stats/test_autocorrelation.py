@@ -4,17 +4,16 @@ import math
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats as scipy_stats
-from scipy.signal import lfilter
 
 from mlotel_cli.stats.autocorrelation import block_length, effective_sample_size, finite_series, geyer_size, ranks
 
 
 def ar1(phi, n, *, seed=0):
     noise = np.random.default_rng(seed).standard_normal(n + 500) * math.sqrt(1 - phi**2)
-    return lfilter([1], [1, -phi], noise)[500:]
+    return scipy.signal.lfilter([1], [1, -phi], noise)[500:]
 
 
 def autocorrelations(x):
@@ -78,9 +77,9 @@ def test_effective_sample_size_uses_the_rank_autocorrelation(phi):
 @pytest.mark.parametrize("q", [0.5, 0.9, 0.99])
 def test_effective_sample_size_of_a_quantile_uses_its_indicator(q):
     n, phi = 20_000, 0.8
-    z = scipy_stats.norm.ppf(q)
+    z = scipy.stats.norm.ppf(q)
     both = [
-        scipy_stats.multivariate_normal.cdf([z, z], cov=[[1, phi**k], [phi**k, 1]], rng=np.random.default_rng(0))
+        scipy.stats.multivariate_normal.cdf([z, z], cov=[[1, phi**k], [phi**k, 1]], rng=np.random.default_rng(0))
         for k in range(1, 30)
     ]
     tau = 1 + 2 * sum((p - q * q) / (q * (1 - q)) for p in both)

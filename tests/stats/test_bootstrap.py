@@ -5,8 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from scipy import stats as scipy_stats
-from scipy.signal import lfilter
+import scipy
 
 from mlotel_cli.stats.autocorrelation import block_length, geyer_size
 from mlotel_cli.stats.bootstrap import (
@@ -28,7 +27,7 @@ def width(interval):
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 10, 31, 200, 201, 399])
 @pytest.mark.parametrize("probability", [0.6, 0.95, 0.975, 0.995])
 def test_student_quantile_equals_scipy(degrees, probability):
-    expected = scipy_stats.t.ppf(probability, degrees)
+    expected = scipy.stats.t.ppf(probability, degrees)
     assert student_quantile(probability, degrees) == pytest.approx(expected, rel=1e-6)
 
 
@@ -38,14 +37,14 @@ def test_single_value_blocks_give_the_exact_order_statistic_interval(q):
     x = np.random.default_rng(3).permutation(np.arange(1.0, n + 1))  # each value is its own rank
     name = f"p{100 * q:g}"
     low, high = block_bootstrap(x, [name], length=1, num_resamples=20_000)[name]
-    assert low == pytest.approx(scipy_stats.binom.ppf(0.025, n, q), abs=1.5)
-    assert high == pytest.approx(scipy_stats.binom.ppf(0.975, n, q) + 1, abs=1.5)
+    assert low == pytest.approx(scipy.stats.binom.ppf(0.025, n, q), abs=1.5)
+    assert high == pytest.approx(scipy.stats.binom.ppf(0.975, n, q) + 1, abs=1.5)
 
 
 def test_interval_of_the_mean_of_independent_values_is_that_of_student():
     x = np.random.default_rng(1).normal(10, 2, 400)
     low, high = block_bootstrap(x, ["mean"], num_resamples=10_000)["mean"]
-    expected = scipy_stats.t.interval(0.95, 399, loc=x.mean(), scale=scipy_stats.sem(x))
+    expected = scipy.stats.t.interval(0.95, 399, loc=x.mean(), scale=scipy.stats.sem(x))
     assert width((low, high)) == pytest.approx(width(expected), rel=0.1)
     assert (low + high) / 2 == pytest.approx(x.mean(), abs=0.1 * width(expected))
 
@@ -54,13 +53,13 @@ def test_interval_of_the_mean_of_independent_values_is_that_of_student():
 def test_interval_of_an_autocorrelated_mean_has_the_width_of_its_long_run_variance(phi):
     n = 20_000
     noise = np.random.default_rng(0).standard_normal(n)
-    x = lfilter([1], [1, -phi], noise)
+    x = scipy.signal.lfilter([1], [1, -phi], noise)
     expected = 2 * 1.96 / (1 - phi) / math.sqrt(n)
     assert width(block_bootstrap(x, ["mean"])["mean"]) == pytest.approx(expected, rel=0.2)
 
 
 def test_a_block_shorter_than_the_memory_is_made_up_for():
-    x = lfilter([1], [1, -0.9], np.random.default_rng(0).standard_normal(5_000))
+    x = scipy.signal.lfilter([1], [1, -0.9], np.random.default_rng(0).standard_normal(5_000))
     short, automatic = (block_bootstrap(x, ["mean", "p50"], length=length) for length in (1, None))
     for name in short:
         assert width(short[name]) == pytest.approx(width(automatic[name]), rel=0.25)
@@ -68,8 +67,8 @@ def test_a_block_shorter_than_the_memory_is_made_up_for():
 
 @pytest.mark.parametrize(("phi", "n"), [(0.0, 10_000), (0.6, 1_000), (0.999, 300)])
 def test_the_automatic_block_is_longer_than_the_memory_and_leaves_10_to_400_blocks(phi, n):
-    x = lfilter([1], [1, -phi], np.random.default_rng(0).standard_normal(n))
-    wanted = round(1.5 * max(block_length(x), block_length(scipy_stats.rankdata(x))))
+    x = scipy.signal.lfilter([1], [1, -phi], np.random.default_rng(0).standard_normal(n))
+    wanted = round(1.5 * max(block_length(x), block_length(scipy.stats.rankdata(x))))
     length = {0.0: 25, 0.6: wanted, 0.999: 30}[phi]
     assert (wanted < 25, 2.5 < wanted < 100, wanted > 30)[[0.0, 0.6, 0.999].index(phi)]
     assert block_bootstrap(x, EVERYTHING) == block_bootstrap(x, EVERYTHING, length=length)
@@ -90,7 +89,7 @@ def test_interval_of_a_skewed_mean_is_scipys_bca_interval():
     x = rng.lognormal(sigma=1.5, size=150)
     while geyer_size(x) < x.size:  # an order without any correlation, so that nothing widens the interval
         x = rng.permutation(x)
-    expected = scipy_stats.bootstrap(
+    expected = scipy.stats.bootstrap(
         (x,), np.mean, method="BCa", n_resamples=10_000, rng=np.random.default_rng(0)
     ).confidence_interval
     got = block_bootstrap(x, ["mean"], length=1, num_resamples=10_000)["mean"]
@@ -154,7 +153,7 @@ def test_block_bootstrap_refuses_what_it_cannot_judge():
 
 
 def test_segments_are_consecutive_and_longer_than_the_memory():
-    x = lfilter([1], [1, -0.9], np.random.default_rng(0).standard_normal(3_000))
+    x = scipy.signal.lfilter([1], [1, -0.9], np.random.default_rng(0).standard_normal(3_000))
     groups = segment_groups(x)
     sizes = np.bincount(groups)
     assert np.all(np.diff(groups) >= 0)
@@ -174,8 +173,8 @@ def test_groups_of_one_are_scipys_bca_interval(statistic, tied):
     x = np.random.default_rng(0).lognormal(sigma=1.0, size=n)
     if tied:
         x = np.arange(n) % 10 > 0
-    expanded = 1 - 2 * scipy_stats.norm.cdf(-scipy_stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1)))
-    low, high = scipy_stats.bootstrap(
+    expanded = 1 - 2 * scipy.stats.norm.cdf(-scipy.stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1)))
+    low, high = scipy.stats.bootstrap(
         (x,), statistic, confidence_level=expanded, n_resamples=10_000, rng=np.random.default_rng(0)
     ).confidence_interval
     near = pytest.approx((low, high), abs=0.03 * (high - low))
@@ -212,7 +211,7 @@ def test_units_may_come_in_any_order_and_ids_be_names():
 
 def test_nothing_or_everything_right_still_has_a_far_end():
     groups = np.repeat(np.arange(30), 5)
-    exact = scipy_stats.binomtest(30, 30).proportion_ci(0.95, method="exact")
+    exact = scipy.stats.binomtest(30, 30).proportion_ci(0.95, method="exact")
     assert grouped_bootstrap(np.ones(150), groups) == pytest.approx((exact.low, 1.0))
     assert grouped_bootstrap(np.zeros(150), groups) == pytest.approx((0.0, 1 - exact.low))
     assert grouped_bootstrap(np.full(150, 3), groups, denominators=np.full(150, 3)) == pytest.approx((exact.low, 1.0))

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats as scipy_stats
-from scipy.signal import lfilter
 
 from mlotel_cli.stats import autocorrelation, bootstrap
 from mlotel_cli.stats import describe as stats
@@ -30,7 +29,7 @@ def evenly_spread(n):
 
 
 def wander(phi, n, *, seed=0):
-    return lfilter([1], [1, -phi], np.random.default_rng(seed).standard_normal(n))
+    return scipy.signal.lfilter([1], [1, -phi], np.random.default_rng(seed).standard_normal(n))
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.floats(0, 1))
@@ -160,19 +159,19 @@ def test_trend_is_theil_sen_and_mann_kendall_on_block_medians(n, decimals):
     x = x.round(decimals)  # whole numbers bring ties
     found = trend(x, alpha=0.05)
     residual = x - np.polyval(np.polyfit(np.arange(n), x, 1), np.arange(n))
-    longest = max(block_length(residual), block_length(scipy_stats.rankdata(residual)))
+    longest = max(block_length(residual), block_length(scipy.stats.rankdata(residual)))
     size = math.ceil(max(1.5 * longest, n / 200))
     medians = np.median(x[n % size :].reshape(-1, size), axis=1)
     k = len(medians)
-    slope = scipy_stats.theilslopes(medians)[0]
+    slope = scipy.stats.theilslopes(medians)[0]
     assert found.slope == pytest.approx(slope / size)
     assert found.change == pytest.approx(slope / size * n)
     concordant = abs(sum(np.sign(medians[j] - medians[i]) for i in range(k) for j in range(i)))
-    plain = scipy_stats.kendalltau(np.arange(k), medians, method="asymptotic").pvalue
-    sigma = concordant / scipy_stats.norm.isf(plain / 2)  # scipy's, corrected for ties
+    plain = scipy.stats.kendalltau(np.arange(k), medians, method="asymptotic").pvalue
+    sigma = concordant / scipy.stats.norm.isf(plain / 2)  # scipy's, corrected for ties
     effective = effective_sample_size(medians - slope * np.arange(k)) / k
     score = (concordant - 1) / sigma * math.sqrt(effective)
-    assert found.p_value == pytest.approx(2 * scipy_stats.norm.sf(score))
+    assert found.p_value == pytest.approx(2 * scipy.stats.norm.sf(score))
     assert found.significant == (found.p_value < 0.05)
 
 
@@ -222,12 +221,12 @@ def test_paired_difference_is_that_of_scipy():
     b = rng.normal(100, 10, 12)
     a = b * 1.03 + rng.normal(0, 1, 12)
     found = paired_difference(a, b, level=0.9)
-    expected = scipy_stats.ttest_rel(a, b).confidence_interval(0.9)
+    expected = scipy.stats.ttest_rel(a, b).confidence_interval(0.9)
     assert found.num_pairs == 12
     assert found.difference == pytest.approx(np.mean(a - b))
     assert found.difference_ci == pytest.approx((expected.low, expected.high))
     assert found.ratio == pytest.approx(a.mean() / b.mean())
-    residual = scipy_stats.ttest_1samp(a - found.ratio * b, 0).confidence_interval(0.9)
+    residual = scipy.stats.ttest_1samp(a - found.ratio * b, 0).confidence_interval(0.9)
     assert found.ratio_ci == pytest.approx(
         (found.ratio + residual.low / b.mean(), found.ratio + residual.high / b.mean())
     )
