@@ -1,8 +1,8 @@
-"""Which stage bounds a pipeline, how busy each one is, and what a faster one would give. Pure.
+"""Which stage bounds a pipeline, how busy each stage is, and what a faster one would give. Pure.
 
-Utilisation is time in the stage by wall time and replica. The stage with the highest one bounds the throughput; what a
-change to it would give is replayed by `pipeline_model`, which says what is outside the model. On CUDA a stage takes
-what the longer of host and device takes; that stages share one device is said, not modelled. That they share the
+Utilisation is time in the stage by wall time and replica. The stage with the highest utilisation bounds the
+throughput; `pipeline_model` replays what a change to it would give, and says what is outside the model. On CUDA a stage
+takes as long as the longer of host and device; that stages share one device is said, not modelled. That they share the
 processor is an upper limit: where its cores are busy for a share s of the time, more threads give 1 / s at best, and so
 does a faster stage once its part of the computing, taken to be that of its time, is saved.
 """
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 SOURCE = "source"
 SCORING = "scoring"
 MIN_BATCHES = 30
-"""Fewer say nothing: filling and draining the pipeline is too large a part of them."""
+"""A shorter run says nothing: filling and draining the pipeline is too large a part of it."""
 MAX_BATCHES = 5000
-"""Of a longer run the last ones are looked at."""
+"""The analysis looks at the last batches of a longer run."""
 BUSY_CORES = 0.85
 """From this share on, more threads cannot help much: the processor bounds the throughput, not a stage."""
 BUSY_DEVICE = 0.5
 """From this share on, a sentence says that stages take the device from each other."""
 MAX_ERROR = 0.25
-"""Beyond this, the stages' times do not explain the throughput, and no prediction is made."""
+"""With a larger error the stages' times do not explain the throughput, and there is no prediction."""
 _MIN_COUNTED = 0.9
 _TRACES_READ = 50
 _WORTH_SAYING = 1.05
@@ -138,10 +138,10 @@ def find_bottleneck(
 def model_of(
     batches: "pl.DataFrame", stages: Sequence[str], *, closing: Closing, executor: ExecutorSettings
 ) -> PipelineModel | None:
-    """The model of a run, to ask it anything; arguments as for `find_bottleneck`, None where that says nothing."""
+    """The model of a run, for other questions; arguments, and when it is None, as for `find_bottleneck`."""
     if len(stages) < 2 or not batches.height:
         return None
-    rows = batches.sort("batch").tail(MAX_BATCHES)  # those that failed on the way took their time too
+    rows = batches.sort("batch").tail(MAX_BATCHES)  # batches that failed on the way took time too
     if _counted(batches).height < max(MIN_BATCHES, _MIN_COUNTED * rows.height):
         return None
     wall_s = _wall_s(rows, closing, is_whole=rows.height == batches.height)
@@ -153,13 +153,13 @@ def model_of(
 
 
 def _counted(batches: "pl.DataFrame") -> "pl.DataFrame":
-    """The last batches, of those that went through."""
+    """The last batches, without those that did not go through."""
     rows = batches.sort("batch").tail(MAX_BATCHES)
     return rows.filter(rows["status"].is_in(COUNTED))
 
 
 def _cores_busy(closing: Closing) -> float | None:
-    """Share of the time of all cores that went by in this process."""
+    """Share of the time of all cores that the workload used."""
     wall_s, cpu_s, cores = closing.wall_s, closing.cpu_s, closing.cores
     return cpu_s / (wall_s * cores) if wall_s and cores and cpu_s is not None else None
 
@@ -171,7 +171,7 @@ def _device_busy(counted: "pl.DataFrame", stages: Sequence[str], wall_s: float) 
 
 
 def _wall_s(rows: "pl.DataFrame", closing: Closing, *, is_whole: bool) -> float:
-    """Wall time of the rows; where the workload did not say, or of a part, by when batches were picked up."""
+    """Wall time of the rows: as the workload told it, or, for a part of the rows, by when batches were picked up."""
     if is_whole and closing.wall_s:
         return closing.wall_s
     starts_ns = rows["start_ns"].sort().to_list()
@@ -179,7 +179,7 @@ def _wall_s(rows: "pl.DataFrame", closing: Closing, *, is_whole: bool) -> float:
 
 
 def _caller_s(num_batches: int, closing: Closing) -> float:
-    """What the loop that takes the results does with one, on average."""
+    """Mean time that the loop spends on the result of one batch."""
     return ((closing.scoring_s or 0.0) if closing.caller_s is None else closing.caller_s) / num_batches
 
 
@@ -191,7 +191,7 @@ def _stations(
         Station(name, _stage_seconds(rows, name), executor.replicas.get(name, 1) if executor.is_pipelined else 1)
         for name in stages
     ]
-    if not executor.is_pipelined:  # what is in no stage is the calling thread's, and would still be
+    if not executor.is_pipelined:  # time outside the stages stays with the calling thread
         caller_s = max(caller_s, (wall_s - sum(station.busy_s for station in stations)) / rows.height)
     return [*stations, Station(SCORING, [caller_s] * rows.height)]
 
@@ -232,7 +232,7 @@ def _add_gains(found: Bottleneck, model: PipelineModel, stages: Sequence[str]) -
 
 
 def _limit(cores_busy: float | None, *, saved: float = 0.0) -> float:
-    """How much more the cores can do, where that share of the computing is saved."""
+    """How much more the cores can do, where a change saves the share `saved` of the computing."""
     return max(1.0, 1 / (cores_busy * (1 - saved))) if cores_busy else math.inf
 
 

@@ -2,8 +2,8 @@
 
 A station takes one batch after the other, in order, and holds on to a finished one while the queue behind it is full
 (blocking after service). Times that vary make a pipeline with small queues slower than its slowest stage alone, which
-is why a formula, 1 / max(mean time), would not do. The first station is the source, the last one whoever takes the
-results.
+is why a formula, 1 / max(mean time), would not do. The first station is the source, the last one
+takes the results.
 
 Outside the model: stations that slow each other down, because they share the interpreter's lock, cores or one GPU.
 Recorded times contain what they cost each other while they were recorded.
@@ -17,7 +17,7 @@ from functools import cached_property
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """A place where one batch after the other is worked on.
+    """A place that works on one batch after the other.
 
     Attributes:
         name: of the stage.
@@ -44,7 +44,7 @@ def pipelined_s(stations: Sequence[Station], *, queue_size: int) -> float:
     """How long all batches take from the first to the last, stages beside each other; seconds.
 
     Args:
-        stations: from the source to whoever takes the results, with as many times each.
+        stations: from the source to the one that takes the results, with as many times each.
         queue_size: batches that may wait before each station but the source; at least 1.
     """
     if not stations:
@@ -57,13 +57,13 @@ def pipelined_s(stations: Sequence[Station], *, queue_size: int) -> float:
         at_s = 0.0
         for position, station in enumerate(stations):
             before_s = taken_s[position][-1] if index else 0.0
-            # Not before the batch ahead of it: replicas may finish in any order, batches leave in theirs.
+            # Not before the batch ahead of it: replicas may finish in any order, batches leave in their own order.
             take_s = max(at_s, before_s, heapq.heappop(free_s[position]))
             taken_s[position].append(take_s)
             at_s = take_s + station.service_s[index]
             if position == last:
                 end_s = max(end_s, at_s)
-            elif index >= queue_size:  # there is room once the batch that many before it was taken
+            elif index >= queue_size:  # there is room once the batch `queue_size` before it was taken
                 at_s = max(at_s, taken_s[position + 1][index - queue_size])
             heapq.heappush(free_s[position], at_s)
     return end_s
@@ -74,7 +74,7 @@ class PipelineModel:
     """A run's stations and how long it really took.
 
     Attributes:
-        stations: from the source to whoever takes the results.
+        stations: from the source to the one that takes the results.
         queue_size: of the run, or what it would be.
         is_pipelined: whether the run was.
         measured_s: wall time of its batches.
@@ -92,7 +92,7 @@ class PipelineModel:
 
     @property
     def error(self) -> float:
-        """Simulated by measured wall time, less one: what the model does not know of."""
+        """Simulated by measured wall time, less one: the part that the model leaves out."""
         return self.simulated_s / self.measured_s - 1
 
     def gain(
@@ -104,7 +104,7 @@ class PipelineModel:
     ) -> float:
         """Predicted by measured throughput, where something is changed: 1.6 is 60 % more batches a second.
 
-        Both are simulated, so that what the model does not know of cancels as far as it is a constant factor.
+        Both are simulated, so that what the model leaves out cancels as far as it is a constant factor.
 
         Args:
             faster: by which factor, by station name.
@@ -116,7 +116,7 @@ class PipelineModel:
         return self.simulated_s / after_s if after_s else 1.0
 
     def gain_of_overlap(self) -> float:
-        """Throughput with every stage in a thread of its own by that measured, at best; for a sequential run."""
+        """Best throughput with every stage in a thread of its own, by the measured one; for a sequential run."""
         after_s = pipelined_s(self.stations, queue_size=self.queue_size)
         return self.measured_s / after_s if after_s else 1.0
 

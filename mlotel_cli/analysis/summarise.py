@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import polars as pl
 
 _WORTH_SAYING = 0.02
-"""A drift below this share of the mean is no news, however significant."""
+"""A drift below this share of the mean is not worth a note, however significant."""
 
 
 def summarise(batches: "pl.DataFrame", closing: Closing, *, mean_scores: bool = False) -> Summary:
-    """Summary of a run, but for its bottleneck and for what the recorder knows of telemetry.
+    """Summary of a run, without its bottleneck and without what the recorder itself counts.
 
     Values that are not finite are in the rows; the figures here are without them.
 
@@ -119,7 +119,7 @@ def _stages(counted: "pl.DataFrame", columns: BatchColumns) -> dict[str, StageLa
 
 
 def _verdict(counted: "pl.DataFrame", name: str) -> str | None:
-    """Who the stage waits for, by its mean times; None where no batch has all of them, of a single call."""
+    """What the stage waits for, by its mean times; None where no batch has all of them, of a single call."""
     import polars as pl
 
     host, device = pl.col(stage_column(name, "host_ms")), pl.col(stage_column(name, "device_ms"))

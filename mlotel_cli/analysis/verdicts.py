@@ -1,13 +1,13 @@
-"""Who a stage waits for: by what a profiler saw, or by two device events per span. Pure."""
+"""What a stage waits for: by what a profiler saw, or by two device events per span. Pure."""
 
 from typing import Literal
 
 BUSY = 0.8
-"""Share of a stage's time from which on the device counts as the one that everybody waits for."""
+"""From this share of a stage's time on, the device counts as what the stage waits for."""
 
 Verdict = Literal["device-bound", "launch-bound", "host-bound", "waiting", "launch-bound or synchronising"]
 UNDECIDED: Verdict = "launch-bound or synchronising"
-"""All that events alone can say of a stage that ends with its device; it may have no work for the device at all."""
+"""What events alone tell of a stage that ends with its device; it may have no work for the device at all."""
 
 
 def verdict(
@@ -18,7 +18,7 @@ def verdict(
     queue_ms: float | None,
     sync_ms: float = 0.0,
 ) -> Verdict:
-    """Who a stage waits for, by what a profiler saw.
+    """What a stage waits for, by what a profiler saw.
 
     Args:
         host_ms: time on the host.
@@ -41,7 +41,7 @@ def verdict(
 
 
 def verdict_of_events(*, latency_ms: float, device_ms: float, lag_ms: float, queue_ms: float | None) -> Verdict:
-    """Who a stage waits for, by two events per span.
+    """What a stage waits for, by two events per span.
 
     Until the first event passes, the device is at earlier work; once the host is done, all its launches lie ready. In
     between it may have waited for the host, or not: a stage that waits for its own results looks like one whose device

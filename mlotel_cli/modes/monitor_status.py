@@ -1,4 +1,4 @@
-"""What is known of a running monitor, kept up to date once a second and told to its recorder.
+"""The newest figures of a running monitor: kept up to date once a second, and reported to its recorder.
 
 What it looks like is in `monitor_view`.
 """
@@ -65,9 +65,9 @@ class Board:
 
 
 class Ticker(threading.Thread):
-    """Once a second: keeps the board, tells the recorder, and says what changed. On a thread of its own.
+    """Once a second it updates the board, reports to the recorder, and says what changed. It is a thread of its own.
 
-    The main thread may be stuck in a terminal that somebody stopped.
+    The main thread may be stuck in a terminal that was stopped.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A profile in figures: per stage, and per stage and batch. Pure; what stages.json, the table and W&B show.
+"""A profile in figures, per stage, and per stage and batch: what stages.json, the table and W&B show. Pure.
 
 A stage is what it is in an evaluation: the internal spans of one name, summed over a batch. Figures of the device are
 absent where nothing ran on one.

@@ -1,4 +1,4 @@
-"""The summary of a run that is over: of all its rows, or, for a monitor, of its newest ones and what was counted."""
+"""The summary of a run that is over: of all its rows, or, for a monitor, of its newest rows and its counts."""
 
 import time
 from collections.abc import Mapping

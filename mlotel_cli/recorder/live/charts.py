@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 Points = Sequence[float | None]
 
 WIDTH, HEIGHT = 300, 100
-"""Of the coordinate system; the page stretches it."""
+"""Size of the coordinate system; the page stretches it."""
 _MARGIN = 3
 _GRID = "".join(f'<line class="rule" x2="{WIDTH}" y1="{y}" y2="{y}"/>' for y in (_MARGIN, HEIGHT // 2))
 
@@ -16,7 +16,7 @@ def line_chart(lines: Mapping[str, Points], *, num_points: int, label: str, zero
     Args:
         lines: points by the class that colours them; None is a gap. The first one is filled below.
         num_points: how many fill the width.
-        label: what it shows, for those who cannot see it; plain text that needs no escaping.
+        label: what it shows, for a screen reader; plain text that needs no escaping.
         zero: whether the scale begins at zero, or at the smallest value.
     """
     values = [value for points in lines.values() for value in points[-num_points:] if value is not None]

@@ -1,7 +1,7 @@
 """What happens now: rates, latencies and values of the last minute, and their course over the last half hour.
 
-Kept by the recorder's main thread; once a second `publish` makes a copy of it that any thread may read. Memory is
-bounded, however long the run and however fast the batches: slots of time, buckets of values, a limit on names.
+The recorder's main thread keeps it; once a second `publish` makes a copy that any thread may read. Memory is bounded,
+however long the run and however fast the batches: slots of time, buckets of values, a limit on names.
 """
 
 import math
@@ -31,12 +31,12 @@ from mlotel_cli.typed_json import from_json
 SLOT_S = 1.0
 WINDOW_SLOTS = 60
 POINT_SLOTS = 10
-"""A chart has a point every ten seconds ..."""
+"""A chart has a point every ten seconds."""
 NUM_POINTS = 180
-"""... for half an hour."""
+"""A chart shows half an hour."""
 _SLOTS_REMEMBERED = POINT_SLOTS * NUM_POINTS
 MAX_NAMES = 64
-"""Stages and values shown; metrics have a limit of their own."""
+"""At most so many stages and values are shown; metrics have a limit of their own."""
 MAX_EVENTS = 8
 _ARRIVALS = 10
 
@@ -45,9 +45,9 @@ Point = float | None
 
 @dataclass(slots=True, frozen=True)
 class Event:
-    """A batch worth looking at: one that was slow, or that failed.
+    """A batch that was slow, or that failed.
 
-    `stage` took longest, waiting before it included; `stage_ms` of it.
+    `stage` is the one that took longest, waiting before it included, and `stage_ms` is what it took.
     """
 
     batch: int
@@ -82,18 +82,18 @@ class Published:
 
 
 class Series:
-    """One window, and the course of one figure of it."""
+    """The last minute of a figure, and its course."""
 
     __slots__ = ("_interval", "course", "window")
 
     def __init__(self) -> None:
-        """Empty."""
+        """Begin without values."""
         self.window = RollingSketch(WINDOW_SLOTS)
         self.course: deque[tuple[Point, Point, Point]] = deque(maxlen=NUM_POINTS)
         self._interval = Sketch()
 
     def rotate(self, *, is_point: bool) -> None:
-        """A slot is over, and perhaps a point of the chart."""
+        """End a slot, and a point of the chart where `is_point`."""
         self._interval.merge(self.window.rotate())
         if is_point:
             p50, p95 = self._interval.quantiles(0.5, 0.95)
@@ -102,23 +102,23 @@ class Series:
 
 
 class Rates:
-    """Counts a second over the window."""
+    """Counts a second over the last minute."""
 
-    __slots__ = ("_interval", "_recent", "_slots", "course", "current", "total")
+    __slots__ = ("_interval", "_slots", "course", "current", "total")
 
     def __init__(self) -> None:
-        """Nothing counted."""
+        """Begin without counts."""
         self._slots: deque[int] = deque(maxlen=WINDOW_SLOTS)
         self.course: deque[Point] = deque(maxlen=NUM_POINTS)
-        self._interval = self.current = self.total = self._recent = 0
+        self._interval = self.current = self.total = 0
 
     def add(self, count: int) -> None:
-        """Count."""
+        """Add to the slot that goes on, and to the total."""
         self.current += count
         self.total += count
 
     def rotate(self, *, is_point: bool) -> None:
-        """A slot is over."""
+        """End a slot, and a point of the chart where `is_point`."""
         self._slots.append(self.current)
         self._interval += self.current
         self.current = 0
@@ -127,12 +127,12 @@ class Rates:
             self._interval = 0
 
     def per_s(self) -> float:
-        """Over the slots that are over."""
+        """The rate over the slots that have ended."""
         return sum(self._slots) / (len(self._slots) * SLOT_S) if self._slots else 0.0
 
 
 class LiveState:
-    """Rolling statistics of batches. Everything but reading what was published happens on one thread.
+    """Rolling statistics of batches. One thread does everything but read what was published.
 
     Attributes:
         slow_ms: latency above which a batch is listed as slow; None lists none.
@@ -192,7 +192,7 @@ class LiveState:
         self._dropped.add(count)
 
     def advance(self, *, now: float) -> bool:
-        """End the slots that are over by now; True when there were any, which is when to publish."""
+        """End the slots that are over by now; True when there were any: then it is time to publish."""
         over = int((now - self._slot_began) / SLOT_S)
         for _ in range(min(over, _SLOTS_REMEMBERED)):
             self._rotate()
@@ -293,7 +293,7 @@ def _latency(counts: Sketch) -> LatencyFigures:
 
 
 def _percentiles(counts: Sketch) -> tuple[float | None, float | None, float | None]:
-    """p50, p95, p99; None for those that so few values do not bear, as in the table of an evaluation."""
+    """p50, p95, p99; None where there are too few values for one, as in the table of an evaluation."""
     p50, p95, p99 = counts.quantiles(0.5, 0.95, 0.99)
     enough = MIN_EFFECTIVE_N
     return p50, p95 if counts.count >= enough["p95"] else None, p99 if counts.count >= enough["p99"] else None
