@@ -52,7 +52,7 @@ def test_with_a_terminal_a_picture() -> None:
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_only_the_refreshing_thread_prints(terminal: bool) -> None:
-    """Whoever has something to say must not hang in a terminal that was stopped."""
+    """A thread that prints must not hang in a terminal that was stopped."""
     view, console = views(board(snapshot=Snapshot()), terminal=terminal)
     view.say("before")
     assert "before" in printed(console)
@@ -69,7 +69,7 @@ def test_only_the_refreshing_thread_prints(terminal: bool) -> None:
     assert "after" in printed(console)
 
 
-def test_a_terminal_that_is_gone_harms_nobody() -> None:
+def test_a_terminal_that_is_gone_is_no_error() -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise OSError(5, "Input/output error")
