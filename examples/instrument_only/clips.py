@@ -1,10 +1,10 @@
-"""Clips of a spot that wanders through noise, and where it is: plain (data, targets) pairs."""
+"""Clips of a spot that moves through noise, with its positions: plain (data, targets) pairs."""
 
 import torch
 
 
 def make_clips(*, num_clips: int = 100, num_frames: int = 16, size: int = 64, seed: int = 0) -> list[tuple]:
-    """Pairs of a clip, shape (T, H, W), and the spot's row and column, shape (T, 2), in pixels."""
+    """Return pairs of a clip, shape (T, H, W), and the spot's row and column, shape (T, 2), in pixels."""
     draw = torch.Generator().manual_seed(seed)
     rows_HW, columns_HW = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     pairs = []

@@ -1,4 +1,4 @@
-"""Follows a bright spot through a clip. A loop of one's own, with OpenTelemetry spans: nothing here knows mlotel."""
+"""Follows a bright spot through a clip: a program with its own loop and OpenTelemetry spans, without mlotel."""
 
 import torch
 from opentelemetry import trace
@@ -8,7 +8,7 @@ tracer = trace.get_tracer(__name__)
 
 
 def track(clip_THW: torch.Tensor) -> torch.Tensor:
-    """Row and column of the spot in every frame, pixels, shape (T, 2)."""
+    """Return row and column of the spot in every frame, pixels, shape (T, 2)."""
     path = [torch.tensor([clip_THW.shape[1] / 2, clip_THW.shape[2] / 2])]
     for frame_HW in clip_THW:
         with tracer.start_as_current_span("detect"):

@@ -1,4 +1,4 @@
-"""examples/monitoring: its files agree on ports, paths and data sources, and are open to this machine only."""
+"""The files of examples/monitoring agree on ports, paths and data sources, and only listen on this machine."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ DASHBOARD = json.loads((FOLDER / "grafana/dashboards/mlotel.json").read_text())
 
 
 def data_sources(node: Any) -> set[tuple[str, str]]:
-    """(type, uid) of every data source that a dashboard names, wherever in it."""
+    """Return (type, uid) of every data source that a dashboard names."""
     if isinstance(node, list):
         return set().union(*map(data_sources, node)) if node else set()
     if not isinstance(node, dict):

@@ -1,6 +1,6 @@
-"""Random changes of training images: light, place, size, mirror image.
+"""Random changes of training images: light, position, size, mirroring.
 
-All randomness comes from the numpy generator handed in. Shapes: N images, C channels, H rows, W columns.
+All randomness comes from the given numpy generator. Shapes: N images, C channels, H rows, W columns.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from lpr.training_data import TrainingData
 
 
 def jitter_light(images_NCHW: Tensor, rng: np.random.Generator) -> Tensor:
-    """Change brightness, contrast and colour of each image, 0..255."""
+    """Change brightness and colour of each image, 0..255."""
     n = len(images_NCHW)
     gain = torch.from_numpy(
         rng.uniform(0.7, 1.3, (n, 1, 1, 1)) * rng.uniform(0.94, 1.06, (n, images_NCHW.shape[1], 1, 1))
@@ -31,13 +31,13 @@ def cut_jittered(
     zoom: float,
     turn: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Cut the middle of each image with some error, as a predicted box would.
+    """Cut the middle of each image with a random error, like that of a predicted box.
 
     Args:
-        images_NCHW: images with more around their middle than is cut.
+        images_NCHW: images with a margin around the cut.
         rng: source of the errors.
-        size: rows and columns to cut.
-        shift: largest error of place, as a share of the cut.
+        size: rows and columns of the cut.
+        shift: largest error of position, as a share of the cut.
         zoom: largest error of size, as a share.
         turn: largest shear of rows against columns.
 
@@ -60,7 +60,7 @@ def cut_jittered(
 def zoomed_frames(
     data: TrainingData, chosen: np.ndarray, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Frames, boxes, which to ignore, and each box's frame, after a random mirror and zoom of each frame."""
+    """Mirror and zoom each chosen frame at random; return frames, boxes, ignored boxes, and each box's frame."""
     height, width = VEHICLE_INPUT
     images = torch.from_numpy(data.frames_N3HW[chosen]).float()
     zoom = rng.uniform(0.75, 1.1, len(chosen))

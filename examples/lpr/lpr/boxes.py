@@ -1,4 +1,4 @@
-"""Boxes as tensors: overlap, suppression of doubles, crops. Works on any device.
+"""Functions of boxes as tensors: overlap, suppression of duplicates, crops. They work on any device.
 
 Shapes: B frames, K boxes over all frames of a batch, C channels, H rows, W columns; boxes are x0, y0, x1, y1 in pixels.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def iou(a_N4: Tensor, b_M4: Tensor) -> Tensor:
-    """Intersection over union of every pair, (..., N, M)."""
+    """Return the intersection over union of every pair, (..., N, M)."""
     low = torch.maximum(a_N4[..., :, None, :2], b_M4[..., None, :, :2])
     high = torch.minimum(a_N4[..., :, None, 2:], b_M4[..., None, :, 2:])
     inner = (high - low).clamp(min=0).prod(-1)
@@ -19,13 +19,13 @@ def iou(a_N4: Tensor, b_M4: Tensor) -> Tensor:
 
 
 def keep_best(overlaps_KK: Tensor) -> Tensor:
-    """Greedy suppression as a fixed point, without a loop over boxes.
+    """Suppress duplicates greedily, by a fixed-point iteration in place of a loop over boxes.
 
     Args:
         overlaps_KK: (..., K, K) bool, whether two boxes are too close; boxes are sorted, best first.
 
     Returns:
-        (..., K) bool: which boxes stay, the same ones that the usual loop would keep.
+        (..., K) bool: which boxes stay, the same as with the usual loop.
     """
     earlier = torch.triu(overlaps_KK, diagonal=1)
     keep = torch.ones(overlaps_KK.shape[:-1], dtype=torch.bool, device=overlaps_KK.device)
@@ -38,18 +38,18 @@ def keep_best(overlaps_KK: Tensor) -> Tensor:
 
 
 def expand(boxes_K4: Tensor, *, width: float, height: float) -> Tensor:
-    """Widen boxes around their centres by factors."""
+    """Scale boxes around their centres by two factors."""
     centre = (boxes_K4[:, :2] + boxes_K4[:, 2:]) / 2
     half = (boxes_K4[:, 2:] - boxes_K4[:, :2]) / 2 * boxes_K4.new_tensor([width, height])
     return torch.cat([centre - half, centre + half], dim=1)
 
 
 def crop(frames_BCHW: Tensor, boxes_K4: Tensor, frame_K: Tensor, *, size: tuple[int, int]) -> Tensor:
-    """Cut boxes out of frames, bilinear, all to one size.
+    """Cut boxes out of frames and resize them to one size, bilinearly.
 
     Args:
         frames_BCHW: uint8 or float frames.
-        boxes_K4: boxes in pixels; what lies outside the frame repeats its border.
+        boxes_K4: boxes in pixels; outside the frame its border is repeated.
         frame_K: int64, the frame of each box, ascending.
         size: rows and columns of a crop.
 

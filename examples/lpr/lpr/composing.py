@@ -1,4 +1,4 @@
-"""Puts drawn vehicles on the road, far ones first, and tells what of each can be seen: the ground truth.
+"""Puts drawn vehicles on the road, far ones first, and computes the visible part of each for the ground truth.
 
 Images are float32 (H, W, ...), 0 to 255; boxes are x0, y0, x1, y1 in pixels.
 """
@@ -12,15 +12,15 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from lpr.conditions import Weather
 from lpr.drawing import Drawing, Lamp, Points
-from lpr.plates import spoken
+from lpr.plates import characters_of
 from lpr.road import HEIGHT, WIDTH
 from lpr.vehicles import Vehicle
 
 MIN_VISIBLE = 0.35
-"""A vehicle less visible than this, or smaller than `MIN_VEHICLE_PX`, is marked to be ignored."""
+"""A vehicle less visible than this, or smaller than `MIN_VEHICLE_PX`, is marked as ignored."""
 MIN_VEHICLE_PX = 22.0
 READABLE_PX_PER_CHARACTER = 6.0
-"""A plate is readable when wholly in view and its characters stand at least this many pixels apart."""
+"""A plate is readable when it is entirely in view and its characters are at least this many pixels apart."""
 
 Box = tuple[float, float, float, float]
 _SUPERSAMPLE = 2
@@ -31,14 +31,14 @@ class Truth:
     """One vehicle in one frame.
 
     Attributes:
-        track: its track.
-        kind: its type.
-        box: what is visible of it.
+        track: number of its track.
+        kind: type of vehicle.
+        box: box of its visible part.
         visible: share of its outline within the frame that no other vehicle hides.
-        ignore: too hidden or too small to count for or against a detector.
-        plate_box: what lies in the frame of its plate; None when hidden.
+        ignore: True when it is too hidden or too small for a detector.
+        plate_box: its plate's box within the frame; None when hidden.
         text: the plate's characters.
-        readable: whether a reader is expected to read it.
+        readable: whether a reader is expected to read the plate.
     """
 
     track: int
@@ -52,7 +52,7 @@ class Truth:
 
 
 class Stage:
-    """One frame in the making: canvas, what shines, who covers which pixel."""
+    """A frame under construction: the canvas, the shine, and the vehicle that covers each pixel."""
 
     def __init__(self, canvas: NDArray[np.float32], weather: Weather) -> None:
         self.canvas = canvas
@@ -63,7 +63,7 @@ class Stage:
         self._cast: list[tuple[Vehicle, Points, int]] = []
 
     def put(self, vehicle: Vehicle, drawing: Drawing, texture: Image.Image, *, motion: tuple[float, float]) -> None:
-        """Draw one vehicle over what is there; call from far to near."""
+        """Draw one vehicle over the earlier ones; call it from far to near."""
         outline = np.concatenate([p.points for p in drawing.polygons if p.outline])
         tile = _Tile.around(outline)
         if tile is None:
@@ -84,7 +84,7 @@ class Stage:
         self._lamps += [(lamp, number) for lamp in drawing.lamps]
 
     def lamps(self) -> list[Lamp]:
-        """The lamps that nothing put later hides."""
+        """Return the lamps that no later vehicle hides."""
         seen = list[Lamp]()
         for lamp, owner in self._lamps:
             x, y = int(lamp.centre[0]), int(lamp.centre[1])
@@ -93,7 +93,7 @@ class Stage:
         return seen
 
     def _cast_shadow(self, footprint: Points) -> None:
-        """Darken the ground under the body and where it keeps the sun away."""
+        """Darken the ground under the body and in its shadow."""
         low = np.maximum(np.floor(footprint.min(axis=0)).astype(int) - 8, 0)
         high = np.minimum(np.ceil(footprint.max(axis=0)).astype(int) + 8, (WIDTH, HEIGHT))
         if (high - low).min() < 4:
@@ -111,7 +111,7 @@ class Stage:
         part *= (1.0 - np.asarray(soft, dtype=np.float32) / 255.0)[..., None]
 
     def truths(self) -> list[Truth]:
-        """Ground truth of everything put, after all of it was put."""
+        """Return the ground truth of all vehicles; call it after the last `put`."""
         found = list[Truth]()
         for index, (vehicle, plate, outline_px) in enumerate(self._cast):
             rows, columns = np.nonzero(self._owner == index + 1)
@@ -121,7 +121,7 @@ class Stage:
             visible = len(rows) / outline_px
             small = min(box[2] - box[0], box[3] - box[1]) < MIN_VEHICLE_PX
             plate_box, whole = self._visible_plate(plate, owner=index + 1)
-            text = spoken(vehicle.text)
+            text = characters_of(vehicle.text)
             longest = max(len(line) for line in vehicle.text.split("/"))
             pitch = float(np.linalg.norm(plate[1] - plate[0])) / (longest + 0.5)
             found.append(
@@ -139,7 +139,7 @@ class Stage:
         return found
 
     def _visible_plate(self, corners: Points, *, owner: int) -> tuple[Box | None, bool]:
-        """The plate's box within the frame, or None when over half of it is hidden; whether all of it is in view."""
+        """Return the plate's box in the frame, None when over half is hidden, and whether it is entirely in view."""
         across, down = np.meshgrid((np.arange(16) + 0.5) / 16, (np.arange(6) + 0.5) / 6)
         u, v = across.reshape(-1, 1), down.reshape(-1, 1)
         points = (corners[0] * (1 - u) + corners[1] * u) * (1 - v) + (corners[3] * (1 - u) + corners[2] * u) * v
@@ -155,7 +155,7 @@ class Stage:
 
 
 class _Tile:
-    """A piece of canvas around one vehicle, drawn at twice the resolution."""
+    """A part of the canvas around one vehicle, drawn at twice the resolution."""
 
     _MARGIN = 10
 
@@ -166,7 +166,7 @@ class _Tile:
 
     @classmethod
     def around(cls, points: Points) -> "_Tile | None":
-        """A tile that holds `points` as far as they lie near the frame; None when they lie outside."""
+        """Return a tile with the `points` that are near the frame; None when all are outside."""
         low = np.maximum(np.floor(points.min(axis=0)).astype(int), 0) - cls._MARGIN
         high = np.minimum(np.ceil(points.max(axis=0)).astype(int), (WIDTH, HEIGHT)) + cls._MARGIN
         width, height = (high - low).tolist()
@@ -194,7 +194,7 @@ class _Tile:
     def finish(
         self, motion: tuple[float, float]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Colour (premultiplied by the mask), mask and shine at the frame's resolution, blurred along `motion`."""
+        """Return colour (premultiplied by the mask), mask and shine at the frame's resolution, blurred by `motion`."""
         colour = np.asarray(self._colour.reduce(_SUPERSAMPLE), dtype=np.float32)
         mask = np.asarray(self._mask.reduce(_SUPERSAMPLE), dtype=np.float32) / 255.0
         shine = np.asarray(self._shine.reduce(_SUPERSAMPLE), dtype=np.float32) / 255.0
@@ -211,7 +211,7 @@ class _Tile:
         return stack[..., :3], stack[..., 3], stack[..., 4]
 
     def place(self) -> tuple[slice, slice, tuple[slice, slice]]:
-        """Rows and columns of the canvas that the tile covers, and the tile's part that lies on them."""
+        """Return the rows and columns of the canvas under the tile, and the part of the tile on the canvas."""
         y0, x0 = max(self._y0, 0), max(self._x0, 0)
         y1, x1 = min(self._y0 + self._height, HEIGHT), min(self._x0 + self._width, WIDTH)
         inner = (slice(y0 - self._y0, y1 - self._y0), slice(x0 - self._x0, x1 - self._x0))
@@ -219,7 +219,7 @@ class _Tile:
 
 
 def _add_shifted(total: NDArray[np.float32], image: NDArray[np.float32], shift: tuple[int, int]) -> None:
-    """Add `image` moved by rows and columns; what would come in from outside is nothing."""
+    """Add `image` shifted by rows and columns; pixels from outside count as 0."""
 
     def spans(by: int) -> tuple[slice, slice]:
         return slice(max(by, 0), min(by, 0) or None), slice(max(-by, 0), min(-by, 0) or None)
@@ -229,7 +229,7 @@ def _add_shifted(total: NDArray[np.float32], image: NDArray[np.float32], shift: 
 
 
 def _paste_quad(image: Image.Image, texture: Image.Image, corners: Points) -> None:
-    """Paste `texture` so that its corners fall on `corners` (clockwise from top left)."""
+    """Paste `texture` with its corners on `corners` (clockwise from top left)."""
     x0, y0 = np.maximum(np.floor(corners.min(axis=0)).astype(int), 0)
     x1, y1 = np.minimum(np.ceil(corners.max(axis=0)).astype(int), image.size)
     if x1 - x0 < 1 or y1 - y0 < 1:
@@ -247,7 +247,7 @@ def _paste_quad(image: Image.Image, texture: Image.Image, corners: Points) -> No
 
 
 def _homography(target: Points, source: Sequence[tuple[float, float]]) -> list[float]:
-    """The eight coefficients that map `target` to `source`, as Pillow's PERSPECTIVE wants them."""
+    """Return the eight coefficients that map `target` to `source`, for Pillow's PERSPECTIVE."""
     rows, values = list[list[float]](), list[float]()
     for (x, y), (u, v) in zip(target.tolist(), source, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]

@@ -1,6 +1,6 @@
-"""Light and weather: what a condition does to a finished frame.
+"""Applies light and weather to a finished frame, in this order: light, fog, glow, rain, blur, noise.
 
-All images are float32 (H, W, 3), 0 to 255, in linear order of effects: light, fog, glow, rain, blur, noise.
+All images are float32 (H, W, 3), 0 to 255.
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ class Condition:
     """Ranges from which a clip draws its light and weather; each pair is low and high.
 
     Attributes:
-        gain: how much of full daylight there is.
+        gain: share of full daylight.
         tint: factors of red, green, blue.
         ambient: share of light without direction.
-        lights: how bright lamps burn, 0 to 1.
+        lights: brightness of lamps, 0 to 1.
         noise: standard deviation of the sensor's noise, grey levels.
-        fog: share of the far image hidden.
+        fog: share of the far image that fog hides.
         blur_px: radius of the lens's blur.
         exposure_s: shutter time.
         rain: streaks per frame.
-        glare: how far a lamp's halo reaches, factor.
-        plate_light: how much a plate shines back, 0 to 1.
+        glare: factor on the radius of a lamp's halo.
+        plate_light: retroreflection of a plate, 0 to 1.
     """
 
     gain: tuple[float, float]
@@ -60,7 +60,7 @@ CONDITIONS: dict[str, Condition] = {
         gain=(0.16, 0.30), tint=(0.92, 0.97, 1.06), ambient=(0.7, 0.9), lights=(0.8, 1.0), noise=(4.0, 8.0),
         exposure_s=(0.002, 0.005), glare=(0.6, 1.0), plate_light=(0.25, 0.5),
     ),
-    # Darker, noisier and longer exposed than anything in training: the shifted set `night`.
+    # Darker, noisier and with longer exposure than the training clips; used by the shifted set `night`.
     "deep_night": Condition(
         gain=(0.10, 0.17), tint=(0.88, 0.96, 1.10), ambient=(0.7, 0.9), lights=(0.9, 1.0), noise=(7.0, 11.0),
         blur_px=(0.2, 0.8), exposure_s=(0.004, 0.008), glare=(0.8, 1.3), plate_light=(0.15, 0.4),
@@ -70,7 +70,7 @@ CONDITIONS: dict[str, Condition] = {
 
 @dataclass(slots=True)
 class Weather:
-    """One clip's draw from a `Condition`."""
+    """The weather of one clip, drawn from a `Condition`."""
 
     gain: float
     tint: tuple[float, float, float]
@@ -111,10 +111,10 @@ def draw_weather(condition: Condition, rng: np.random.Generator) -> Weather:
 
 
 class Develop:
-    """Turns a clip's evenly lit canvases into frames as a camera in this weather would record them."""
+    """Turns a clip's evenly lit canvases into the frames of a camera in this weather."""
 
     def __init__(self, weather: Weather, rng: np.random.Generator, *, width: int, height: int) -> None:
-        """Prepare what stays the same over the clip: fog, vignette, a bank of noise."""
+        """Prepare the constants of the clip: fog, vignette, a bank of noise."""
         self._weather = weather
         self._rng = rng
         self._size = (width, height)
@@ -125,12 +125,12 @@ class Develop:
         self._noise_bank = rng.standard_normal((height + 64, width + 64)).astype(np.float32) * weather.noise
 
     def __call__(self, canvas: Image3, shine: NDArray[np.float32], lamps: Sequence[Lamp]) -> NDArray[np.uint8]:
-        """Light, weather, lens and sensor.
+        """Apply light, weather, lens and sensor.
 
         Args:
-            canvas: (H, W, 3), as in full light.
-            shine: (H, W), 1 where a surface shines by itself.
-            lamps: what glows.
+            canvas: (H, W, 3), in full light.
+            shine: (H, W), 1 where a surface emits light.
+            lamps: lamps that glow.
 
         Returns:
             The frame, uint8 (H, W, 3).
@@ -177,7 +177,7 @@ class Develop:
         return np.asarray(layer, dtype=np.float32)
 
     def _noise(self) -> NDArray[np.float32]:
-        """Mostly brightness noise, cut at random from the bank; a third of it differs by colour."""
+        """Return brightness noise from random parts of the bank, with a smaller part that differs by colour."""
         width, height = self._size
 
         def cut() -> NDArray[np.float32]:

@@ -1,8 +1,8 @@
 """Reads video and images with COCO-style ground truth, batch by batch, and checks them.
 
-A frame is one COCO image; `annotations` hold `bbox` (x, y, width, height), `category_id` (1 vehicle), `iscrowd` for
+A frame is one COCO image. `annotations` have `bbox` (x, y, width, height), `category_id` (1 is vehicle), `iscrowd` for
 vehicles too hidden to count, and this example's own fields `track_id`, `plate_bbox`, `text`, `readable`. Only these
-are read, so any video labelled this way will do. Reading streams: no more than a batch is held.
+fields are read, so any video with such labels works. Frames are read one batch at a time.
 
 Shapes: B frames, C = 3 channels (RGB), H rows, W columns.
 """
@@ -32,17 +32,17 @@ _EXAMPLE = Path(__file__).resolve().parent.parent
 
 @dataclass(slots=True)
 class FrameTargets:
-    """Ground truth of one frame, as the metrics see it.
+    """Ground truth of one frame, for the metrics.
 
     Attributes:
         size: width and height of the frame, pixels.
         vehicles_N4: boxes, x0, y0, x1, y1.
-        ignore_N: vehicles that count neither for nor against.
+        ignore_N: whether metrics ignore the vehicle.
         plates_N4: the plate of each vehicle; NaN where none is in view.
         texts: the plate's characters; empty when unknown.
-        readable_N: whether a reader is expected to read it.
+        readable_N: whether a reader is expected to read the plate.
         tracks_N: track of each vehicle, -1 when unknown.
-        condition: light and weather, when known.
+        condition: light and weather; empty when unknown.
     """
 
     size: tuple[int, int]
@@ -56,16 +56,16 @@ class FrameTargets:
 
 
 def resolve(path: str) -> Path:
-    """A path as given, or inside this example's folder when nothing lies at the first."""
+    """Return the path unchanged when it is absolute or exists, else the path in this example's folder."""
     given = Path(path).expanduser()
     return given if given.is_absolute() or given.exists() else _EXAMPLE / given
 
 
 def read_annotations(path: Path) -> list[tuple[str, FrameTargets]]:
-    """Read and check a COCO file: (file name, targets) per image, in the file's order.
+    """Read and check a COCO file; return (file name, targets) per image, in the file's order.
 
     Raises:
-        DataError: when the file is missing, no JSON, or an image or annotation does not make sense.
+        DataError: when the file is missing or not JSON, or an image or annotation is invalid.
     """
     document = _load_json(path)
     images = _list_of(document, "images", path)
@@ -92,14 +92,14 @@ def _load_json(path: Path) -> Mapping[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise DataError(f"{path} is no COCO document: its top level is not an object")
+        raise DataError(f"{path} is not a COCO document: its top level is not an object")
     return cast("Mapping[str, Any]", document)
 
 
 def _list_of(document: Mapping[str, Any], key: str, path: Path) -> list[Mapping[str, Any]]:
     value = document.get(key)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in cast("list[Any]", value)):
-        raise DataError(f"{path} is no COCO document: {key!r} is not a list of objects")
+        raise DataError(f"{path} is not a COCO document: {key!r} is not a list of objects")
     return cast("list[Mapping[str, Any]]", value)
 
 
@@ -108,7 +108,7 @@ def _targets(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]],
     try:
         size = (int(image["width"]), int(image["height"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: width and height are missing or no numbers") from error
+        raise DataError(f"{where}: width and height are missing or not numbers") from error
     missing = (float("nan"),) * 4
     texts = [str(a.get("text") or "") for a in annotations]
     for text in texts:
@@ -131,7 +131,7 @@ def _targets(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]],
 
 
 def _box(value: object, size: tuple[int, int], where: str) -> tuple[float, float, float, float]:
-    """Turn a COCO box into corners and check that it lies in the frame."""
+    """Convert a COCO box to corners, and check that it is inside the frame."""
     try:
         x, y, width, height = (float(v) for v in cast("Iterable[Any]", value))
     except (TypeError, ValueError) as error:
@@ -158,7 +158,7 @@ class LabelledFrames:
         decode_ahead: int,
         origin: Path,
     ) -> None:
-        """Use `VideoFrames` or `ImageFrames` instead."""
+        """Check the arguments; users create `VideoFrames` or `ImageFrames`."""
         if batch_size < 1:
             raise UsageError(f"data.batch_size must be at least 1, got {batch_size}")
         if decode_ahead < 0:
@@ -167,11 +167,11 @@ class LabelledFrames:
         self._decode_ahead = decode_ahead
 
     def __len__(self) -> int:
-        """Number of batches."""
+        """Return the number of batches."""
         return -(-len(self._labels) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches, decoded ahead on a thread; data is a uint8 tensor (B, 3, H, W), channels last in memory."""
+        """Yield batches, decoded ahead on a thread. Data is a uint8 tensor (B, 3, H, W), channels last in memory."""
         if not self._decode_ahead:
             yield from self._decoded()
             return
@@ -202,7 +202,7 @@ class LabelledFrames:
         if (frame.shape[1], frame.shape[0]) != targets.size:
             raise DataError(
                 f"{self._origin}, frame {number} ({name}) is {frame.shape[1]}x{frame.shape[0]}, "
-                f"its annotation says {targets.size[0]}x{targets.size[1]}"
+                f"but {targets.size[0]}x{targets.size[1]} in its annotation"
             )
 
     def _batch(self, frames: Sequence[Frame], start: int) -> Batch:
@@ -212,7 +212,7 @@ class LabelledFrames:
         return Batch(start // self._batch_size, ids, data, [t for _, t in labels], len(frames))
 
     def close(self) -> None:
-        """Nothing stays open between two iterations."""
+        """Do nothing: no file stays open between two iterations."""
 
 
 class VideoFrames(LabelledFrames):
@@ -222,13 +222,13 @@ class VideoFrames(LabelledFrames):
         """Check both files.
 
         Args:
-            path: the video; a relative path is looked up here, then in the example's folder.
+            path: the video; a relative path is searched in the current folder, then in the example's.
             annotations: the COCO JSON file.
             batch_size: frames per batch; the last batch may be smaller.
-            decode_ahead: batches to decode early, on a thread; 0 decodes when asked.
+            decode_ahead: batches to decode in advance, on a thread; 0 decodes on demand.
 
         Raises:
-            DataError: when a file is missing or cannot be read as what it should be.
+            DataError: when a file is missing or cannot be read.
         """
         video = resolve(path)
         frames = _VideoFile(video)
@@ -279,13 +279,13 @@ class _VideoFile:
 
 
 class ImageFrames(LabelledFrames):
-    """A folder of images of one size with COCO annotations; `file_name` of each image lies in the folder."""
+    """A folder of images of one size with COCO annotations; the `file_name` of each image is in the folder."""
 
     def __init__(self, path: str, annotations: str, *, batch_size: int = 16, decode_ahead: int = 2) -> None:
         """Check the folder and the annotations.
 
         Raises:
-            DataError: when the folder, an image or the annotation file is missing or wrong.
+            DataError: when the folder, an image or the annotation file is missing or invalid.
         """
         folder = resolve(path)
         labels = read_annotations(resolve(annotations))

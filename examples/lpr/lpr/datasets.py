@@ -1,8 +1,8 @@
-"""The data sets of this example: which seeds, which conditions, how long; and how they become files.
+"""The data sets of this example: their seeds, conditions and lengths, and a command that writes them to files.
 
     python -m lpr.datasets [validation night crowded selection]     writes data/<name>.mp4 and .json
 
-Seeds of the sets are disjoint by construction: each set owns a range of 100,000.
+The seeds of the sets are disjoint: each set has a range of 100,000.
 """
 
 import sys
@@ -19,9 +19,9 @@ class DataSet:
     """A set of clips.
 
     Attributes:
-        first_seed: seed of the first clip; the others follow.
-        conditions: taken in turn.
-        num_clips: how many.
+        first_seed: seed of the first clip; the others count up from it.
+        conditions: conditions of the clips, in turn.
+        num_clips: number of clips.
         num_frames: length of each clip.
         crowded: see `ClipSpec`.
         renew_text: see `ClipSpec`.
@@ -35,7 +35,7 @@ class DataSet:
     renew_text: bool = False
 
     def clips(self) -> list[ClipSpec]:
-        """The clips in order."""
+        """Return the clips in order."""
         return [
             ClipSpec(
                 seed=self.first_seed + i,
@@ -59,7 +59,7 @@ DATA_SETS: dict[str, DataSet] = {
 
 
 def write_data_set(name: str, folder: Path) -> Path:
-    """Render the set `name` into `folder`; returns the video's path."""
+    """Render the set `name` into `folder`; return the video's path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.mp4"
     writer = VideoWriter(path, fps=FPS, width=WIDTH, height=HEIGHT)

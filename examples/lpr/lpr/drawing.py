@@ -1,7 +1,7 @@
-"""Draws a vehicle: from a body, a place and a camera to flat polygons, in the order in which they are painted.
+"""Draws a vehicle: converts a body, a place and a camera to flat polygons in painting order.
 
 World axes in metres: X right, Y along the road away from the camera, Z up. A body's own axes: x from tail to nose,
-y across, z up. It knows nothing of weather, of other vehicles or of files.
+y across, z up. This module does not know weather, other vehicles or files.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Camera:
         self.rotation = roll @ look
 
     def project(self, points_N3: Points) -> Points:
-        """World points to pixels (N, 2); points at or behind the camera are clamped to 0.3 m before it."""
+        """Project world points to pixels (N, 2); points at or behind the camera are clamped to 0.3 m in front of it."""
         seen = (points_N3 - (0.0, 0.0, self.height_m)) @ self.rotation.T
         depth = np.maximum(seen[:, 2:3], 0.3)
         return seen[:, :2] * (self.focal_px / depth) + (self.width / 2, self.height / 2)
@@ -45,8 +45,14 @@ class Camera:
 
 @dataclass(slots=True)
 class Polygon:
-    """A flat patch: outline in pixels (N, 2), colour 0-255, how much it shines by itself (0 to 1), whether it widens
-    the vehicle's outline."""
+    """A flat patch.
+
+    Attributes:
+        points: outline in pixels (N, 2).
+        colour: 0 to 255.
+        shine: light that it emits, 0 to 1.
+        outline: whether it is part of the vehicle's outline.
+    """
 
     points: Points
     colour: Colour
@@ -65,7 +71,7 @@ class Lamp:
 
 @dataclass(slots=True)
 class Drawing:
-    """A vehicle as seen: polygons in drawing order, its plate's corners (4, 2) clockwise from top left, its lamps."""
+    """A drawn vehicle: polygons in painting order, its plate's corners (4, 2) clockwise from top left, its lamps."""
 
     polygons: list[Polygon]
     plate: Points
@@ -93,7 +99,7 @@ class _Painter:
         return np.array([y * self.direction + self.size[0] / 2, x * self.direction, z])
 
     def pixels(self, local_N3: Points) -> Points:
-        """Own axes to pixels."""
+        """Convert the body's own axes to pixels."""
         world = np.stack(
             [local_N3[:, 1] * self.direction, (local_N3[:, 0] - self.size[0] / 2) * self.direction, local_N3[:, 2]],
             axis=1,
@@ -101,14 +107,14 @@ class _Painter:
         return self.camera.project(world + self.origin)
 
     def shade(self, colour: Colour, normal: Points) -> Colour:
-        """Lambert's law with an ambient part."""
+        """Shade a colour by Lambert's law with an ambient part."""
         light = (
             self.ambient + (1.0 - self.ambient) * max(0.0, float(normal @ self.sun)) + 0.10 * max(0.0, float(normal[2]))
         )
         return (min(colour[0] * light, 255.0), min(colour[1] * light, 255.0), min(colour[2] * light, 255.0))
 
     def add(self, local_N3: Points, colour: Colour, *, shine: float = 0.0, outline: bool = False) -> None:
-        """Draw one polygon of own axes."""
+        """Draw one polygon given in the body's own axes."""
         self.polygons.append(Polygon(self.pixels(local_N3), colour, shine, outline))
 
 
@@ -124,13 +130,13 @@ class _Face:
     normal: Points
 
     def at(self, u: float, v: float) -> Points:
-        """The point at `u` (-1 to 1 across) and `v` (0 low to 1 high)."""
+        """Return the point at `u` (-1 to 1 across) and `v` (0 low to 1 high)."""
         middle = self.low + (self.high - self.low) * v
         half = self.half_low + (self.half_high - self.half_low) * v
         return middle + np.array([0.0, u * half, 0.0]) + self.normal * 0.01
 
     def patch(self, u0: float, u1: float, v0: float, v1: float) -> Points:
-        """A rectangle on the face."""
+        """Return the corners of a rectangle on the face."""
         return np.array([self.at(u0, v0), self.at(u1, v0), self.at(u1, v1), self.at(u0, v1)])
 
 
@@ -157,12 +163,12 @@ def draw_vehicle(
     """Draw `vehicle` with its middle at `y` metres along the road.
 
     Args:
-        vehicle: what to draw.
-        camera: from where.
-        y: place along the road.
+        vehicle: the vehicle.
+        camera: the camera.
+        y: place along the road, metres.
         sun: unit vector towards the sun.
-        ambient: share of light that comes from everywhere.
-        lights_on: 0 (off) to 1.
+        ambient: share of light without direction.
+        lights_on: brightness of the lamps, 0 (off) to 1.
     """
     painter = _Painter(vehicle, camera, y=y, sun=sun, ambient=ambient)
     faces = _faces(painter)
@@ -186,7 +192,7 @@ def draw_vehicle(
 
 
 def _draw_running_gear(painter: _Painter) -> None:
-    """Tyres seen from behind or before, and the dark space under the body."""
+    """Draw the tyres from behind or in front, and the dark space under the body."""
     length, width, height = painter.size
     clearance = painter.body.profile[0][1] * height
     end = 0.06 * length if painter.direction > 0 else 0.94 * length
@@ -210,13 +216,13 @@ def _draw_running_gear(painter: _Painter) -> None:
 
 
 def _width_at(profile: Sequence[tuple[float, float, float, str]], z: float) -> float:
-    """Half-width share at a height share, for points on the side."""
+    """Return the share of the half width at a share of the height, for points on the side."""
     ordered = sorted((point[1], point[2]) for point in profile)
     return float(np.interp(z, [p[0] for p in ordered], [p[1] for p in ordered]))
 
 
 def _draw_side(painter: _Painter, side: float) -> None:
-    """One side; of the far one only the leaning windows are seen from above, the rest is painted over later."""
+    """Draw one side. Of the far side only the inclined windows stay visible from above; later faces cover the rest."""
     length, width, height = painter.size
     profile = painter.body.profile
     normal = np.array([0.0, side, 0.0])
@@ -290,7 +296,7 @@ def _draw_face(painter: _Painter, face: _Face) -> None:
 
 
 def _draw_lamps(painter: _Painter, face: _Face, *, lights_on: float) -> list[Lamp]:
-    """Tail lamps or headlamps where the body carries them."""
+    """Draw the tail lamps or headlamps on the face that has them."""
     tail = face.name == painter.body.glow_rear
     if not tail and face.name != painter.body.glow_front:
         return []
@@ -314,7 +320,7 @@ def _draw_lamps(painter: _Painter, face: _Face, *, lights_on: float) -> list[Lam
 
 
 def _plate_corners(painter: _Painter, faces: Sequence[_Face], *, tail_view: bool) -> Points:
-    """Corners in pixels, as the viewer reads them: top left, top right, bottom right, bottom left."""
+    """Draw the plate's frame; return its corners in pixels as seen: top left, top right, bottom right, bottom left."""
     name, v = painter.body.plate_rear if tail_view else painter.body.plate_front
     face = next(face for face in faces if face.name == name)
     up = face.high - face.low

@@ -1,4 +1,4 @@
-"""What the detectors should say, and how wrong they are.
+"""The detectors' targets, and the loss against them.
 
 Shapes: N items, K boxes over all items, H rows and W columns of a centre map; boxes are x0, y0, x1, y1.
 """
@@ -12,7 +12,7 @@ from lpr.models import decode_boxes
 def centre_targets(
     boxes_K4: Tensor, frame_K: Tensor, *, shape: tuple[int, int, int], stride: int
 ) -> tuple[Tensor, Tensor]:
-    """What a centre head should say.
+    """Return the target of a centre head.
 
     Args:
         boxes_K4: boxes in input pixels.
@@ -21,8 +21,8 @@ def centre_targets(
         stride: input pixels per cell.
 
     Returns:
-        The centre map (N, H, W), 1 at a box's central cell and falling off around it, and for each cell the box that
-        it lies nearest to (N, H, W, 4).
+        The centre map (N, H, W), which is 1 at a box's central cell and falls off around it, and the nearest box of
+        each cell (N, H, W, 4).
     """
     items, rows, columns = shape
     heat, nearest = torch.zeros(shape), torch.zeros((*shape, 4))
@@ -48,7 +48,7 @@ def centre_targets(
 def detection_loss(
     output_N5HW: Tensor, heat_NHW: Tensor, nearest_NHW4: Tensor, weight_NHW: Tensor, *, stride: int
 ) -> Tensor:
-    """Penalty-reduced focal loss of the centre map (CenterNet, Zhou et al. 2019) plus GIoU near the centres."""
+    """Return the penalty-reduced focal loss of the centre map (CenterNet, Zhou et al. 2019) plus GIoU near centres."""
     logit = output_N5HW[:, 0].float()
     chance = logit.sigmoid().clamp(1e-4, 1 - 1e-4)
     positive = heat_NHW > 0.999
@@ -63,7 +63,7 @@ def detection_loss(
 
 
 def giou(a_N4: Tensor, b_N4: Tensor) -> Tensor:
-    """Generalised IoU of each pair (Rezatofighi et al. 2019)."""
+    """Return the generalised IoU of each pair (Rezatofighi et al. 2019)."""
     low, high = torch.maximum(a_N4[:, :2], b_N4[:, :2]), torch.minimum(a_N4[:, 2:], b_N4[:, 2:])
     inner = (high - low).clamp(min=0).prod(-1)
     area = (a_N4[:, 2:] - a_N4[:, :2]).prod(-1) + (b_N4[:, 2:] - b_N4[:, :2]).prod(-1) - inner

@@ -1,7 +1,7 @@
-"""How good a run was: average precision of vehicles and plates, and what was read.
+"""The metrics of this example: average precision of vehicles and plates, exact match and character error rate.
 
 A metric takes the pipeline's output (per frame a list of readings) and the data set's targets (per frame
-`FrameTargets`). Every metric can be merged from the state of another one, so that parts of a data set add up.
+`FrameTargets`). Metrics of parts of a data set can be merged by their states.
 """
 
 import io
@@ -26,7 +26,7 @@ Part = TypeVar("Part")
 
 
 def iou_matrix(a_N4: Boxes, b_M4: Boxes) -> NDArray[np.float64]:
-    """Intersection over union of every pair, (N, M)."""
+    """Return the intersection over union of every pair, (N, M)."""
     low = np.maximum(a_N4[:, None, :2], b_M4[None, :, :2])
     high = np.minimum(a_N4[:, None, 2:], b_M4[None, :, 2:])
     inner = np.clip(high - low, 0, None).prod(-1)
@@ -35,7 +35,7 @@ def iou_matrix(a_N4: Boxes, b_M4: Boxes) -> NDArray[np.float64]:
 
 
 def match(found_N4: Boxes, true_M4: Boxes) -> dict[int, int]:
-    """Pair true boxes with found ones, best overlap first, each once, at least `MATCH_IOU`: index of true to found."""
+    """Pair true with found boxes, best overlap first, at least `MATCH_IOU`; return indexes of found by true boxes."""
     overlap = iou_matrix(found_N4, true_M4)
     pairs = dict[int, int]()
     used = set[int]()
@@ -50,53 +50,53 @@ def match(found_N4: Boxes, true_M4: Boxes) -> dict[int, int]:
 
 
 class _FrameMetric(ABC, Generic[Part]):
-    """Keeps one small part per frame; everything else follows from the parts."""
+    """Stores one small part per frame, from which the scores are computed."""
 
     def __init__(self) -> None:
         self._parts: list[Part] = []
 
     @abstractmethod
     def _part(self, readings: Sequence[Reading], targets: FrameTargets) -> Part:
-        """What to keep of one frame."""
+        """Return the part to store of one frame."""
 
     @abstractmethod
     def _quick(self, parts: Sequence[Part]) -> float | None:
-        """The score of a few frames; None when it is not defined."""
+        """Return the score of a few frames; None when it is undefined."""
 
     @abstractmethod
     def _total(self, parts: Sequence[Part]) -> float:
-        """The score of all frames."""
+        """Return the score of all frames."""
 
     def update(self, output: Output, targets: Sequence[FrameTargets]) -> float | None:
-        """Add one batch; returns its own score, None when nothing in it can be scored."""
+        """Add one batch; return its score, None when nothing in it can be scored."""
         parts = self._split(output, targets)
         self._parts += parts
         return self._quick(parts)
 
     def sample_scores(self, output: Output, targets: Sequence[FrameTargets]) -> list[float | None]:
-        """The score of each frame by itself, higher is better."""
+        """Return the score of each frame by itself, higher is better."""
         return [self._quick([part]) for part in self._split(output, targets)]
 
     def compute(self) -> float:
-        """The score over everything added so far.
+        """Return the score over all frames so far.
 
         Raises:
-            ValueError: when nothing added can be scored.
+            ValueError: when none of them can be scored.
         """
         if not self._parts:
             raise ValueError("no frame was scored")
         return self._total(self._parts)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all frames."""
         self._parts = []
 
     def state(self) -> list[Part]:
-        """What another one can merge; picklable."""
+        """Return the picklable state for `merge` of another instance."""
         return list(self._parts)
 
     def merge(self, state: list[Part]) -> None:
-        """Add another one's state."""
+        """Add the state of another instance."""
         self._parts += state
 
     def _split(self, output: Output, targets: Sequence[FrameTargets]) -> list[Part]:
@@ -107,7 +107,7 @@ class _FrameMetric(ABC, Generic[Part]):
 
 @dataclass(slots=True)
 class Detections:
-    """One frame for a detector: what it found, best first, and what there was; boxes are x0, y0, x1, y1."""
+    """The found boxes of one frame, best first, and the true ones; boxes are x0, y0, x1, y1."""
 
     found_N4: Boxes
     score_N: NDArray[np.float64]
@@ -116,7 +116,7 @@ class Detections:
 
 
 class _AveragePrecision(_FrameMetric[Detections]):
-    """AP at IoU 0.5. A batch's own score is the F1 of all its detections at IoU 0.5, which is cheap and close."""
+    """AP at IoU 0.5. A batch's own score is the F1 of all its detections at IoU 0.5, which is cheap and similar."""
 
     what: ClassVar[str] = ""
 
@@ -133,12 +133,12 @@ class _AveragePrecision(_FrameMetric[Detections]):
 
     def _total(self, parts: Sequence[Detections]) -> float:
         if not any((~part.ignore_M).any() for part in parts):
-            raise ValueError(f"the annotations hold no {self.what} to find")
+            raise ValueError(f"the annotations have no {self.what} to find")
         return average_precision(parts)
 
 
 def _unmatched(part: Detections, matched: set[int]) -> int:
-    """Detections that hit nothing, nor lie in a box to be ignored."""
+    """Count the detections that match no true box and are not in an ignored box."""
     rest = [i for i in range(len(part.found_N4)) if i not in matched]
     if not rest or not part.ignore_M.any():
         return len(rest)
@@ -150,7 +150,7 @@ def _unmatched(part: Detections, matched: set[int]) -> int:
 
 
 def average_precision(parts: Sequence[Detections]) -> float:
-    """AP at IoU 0.5 by faster-coco-eval; boxes to be ignored are its `iscrowd`."""
+    """Return the AP at IoU 0.5 by faster-coco-eval; ignored boxes are its `iscrowd`."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     truth, found = list[dict[str, Any]](), list[dict[str, Any]]()
@@ -193,7 +193,7 @@ class PlateAP50(_AveragePrecision):
     what = "plate"
 
     def __init__(self, min_width_px: float = 16.0) -> None:
-        """Ignore plates narrower than `min_width_px`, and those of vehicles that are to be ignored."""
+        """Ignore plates narrower than `min_width_px`, and those of ignored vehicles."""
         super().__init__()
         self._min_width_px = min_width_px
 
@@ -209,7 +209,7 @@ class PlateAP50(_AveragePrecision):
 
 @dataclass(slots=True)
 class Spelling:
-    """One readable plate: what it says, what was read (empty when it was not found), its track."""
+    """One readable plate: its true text, the read text (empty when it was not found), and its track."""
 
     true: str
     read: str
@@ -217,7 +217,7 @@ class Spelling:
 
 
 def spellings(readings: Sequence[Reading], targets: FrameTargets) -> list[Spelling]:
-    """Pair the readable plates of a frame with what was read where they are."""
+    """Pair the readable plates of a frame with the texts read at their positions."""
     chosen = np.flatnonzero(targets.readable_N & ~np.isnan(targets.plates_N4[:, 0]))
     seen = [r for r in readings if r["plate_box"] is not None]
     found = np.array([r["plate_box"] for r in seen], dtype=np.float64).reshape(-1, 4)
@@ -229,18 +229,18 @@ def spellings(readings: Sequence[Reading], targets: FrameTargets) -> list[Spelli
 
 
 class _ReadingMetric(_FrameMetric[list[Spelling]]):
-    """Scores all readable plates alike, found or not."""
+    """Scores all readable plates, also those that were not found."""
 
     @abstractmethod
     def _share(self, plate: Spelling) -> tuple[int, int]:
-        """What one plate adds above and below the line of the score."""
+        """Return what one plate adds to numerator and denominator of the score."""
 
     def _score(self, plates: Sequence[Spelling]) -> float:
-        above, below = zip(*map(self._share, plates), strict=True)
-        return sum(above) / sum(below)
+        numerators, denominators = zip(*map(self._share, plates), strict=True)
+        return sum(numerators) / sum(denominators)
 
     def ci95(self) -> tuple[float, float] | None:
-        """95 % interval by resampling vehicles, because the frames of one vehicle succeed and fail together."""
+        """Return the 95 % interval by resampling vehicles, because readings of one vehicle are correlated."""
         from mlotel_cli.stats.bootstrap import grouped_bootstrap
 
         plates = [plate for part in self._parts for plate in part]
@@ -257,20 +257,20 @@ class _ReadingMetric(_FrameMetric[list[Spelling]]):
     def _total(self, parts: Sequence[list[Spelling]]) -> float:
         score = self._quick(parts)
         if score is None:
-            raise ValueError("the annotations hold no readable plate")
+            raise ValueError("the annotations have no readable plate")
         return score
 
 
 class PlateExactMatch(_ReadingMetric):
-    """Share of readable plates whose every character was read, end to end: a missed plate counts as wrong."""
+    """Share of readable plates that were read without a mistake, end to end: a missed plate counts as wrong."""
 
     def _share(self, plate: Spelling) -> tuple[int, int]:
         return int(plate.true == plate.read), 1
 
     def sample_image(self, data: Tensor, output: Output, targets: Sequence[FrameTargets], index: int) -> bytes:
-        """The first plate of frame `index` that was not read, or the whole frame, as a PNG 160 pixels wide.
+        """Draw the first misread plate of frame `index`, or the whole frame, as a PNG 160 pixels wide.
 
-        `data`: the batch's frames (B, 3, H, W), uint8.
+        `data` are the batch's frames (B, 3, H, W), uint8.
         """
         target = targets[index]
         chosen = np.flatnonzero(target.readable_N & ~np.isnan(target.plates_N4[:, 0]))
@@ -289,37 +289,37 @@ class PlateExactMatch(_ReadingMetric):
 
 
 class CharacterErrorRate(_ReadingMetric):
-    """Edits needed per true character over all readable plates; lower is better, a missed plate counts fully.
+    """Edits per true character over all readable plates; lower is better, all characters of a missed plate count.
 
-    Sample scores are 1 minus the rate, so that higher is better there too.
+    Sample scores are 1 minus the rate, so that higher is better for them.
     """
 
     def _share(self, plate: Spelling) -> tuple[int, int]:
         return edits(plate.read, plate.true), len(plate.true)
 
     def sample_scores(self, output: Output, targets: Sequence[FrameTargets]) -> list[float | None]:
-        """One minus the error rate of each frame."""
+        """Return one minus the error rate of each frame."""
         return [None if rate is None else 1.0 - rate for rate in super().sample_scores(output, targets)]
 
 
 class InCondition(Generic[Part]):
-    """Another metric on the frames of one condition alone, such as `night`."""
+    """Another metric on the frames of one condition only, such as `night`."""
 
     def __init__(self, metric: _FrameMetric[Part], condition: str) -> None:
-        """Take the metric to ask and the condition as the annotations name it."""
+        """Apply `metric` to frames whose annotations have this `condition`."""
         self._metric = metric
         self._condition = condition
 
     def update(self, output: Output, targets: Sequence[FrameTargets]) -> float | None:
-        """Add the batch's frames of the condition; returns their score, None when there are none."""
+        """Add the batch's frames of the condition; return their score, None without such frames."""
         chosen = [(o, t) for o, t in zip(output, targets, strict=True) if t.condition == self._condition]
         return self._metric.update([o for o, _ in chosen], [t for _, t in chosen]) if chosen else None
 
     def compute(self) -> float:
-        """The score over all frames of the condition.
+        """Return the score over all frames of the condition.
 
         Raises:
-            ValueError: when there was none, or nothing on it can be scored.
+            ValueError: when there are no such frames, or none of them can be scored.
         """
         try:
             return self._metric.compute()
@@ -327,20 +327,20 @@ class InCondition(Generic[Part]):
             raise ValueError(f"condition {self._condition!r}: {error}") from error
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all frames."""
         self._metric.reset()
 
     def state(self) -> list[Part]:
-        """What another one can merge; picklable."""
+        """Return the picklable state for `merge` of another instance."""
         return self._metric.state()
 
     def merge(self, state: list[Part]) -> None:
-        """Add another one's state."""
+        """Add the state of another instance."""
         self._metric.merge(state)
 
 
 def edits(a: str, b: str) -> int:
-    """Levenshtein distance."""
+    """Return the Levenshtein distance."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, start=1):
         diagonal, row[0] = row[0], i

@@ -1,7 +1,7 @@
 """The three networks: vehicles in a frame, a plate in a vehicle, characters in a plate.
 
-They map normalised tensors to tensors and know nothing of files, thresholds or mlotel. Normalisation (to -1..1) is part
-of the network's first step, so that callers hand over plain pixels.
+They map pixels to tensors and do not know files, thresholds or mlotel. Normalisation (to -1..1) is part of the
+networks, so that callers pass plain pixels.
 
 Shapes: N items, C channels, H rows, W columns, T reading steps, A classes (alphabet and blank).
 """
@@ -36,7 +36,7 @@ class ConvBlock(nn.Sequential):
         )
 
     def fuse(self) -> None:
-        """Fold the normalisation into the convolution; for evaluation only."""
+        """Merge the normalisation into the convolution; for evaluation only."""
         convolution, normalisation = self[0], self[1]
         assert isinstance(convolution, nn.Conv2d)
         assert isinstance(normalisation, nn.BatchNorm2d)
@@ -59,12 +59,12 @@ class Residual(nn.Module):
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """0..255 to -1..1, float32, in two passes over the pixels."""
+    """Map 0..255 to -1..1, float32, in two passes over the pixels."""
     return (pixels * (2.0 / 255.0)).sub_(1.0)
 
 
 class _CentreHead(nn.Module):
-    """Per cell: how likely a centre lies here (logit), and log distances to the four sides in strides."""
+    """Predicts per cell the logit of a centre in it, and log distances to the four sides in strides."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -77,10 +77,10 @@ class _CentreHead(nn.Module):
 
 
 class VehicleDetector(nn.Module):
-    """Anchor-free detector on the frame at 384x216: a pyramid to stride 32, read out at stride 4."""
+    """Anchor-free detector on the frame at 384x216: a pyramid to stride 32 with its output at stride 4."""
 
     def __init__(self) -> None:
-        """Build with fresh weights."""
+        """Build with random weights."""
         super().__init__()
         self.stem = nn.Sequential(ConvBlock(3, 16, stride=2), ConvBlock(16, 32, stride=2))
         self.level4 = ConvBlock(32, 32)
@@ -91,7 +91,7 @@ class VehicleDetector(nn.Module):
         self.head = _CentreHead(32)
 
     def forward(self, frames_N3HW: Tensor) -> Tensor:
-        """Frames at `VEHICLE_INPUT`, 0..255, to (N, 5, H/4, W/4): centre logit and four log distances."""
+        """Map frames at `VEHICLE_INPUT`, 0..255, to (N, 5, H/4, W/4): centre logit and four log distances."""
         x4 = self.level4(self.stem(normalise(frames_N3HW)))
         x8 = self.level8(x4)
         x16 = self.level16(x8)
@@ -103,10 +103,10 @@ class VehicleDetector(nn.Module):
 
 
 class PlateDetector(nn.Module):
-    """Finds the one plate of a vehicle crop at 128x128, read out at stride 4."""
+    """Finds the one plate of a vehicle crop at 128x128; its output is at stride 4."""
 
     def __init__(self) -> None:
-        """Build with fresh weights."""
+        """Build with random weights."""
         super().__init__()
         self.level4 = nn.Sequential(ConvBlock(3, 16, stride=2), ConvBlock(16, 32, stride=2))
         self.level8 = nn.Sequential(ConvBlock(32, 64, stride=2), Residual(64))
@@ -115,7 +115,7 @@ class PlateDetector(nn.Module):
         self.head = _CentreHead(32)
 
     def forward(self, crops_N3HW: Tensor) -> Tensor:
-        """Crops at `PLATE_INPUT`, 0..255, to (N, 5, H/4, W/4): centre logit and four log distances."""
+        """Map crops at `PLATE_INPUT`, 0..255, to (N, 5, H/4, W/4): centre logit and four log distances."""
         x4 = self.level4(normalise(crops_N3HW))
         x8 = self.level8(x4)
         x16 = self.level16(x8)
@@ -126,10 +126,10 @@ class PlateDetector(nn.Module):
 
 
 class PlateReader(nn.Module):
-    """Reads a plate crop at 96x32: two rows of reading steps one after the other, so that two-line plates work too."""
+    """Reads a plate crop at 96x32 in two rows of steps, one after the other, so that two-line plates work too."""
 
     def __init__(self) -> None:
-        """Build with fresh weights."""
+        """Build with random weights."""
         super().__init__()
         self.features = nn.Sequential(
             ConvBlock(1, 32),
@@ -143,7 +143,7 @@ class PlateReader(nn.Module):
         self.classify = nn.Conv2d(128, len(ALPHABET) + 1, 1)
 
     def forward(self, crops_N3HW: Tensor) -> Tensor:
-        """Crops at `READER_INPUT`, 0..255, to class logits (N, T, A): 24 steps of the upper row, then of the lower."""
+        """Map crops at `READER_INPUT`, 0..255, to class logits (N, T, A): 24 steps of the upper row, then the lower."""
         grey = normalise(crops_N3HW).mean(dim=1, keepdim=True)
         spread = grey.std(dim=(2, 3), keepdim=True).clamp(min=0.02)
         grey = (grey - grey.mean(dim=(2, 3), keepdim=True)) / spread
@@ -152,7 +152,7 @@ class PlateReader(nn.Module):
 
 
 def made_fast(network: nn.Module) -> nn.Module:
-    """Fold normalisation into convolutions and lay weights out channels-last; in place, for evaluation only."""
+    """Merge normalisation into convolutions and store weights channels-last; in place, for evaluation only."""
     for module in network.modules():
         if isinstance(module, ConvBlock):
             module.fuse()
@@ -160,7 +160,7 @@ def made_fast(network: nn.Module) -> nn.Module:
 
 
 def decode_boxes(output_N5HW: Tensor, *, stride: int) -> Tensor:
-    """The box of every cell, (N, H, W, 4), in input pixels."""
+    """Return the box of every cell, (N, H, W, 4), in input pixels."""
     rows, columns = output_N5HW.shape[-2:]
     device = output_N5HW.device
     y = (torch.arange(rows, device=device) + 0.5)[:, None] * stride
@@ -170,7 +170,7 @@ def decode_boxes(output_N5HW: Tensor, *, stride: int) -> Tensor:
 
 
 def peaks(output_N5HW: Tensor, *, count: int, stride: int) -> tuple[Tensor, Tensor]:
-    """The `count` best local maxima of the centre map: scores (N, count), descending, and boxes (N, count, 4)."""
+    """Return the `count` best maxima of the centre map: scores (N, count), descending, and boxes (N, count, 4)."""
     score = output_N5HW[:, :1].float().sigmoid()
     score = torch.where(F.max_pool2d(score, 3, stride=1, padding=1) == score, score, torch.zeros_like(score))
     best, place = score.flatten(1).topk(count, dim=1)
@@ -179,14 +179,17 @@ def peaks(output_N5HW: Tensor, *, count: int, stride: int) -> tuple[Tensor, Tens
 
 
 def vehicles_of(output_N5HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Up to `MAX_VEHICLES` boxes per frame, scores (N, K), descending but 0 where a better box covers it, and boxes."""
+    """Return up to `MAX_VEHICLES` boxes per frame, (N, K, 4), after their scores (N, K).
+
+    Scores are descending, except that they are 0 where a better box covers the box.
+    """
     score_NK, boxes_NK4 = peaks(output_N5HW, count=MAX_VEHICLES, stride=VEHICLE_STRIDE)
     keep_NK = keep_best(iou(boxes_NK4, boxes_NK4) > MAX_OVERLAP)
     return score_NK * keep_NK, boxes_NK4
 
 
 def read_greedily(logits_NTA: Tensor) -> tuple[list[str], list[float]]:
-    """Texts and their probabilities: best class per step, repeats and blanks removed. Synchronises the GPU."""
+    """Return texts and their probabilities: best class per step, without repeats and blanks. Synchronises the GPU."""
     best = logits_NTA.float().log_softmax(-1).max(-1)
     classes_NT = best.indices.cpu()
     chance = best.values.sum(1).exp().cpu().tolist()

@@ -2,8 +2,8 @@
 
     frames -> Scene(vehicles) -> Scene(vehicles, plates) -> per frame a list of readings
 
-Stages hold no state that changes, so each may run on a thread of its own; data stays on the device until the reader's
-texts. It knows nothing of mlotel but `record`, which counts what was found.
+Stages have no changing state, so each may run on a thread of its own. Data stay on the device up to the reader's texts.
+The only function of mlotel in use is `record`, for the numbers of vehicles and plates.
 """
 
 import json
@@ -58,7 +58,7 @@ class Reading(TypedDict):
 
 @dataclass(slots=True)
 class Scene:
-    """What is known of a batch of frames between two stages; K vehicles over all B frames, ordered by frame.
+    """A batch of frames between two stages: K vehicles over all B frames, ordered by frame.
 
     Attributes:
         frames_BCHW: uint8, on the device.
@@ -98,7 +98,11 @@ def load_network(name: str, folder: Path) -> nn.Module:
 
 
 def load_operating_point(folder: Path) -> dict[str, float]:
-    """Thresholds chosen on the selection set when the weights were trained."""
+    """Load the thresholds that the training chose on the selection set.
+
+    Raises:
+        DataError: when the file cannot be read.
+    """
     path = folder / OPERATING_POINT
     try:
         point = json.loads(path.read_text(encoding="utf-8"))
@@ -112,7 +116,7 @@ class LicencePlatePipeline:
 
     Attributes:
         stages: the three stages in order, plain callables.
-        modules: the network of each stage, looked up at every call, so that it may be replaced by a faster one.
+        modules: the network of each stage, looked up at every call, so that an option can replace it.
     """
 
     stages: Mapping[str, Callable[[Any], Any]]
@@ -129,10 +133,9 @@ class LicencePlatePipeline:
         """Load the networks.
 
         Args:
-            weights: folder of the weights; a relative one is looked up here, then in the example's folder.
-            device: where to run.
-            vehicle_threshold, plate_threshold: scores below count as nothing found; None takes the ones chosen on the
-                selection set.
+            weights: folder of the weights; a relative path is searched in the current folder, then in the example's.
+            device: torch device of the networks.
+            vehicle_threshold, plate_threshold: lower scores are dropped; None takes the thresholds of the training.
         """
         folder = resolve(weights)
         point = load_operating_point(folder) if None in (vehicle_threshold, plate_threshold) else {}
@@ -164,7 +167,7 @@ class LicencePlatePipeline:
 
     @torch.inference_mode()
     def detect_plates(self, scene: Scene) -> Scene:
-        """Find at most one plate in each vehicle; of two on the same spot the better one stays."""
+        """Find at most one plate in each vehicle; of two plates at the same place the better one stays."""
         from mlotel_cli import record
 
         if not len(scene.frame_K):
@@ -184,7 +187,7 @@ class LicencePlatePipeline:
 
     @torch.inference_mode()
     def read_plates(self, scene: Scene) -> list[list[Reading]]:
-        """Read every plate; returns plain Python, one list per frame. Synchronises the GPU."""
+        """Read every plate; return plain Python, one list per frame. Synchronises the GPU."""
         assert scene.plates_K4 is not None
         assert scene.plate_score_K is not None
         found_K = scene.plate_score_K > 0
@@ -198,9 +201,9 @@ class LicencePlatePipeline:
 
 
 def shrink(frames_BCHW: Tensor) -> Tensor:
-    """Frames of any size to `VEHICLE_INPUT`, 0..255; at half the size each pixel is the mean of four.
+    """Resize frames of any size to `VEHICLE_INPUT`, 0..255; at exactly half the size each pixel is the mean of four.
 
-    On the CPU bytes stay bytes: torch resizes those a dozen times faster than floats. CUDA has no such kernel.
+    On the CPU the frames stay uint8, which torch resizes a dozen times faster than floats. CUDA has no such kernel.
     """
     frames = frames_BCHW if frames_BCHW.device.type == "cpu" else frames_BCHW.float()
     halved = frames.shape[-2:] == (2 * VEHICLE_INPUT[0], 2 * VEHICLE_INPUT[1])
@@ -208,7 +211,7 @@ def shrink(frames_BCHW: Tensor) -> Tensor:
 
 
 def from_crop(boxes_K4: Tensor, area_K4: Tensor) -> Tensor:
-    """Boxes in pixels of a `PLATE_INPUT` crop to pixels of the frame that `area_K4` was cut from."""
+    """Convert boxes from pixels of a `PLATE_INPUT` crop to pixels of the frame that `area_K4` was cut from."""
     origin = area_K4[:, :2]
     scale = (area_K4[:, 2:] - origin) / area_K4.new_tensor([PLATE_INPUT[1], PLATE_INPUT[0]])
     return boxes_K4 * scale.repeat(1, 2) + origin.repeat(1, 2)
@@ -218,13 +221,13 @@ def _readings(scene: Scene, found: list[bool], texts: list[str], chances: list[f
     assert scene.plates_K4 is not None
     assert scene.plate_score_K is not None
     results: list[list[Reading]] = [[] for _ in range(len(scene.frames_BCHW))]
-    spoken = iter(zip(texts, chances, strict=True))
+    read = iter(zip(texts, chances, strict=True))
     rows = zip(
         scene.frame_K.tolist(), scene.vehicles_K4.tolist(), scene.vehicle_score_K.tolist(),
         scene.plates_K4.tolist(), scene.plate_score_K.tolist(), found, strict=True,
     )  # fmt: skip
     for frame, vehicle, vehicle_score, plate, plate_score, has_plate in rows:
-        text, chance = next(spoken) if has_plate else ("", 0.0)
+        text, chance = next(read) if has_plate else ("", 0.0)
         results[frame].append(
             Reading(
                 vehicle_box=[round(v, 1) for v in vehicle],

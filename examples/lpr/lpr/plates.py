@@ -1,6 +1,6 @@
-"""Draws licence plates: an own stroke alphabet, so that a plate looks the same on every machine, and plate layouts.
+"""Draws licence plates with a stroke alphabet of its own, so that a plate looks the same on every machine.
 
-It knows nothing of vehicles or cameras: it returns flat textures, which the renderer projects.
+It returns flat textures, which the renderer projects, and does not know vehicles or cameras.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 ALPHABET = "0123456789ABCDEFGHJKLMNPRSTUVWXYZ"
-"""Every character a plate can carry; I, O and Q are left out as in many countries."""
+"""Every character of the plates; I, O and Q are left out as in many countries."""
 PIXELS_PER_METRE = 400
 ONE_LINE_M = (0.60, 0.14)
 TWO_LINE_M = (0.40, 0.24)
@@ -78,18 +78,18 @@ _COLOUR_WEIGHTS = (0.4, 0.12, 0.16, 0.1, 0.08, 0.08, 0.06)
 
 @dataclass(frozen=True, slots=True)
 class PlateStyle:
-    """How a plate looks, apart from its text.
+    """The look of a plate, without its text.
 
     Attributes:
         lines: 1 or 2 lines of text.
         colour: index of background, ink and border colour.
-        smooth: how often corners are cut: 0 is an angular face, 2 a round one.
+        smooth: how often corners are cut: 0 is an angular font, 2 a round one.
         stroke: stroke width as a share of the character's height.
         narrow: character width as a factor of the normal one.
         slant: horizontal shift of the top as a share of the height.
-        band: whether a blue band stands at the left.
-        separator: what stands between groups: a space, a dash or a dot.
-        dirt: 0 (clean) to 1; how much the surface is stained.
+        band: whether a blue band is at the left.
+        separator: a space, a dash or a dot between groups.
+        dirt: stains on the surface, 0 (clean) to 1.
     """
 
     lines: int
@@ -124,7 +124,7 @@ def random_style(rng: np.random.Generator, *, two_line_share: float = 0.12) -> P
 
 
 def random_text(rng: np.random.Generator, *, lines: int = 1) -> str:
-    """Draw a text such as `AB 123 CD`; a space parts groups, a slash parts lines."""
+    """Draw a text such as `AB 123 CD`; a space separates groups, a slash separates lines."""
     patterns = _PATTERNS if lines == 1 else _TWO_LINE_PATTERNS
     pattern = patterns[int(rng.integers(len(patterns)))]
     letters, digits = ALPHABET[10:], ALPHABET[:10]
@@ -132,14 +132,14 @@ def random_text(rng: np.random.Generator, *, lines: int = 1) -> str:
     return "".join(pools[c][int(rng.integers(len(pools[c])))] if c in pools else c for c in pattern)
 
 
-def spoken(text: str) -> str:
-    """What a reader has to return for `text`: the characters alone, top line first."""
+def characters_of(text: str) -> str:
+    """Return the characters of `text` without separators, top line first, as a reader must return them."""
     return text.replace(" ", "").replace("/", "")
 
 
 @lru_cache(maxsize=256)
 def _strokes(char: str, smooth: int) -> tuple[Stroke, ...]:
-    """The strokes of `char` with corners cut `smooth` times (Chaikin's scheme)."""
+    """Return the strokes of `char` with corners cut `smooth` times (Chaikin's scheme)."""
     return tuple(_cut_corners(stroke, smooth) for stroke in _GLYPHS[char])
 
 
@@ -160,7 +160,7 @@ def _cut_corners(stroke: Stroke, times: int) -> Stroke:
 def _draw_line(
     draw: ImageDraw.ImageDraw, text: str, *, area: tuple[float, float, float, float], style: PlateStyle
 ) -> None:
-    """Write one line of text centred into `area` (x0, y0, x1, y1)."""
+    """Draw one line of text, centred in `area` (x0, y0, x1, y1)."""
     x0, y0, x1, y1 = area
     height = (y1 - y0) * 0.70
     advance = {" ": 0.38 if style.separator == " " else 0.48}
@@ -213,9 +213,9 @@ def plate_texture(text: str, style: PlateStyle, *, rng: np.random.Generator) -> 
     """Draw the flat plate, RGB, `PIXELS_PER_METRE` per metre.
 
     Args:
-        text: as `random_text` gives it; lines parted by a slash.
-        style: how it looks.
-        rng: for the stains only.
+        text: a text in the form of `random_text`; a slash separates lines.
+        style: the look of the plate.
+        rng: used for the stains only.
     """
     width, height = (round(m * PIXELS_PER_METRE) for m in style.size_m)
     background, _, border = _COLOURS[style.colour]
@@ -235,7 +235,7 @@ def plate_texture(text: str, style: PlateStyle, *, rng: np.random.Generator) -> 
 
 
 def _stain(image: Image.Image, dirt: float, rng: np.random.Generator) -> Image.Image:
-    """Darken soft patches of the plate; `dirt` is how much at most, 0 to 1."""
+    """Stain soft patches of the plate; `dirt` is the largest opacity, 0 to 1."""
     if dirt < 0.03:
         return image
     patches = rng.random((4, 9)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Works ahead: a thread takes the next items from an iterator while the caller is busy with the last one."""
+"""Prefetches: a thread takes the next items from an iterator while the caller works on the current one."""
 
 import queue
 import threading
@@ -9,9 +9,9 @@ Item = TypeVar("Item")
 
 
 class Prefetched(Generic[Item]):
-    """An iterator over `make()`, which runs on a thread of its own, at most `ahead` items early.
+    """An iterator over `make()`, which runs on a thread of its own, at most `ahead` items ahead.
 
-    An error is raised where its item would have come. `close()` ends the thread, as does leaving the `with` block.
+    An error is raised in the place of its item. `close()`, or the end of the `with` block, ends the thread.
     """
 
     def __init__(self, make: Callable[[], Iterator[Item]], *, ahead: int) -> None:
@@ -31,7 +31,7 @@ class Prefetched(Generic[Item]):
             self._put((None, error))
 
     def _put(self, made: tuple[Item | None, BaseException | None]) -> bool:
-        """Hand over, waiting while the caller is behind; False once closed."""
+        """Pass an item on, waiting while the caller is behind; return False once closed."""
         while not self._stop.is_set():
             try:
                 self._made.put(made, timeout=0.1)

@@ -1,7 +1,7 @@
 """Renders clips of traffic with ground truth: a road, a camera, vehicles on lanes, light and weather.
 
-Everything follows from a `ClipSpec`, its seed included. Frames are uint8 (H, W, 3), RGB; boxes are x0, y0, x1, y1 in
-pixels. It knows nothing of video files or models.
+The `ClipSpec` with its seed determines everything. Frames are uint8 (H, W, 3), RGB; boxes are x0, y0, x1, y1 in pixels.
+This module does not know video files or models.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,19 +20,19 @@ from lpr.vehicles import BODIES, BODY_WEIGHTS, PAINTS, Vehicle
 
 FPS = 10
 MAX_ORDINARY = 8
-"""Vehicles in view at once, unless a clip is crowded."""
+"""Most vehicles in view at once in a clip that is not crowded."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipSpec:
-    """What to render.
+    """The settings of one clip.
 
     Attributes:
-        seed: decides everything that the other fields leave open.
+        seed: determines everything that the other fields do not.
         condition: key of `CONDITIONS`.
-        num_frames: length.
-        crowded: many vehicles close together.
-        renew_text: give every vehicle a new plate in every frame, for variety in training.
+        num_frames: length in frames.
+        crowded: True for many vehicles close together.
+        renew_text: True gives every vehicle a new plate in every frame, for variety in training.
     """
 
     seed: int
@@ -71,7 +71,7 @@ def render_clip(spec: ClipSpec) -> Iterator[tuple[NDArray[np.uint8], list[Truth]
 
 
 def blur_px(vehicle: Vehicle, camera: Camera, *, y: float, exposure_s: float) -> tuple[float, float]:
-    """How far the vehicle's middle moves in the image while the shutter is open, pixels."""
+    """Return how far the vehicle's middle moves in the image while the shutter is open: x and y, pixels."""
     here = np.array([[vehicle.lane_x, y, 0.6], [vehicle.lane_x, y + vehicle.speed * exposure_s, 0.6]])
     a, b = camera.project(here)
     return float(b[0] - a[0]), float(b[1] - a[1])
@@ -82,7 +82,7 @@ def _place(vehicle: Vehicle, time_s: float) -> float:
 
 
 def _traffic(road: Road, rng: np.random.Generator, *, duration_s: float, crowded: bool) -> list[Vehicle]:
-    """Vehicles on every lane, at least a small gap apart, for the whole duration."""
+    """Return vehicles for every lane and the whole duration, with gaps between them."""
     vehicles = list[Vehicle]()
     kinds, weights = list(BODY_WEIGHTS), np.array(list(BODY_WEIGHTS.values()))
     busy = 1.0 if crowded else float(rng.choice([0.25, 0.5, 1.0]))
@@ -111,7 +111,7 @@ def _traffic(road: Road, rng: np.random.Generator, *, duration_s: float, crowded
 
 
 def _thinned(vehicles: Sequence[Vehicle], road: Road, *, duration_s: float) -> list[Vehicle]:
-    """Leave out vehicles so that never more than `MAX_ORDINARY` are in view at once."""
+    """Leave out vehicles so that at most `MAX_ORDINARY` are in view at once."""
     times = np.arange(0.0, duration_s, 1.0 / FPS)
     present = np.zeros(len(times), dtype=np.int64)
     kept = list[Vehicle]()

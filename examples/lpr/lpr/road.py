@@ -1,4 +1,4 @@
-"""The empty road: where the camera stands, which lanes there are, and what lies and stands on the ground."""
+"""Draws the empty road: the camera's place, the lanes, the ground and the barriers."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +18,7 @@ LANE_M = 3.4
 class Road:
     camera: Camera
     lanes: list[tuple[float, float]]
-    """Centre and speed of each lane; a negative speed comes towards the camera."""
+    """Centre and speed of each lane; a negative speed leads towards the camera."""
     near_y: float
     far_y: float
 
@@ -43,12 +43,12 @@ class Road:
         return cls(camera, lanes, near, far)
 
     def in_view(self, y: float | Points) -> Any:
-        """Whether a vehicle at `y` can be seen."""
+        """Return whether a vehicle at `y` is in view."""
         return (self.near_y - 5 < y) & (y < self.far_y + 3)
 
 
 def draw_background(road: Road, rng: np.random.Generator) -> NDArray[np.float32]:
-    """The empty road in full light, float32 (H, W, 3): asphalt, lines, verges, repairs, barriers."""
+    """Draw the empty road in full light, float32 (H, W, 3): asphalt, lines, verges, repairs, barriers."""
     camera = road.camera
     v, u = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float64)
     rays = np.stack([(u - WIDTH / 2) / camera.focal_px, (v - HEIGHT / 2) / camera.focal_px, np.ones_like(u)], axis=-1)
@@ -75,12 +75,12 @@ def draw_background(road: Road, rng: np.random.Generator) -> NDArray[np.float32]
 
 
 def _soft(distance_m: NDArray[np.float64], edge_m: float = 0.04) -> NDArray[np.float64]:
-    """0 outside, 1 inside, a soft edge between."""
+    """Return 0 outside, 1 inside, and a soft edge between."""
     return np.clip(distance_m / edge_m + 0.5, 0.0, 1.0)
 
 
 def _ground_texture(x: NDArray[np.float64], y: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Noise that lies on the ground at a coarse and a fine scale, about -1 to 1."""
+    """Return noise on the ground at a coarse and a fine scale, about -1 to 1."""
     bank = rng.standard_normal((256, 256))
     total = np.zeros_like(x)
     for cell_m, weight in ((1.1, 0.7), (0.21, 0.4), (0.05, 0.35)):
@@ -96,7 +96,7 @@ def _ground_texture(x: NDArray[np.float64], y: NDArray[np.float64], rng: np.rand
 def _patch(
     x: NDArray[np.float64], y: NDArray[np.float64], *, left: float, right: float, road: Road, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """A rectangle of newer asphalt."""
+    """Return the mask of a rectangle of newer asphalt."""
     x0, y0 = rng.uniform(left, right - 1), rng.uniform(road.near_y, road.far_y)
     w, h = rng.uniform(0.3, 2.5), rng.uniform(0.5, 6)
     return _soft(x - x0) * _soft(x0 + w - x) * _soft(y - y0) * _soft(y0 + h - y)
@@ -105,7 +105,7 @@ def _patch(
 def _road_lines(
     x: NDArray[np.float64], y: NDArray[np.float64], road: Road, *, left: float, right: float, phase: float
 ) -> NDArray[np.float64]:
-    """Edge lines, dashed lane lines, a double line between directions."""
+    """Return the mask of edge lines, dashed lane lines, and a double line between directions."""
     lines = _soft(0.07 - np.abs(x - left - 0.2)) + _soft(0.07 - np.abs(x - right + 0.2))
     dash = _soft(((y + phase) % 6.0) - 3.0) * _soft(6.0 - ((y + phase) % 6.0))
     for (a, speed_a), (b, speed_b) in pairwise(road.lanes):
@@ -120,7 +120,7 @@ def _road_lines(
 def _draw_barriers(
     draw: ImageDraw.ImageDraw, road: Road, places_x: tuple[float, float], rng: np.random.Generator
 ) -> None:
-    """Guard rails on their posts, on each side with some chance."""
+    """Draw guard rails with posts; each side has them with a probability of 0.6."""
     for x in places_x:
         if rng.random() < 0.4:
             continue

@@ -1,7 +1,7 @@
-"""Draws what the pipeline sees: `python -m lpr.show` writes shown.mp4 and shown.png in the current folder.
+"""Draws the results of the pipeline: `python -m lpr.show` writes shown.mp4 and shown.png to the current folder.
 
-A green box is a vehicle. Its reading stands above it: green when right, red when wrong, white when the truth is not
-known. A yellow box is its plate. A grey box is a vehicle of the ground truth that was missed.
+A green box is a vehicle. Its reading is above it: green when right, red when wrong, white when the truth is unknown. A
+yellow box is its plate. A grey box is a missed vehicle of the ground truth.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _FPS = 10
 
 
 def draw_frame(frame: NDArray[np.uint8], readings: Sequence[Reading], targets: FrameTargets) -> Image.Image:
-    """One frame (H, W, 3) with boxes and readings."""
+    """Draw boxes and readings on one frame (H, W, 3)."""
     image = Image.fromarray(frame)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(15)
@@ -47,7 +47,7 @@ def draw_frame(frame: NDArray[np.uint8], readings: Sequence[Reading], targets: F
 
 
 def _texts_of_plates(readings: Sequence[Reading], targets: FrameTargets) -> dict[int, str]:
-    """The true text of each reading that lies on a readable plate."""
+    """Return the true text of each reading on a readable plate, by the reading's number."""
     plates = [i for i, reading in enumerate(readings) if reading["plate_box"] is not None]
     found = np.array([readings[i]["plate_box"] for i in plates], dtype=np.float64).reshape(-1, 4)
     readable = np.flatnonzero(targets.readable_N & ~np.isnan(targets.plates_N4[:, 0]))
@@ -82,7 +82,7 @@ def show(data: VideoFrames, pipeline: LicencePlatePipeline, *, folder: Path, sti
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, run, say where the files are."""
+    """Parse the arguments, draw, and print the paths of the files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--video", default="data/validation.mp4")
     parser.add_argument("--annotations", help="COCO JSON; default: beside the video")

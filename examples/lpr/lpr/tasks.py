@@ -1,6 +1,6 @@
-"""What each network learns: its loss on the training clips and its score on the selection clips.
+"""The training task of each network: its loss on the training clips and its score on the selection clips.
 
-Each network is trained alone on true boxes, cut with the error that its predecessor's boxes will have.
+Each network is trained alone on true boxes, which are cut with an error like that of predicted boxes.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ Score = Callable[[nn.Module], float]
 
 
 def vehicle_task(train: TrainingData, selection: TrainingData) -> tuple[Loss, Score]:
-    """Loss on random frames, mirrored and zoomed; score is F1 at the best threshold."""
+    """Return the loss on random frames, mirrored and zoomed, and the score: F1 at the best threshold."""
     rows, columns = (n // VEHICLE_STRIDE for n in VEHICLE_INPUT)
 
     def loss(network: nn.Module, rng: np.random.Generator, batch_size: int) -> Tensor:
@@ -55,7 +55,7 @@ def vehicle_task(train: TrainingData, selection: TrainingData) -> tuple[Loss, Sc
 
 
 def vehicle_hits(network: nn.Module, data: TrainingData) -> tuple[list[float], list[bool], int]:
-    """Score and correctness (IoU 0.5) of each detection on `data`, and how many vehicles there are."""
+    """Return score and correctness (IoU 0.5) of each detection on `data`, and the number of vehicles."""
     scores, hits, total = list[float](), list[bool](), 0
     for start in range(0, len(data.frames_N3HW), 16):
         images = torch.from_numpy(data.frames_N3HW[start : start + 16]).float()
@@ -79,7 +79,7 @@ def vehicle_hits(network: nn.Module, data: TrainingData) -> tuple[list[float], l
 
 
 def plate_task(train: TrainingData, selection: TrainingData) -> tuple[Loss, Score]:
-    """Loss on random vehicles, cut with an error; score is F1 at the best threshold."""
+    """Return the loss on random vehicles, cut with an error, and the score: F1 at the best threshold."""
     rows, columns = (n // PLATE_STRIDE for n in PLATE_INPUT)
 
     def loss(network: nn.Module, rng: np.random.Generator, batch_size: int) -> Tensor:
@@ -109,7 +109,7 @@ def _mirror(boxes_N4: Tensor, mirrored_N: Tensor) -> Tensor:
 
 
 def plates_in_cut(plates_N4: Tensor, mapping_N4: Tensor) -> Tensor:
-    """Plates in pixels of the stored crop to pixels of the cut; NaN where the centre has left it."""
+    """Convert plates from pixels of the stored crop to pixels of the cut; NaN where the centre is outside the cut."""
     place = plates_N4 / CROP_PX * 2 - 1
     scale, move = mapping_N4[:, :2].repeat(1, 2), mapping_N4[:, 2:].repeat(1, 2)
     boxes = ((place - move) / scale + 1) / 2 * torch.tensor([PLATE_INPUT[1], PLATE_INPUT[0]] * 2)
@@ -120,7 +120,7 @@ def plates_in_cut(plates_N4: Tensor, mapping_N4: Tensor) -> Tensor:
 
 
 def plate_hits(network: nn.Module, data: TrainingData) -> tuple[list[float], list[bool], int]:
-    """Score and correctness (IoU 0.5) of the plate found in each true vehicle, and how many plates there are."""
+    """Return score and correctness (IoU 0.5) of the plate found in each true vehicle, and the number of plates."""
     still = np.random.default_rng(0)
     scores, hits, total = list[float](), list[bool](), 0
     for start in range(0, len(data.crops_M3HW), 64):
@@ -136,7 +136,7 @@ def plate_hits(network: nn.Module, data: TrainingData) -> tuple[list[float], lis
 
 
 def reader_task(train: TrainingData, selection: TrainingData) -> tuple[Loss, Score]:
-    """CTC loss on random plates, cut with an error; score is the share read without a mistake."""
+    """Return the CTC loss on random plates, cut with an error, and the score: the share read without a mistake."""
     codes = [torch.tensor([ALPHABET.index(c) for c in text]) for text in train.texts]
 
     def loss(network: nn.Module, rng: np.random.Generator, batch_size: int) -> Tensor:
@@ -169,7 +169,7 @@ def reader_task(train: TrainingData, selection: TrainingData) -> tuple[Loss, Sco
 
 
 def read_all(network: nn.Module, data: TrainingData) -> Iterator[str]:
-    """What the network reads on every plate of `data`, cut exactly."""
+    """Yield the text that the network reads on every plate of `data`, cut exactly."""
     still = np.random.default_rng(0)
     for start in range(0, len(data.texts), 64):
         images = torch.from_numpy(data.readings_P3HW[start : start + 64]).float()
@@ -178,7 +178,7 @@ def read_all(network: nn.Module, data: TrainingData) -> Iterator[str]:
 
 
 def best_threshold(scores: list[float], hits: list[bool], total: int) -> tuple[float, float]:
-    """The score threshold with the best F1, and that F1."""
+    """Return the score threshold with the best F1, and that F1."""
     order = np.argsort(-np.asarray(scores), kind="stable")
     true = np.cumsum(np.asarray(hits)[order])
     f1 = 2 * true / (np.arange(1, len(order) + 1) + total)
@@ -187,7 +187,7 @@ def best_threshold(scores: list[float], hits: list[bool], total: int) -> tuple[f
 
 
 def low_threshold(scores: list[float], hits: list[bool], *, precision: float) -> float:
-    """The lowest threshold above which at least `precision` of all detections are right."""
+    """Return the lowest threshold at which at least `precision` of the detections are right."""
     order = np.argsort(-np.asarray(scores), kind="stable")
     kept = np.cumsum(np.asarray(hits)[order]) / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(kept >= precision)

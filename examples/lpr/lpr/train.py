@@ -1,8 +1,7 @@
 """Trains the three networks on rendered video and writes weights/: `python -m lpr.train` in examples/lpr.
 
-Which of the last checkpoints stays, and the thresholds, are chosen on the selection set; the validation set is never
-touched here. The networks are trained side by side, each on one thread, so that a result does not depend on how sums
-are split over cores.
+The selection set determines which of the last checkpoints is kept, and the thresholds; the validation set is not used.
+The networks are trained in parallel, each on one thread, so that the result does not depend on the number of cores.
 """
 
 import argparse
@@ -32,7 +31,7 @@ CHECKPOINTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How long and how fast one network learns."""
+    """The training settings of one network."""
 
     steps: int
     batch_size: int
@@ -48,13 +47,13 @@ RECIPES = {
 
 
 def fit(name: str, loss: Loss, score: Score, *, share: float = 1.0) -> nn.Module:
-    """Train one network; of the last checkpoints the one with the best `score` on the selection set is returned.
+    """Train one network; return the one of the last checkpoints with the best `score` on the selection set.
 
     Args:
         name: key of `RECIPES`.
-        loss: of a random batch.
-        score: on the selection set, higher is better.
-        share: of the recipe's steps.
+        loss: loss of a random batch.
+        score: score on the selection set, higher is better.
+        share: share of the recipe's steps to train.
     """
     recipe = RECIPES[name]
     steps = max(CHECKPOINTS, round(recipe.steps * share))
@@ -81,7 +80,7 @@ def fit(name: str, loss: Loss, score: Score, *, share: float = 1.0) -> nn.Module
                 best, best_state = now, {k: v.clone() for k, v in network.state_dict().items()}
             took = time.process_time() - started
             chosen = "" if now is None else f", selection {now:.4f}"
-            say(f"{name}: step {step}/{steps}, loss {running / interval:.4f}{chosen}, {took:.0f} s of processor time")
+            report(f"{name}: step {step}/{steps}, loss {running / interval:.4f}{chosen}, {took:.0f} s of CPU time")
             running = 0.0
     network.load_state_dict(best_state)
     return network.eval()
@@ -93,13 +92,13 @@ def _evaluate(network: nn.Module, score: Score) -> float:
         return score(network)
 
 
-def say(line: str) -> None:
-    """One line of progress."""
+def report(line: str) -> None:
+    """Print one line of progress."""
     print(line, flush=True)
 
 
 def train_one(name: str, data: Path, folder: Path, share: float) -> None:
-    """Train one network from stored data and write its weights; runs in a process of its own."""
+    """Train one network from stored data and write its weights; it runs in a process of its own."""
     torch.set_num_threads(1)
     with data.open("rb") as file:
         train, selection = pickle.load(file)
@@ -108,7 +107,7 @@ def train_one(name: str, data: Path, folder: Path, share: float) -> None:
 
 
 def save(name: str, network: nn.Module, folder: Path) -> None:
-    """Write weights in half precision; vectors (normalisation) stay in full."""
+    """Write weights in half precision; vectors (normalisation) keep full precision."""
     state = {
         key: (value.half() if value.dim() > 1 else value).contiguous()
         for key, value in network.state_dict().items()
@@ -118,7 +117,7 @@ def save(name: str, network: nn.Module, folder: Path) -> None:
 
 
 def needed_by(name: str, data: TrainingData) -> TrainingData:
-    """The part of `data` that one network learns from; the rest is left empty."""
+    """Return the part of `data` that one network needs; the rest is empty."""
     if name != "vehicle_detector":
         data = replace(data, frames_N3HW=data.frames_N3HW[:0], vehicles=[], ignore=[])
     if name != "plate_detector":
@@ -143,7 +142,7 @@ def train_all(train: TrainingData, selection: TrainingData, *, folder: Path, wor
 
 
 def choose_thresholds(selection: TrainingData, folder: Path) -> None:
-    """Choose on the selection set, and write, the lowest thresholds at which `MIN_PRECISION` of all finds are right."""
+    """Choose and write the lowest thresholds with a precision of `MIN_PRECISION` on the selection set."""
     with torch.inference_mode():
         vehicles = vehicle_hits(load_network("vehicle_detector", folder), selection)
         plates = plate_hits(load_network("plate_detector", folder), selection)
@@ -156,11 +155,11 @@ def choose_thresholds(selection: TrainingData, folder: Path) -> None:
         },
     }
     (folder / OPERATING_POINT).write_text(json.dumps(point, indent=2) + "\n")
-    say(str(point))
+    report(str(point))
 
 
 def main(arguments: list[str]) -> None:
-    """Render, train, choose, write."""
+    """Render the data, train the networks, choose the thresholds, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder to write to")
     parser.add_argument("--share", type=float, default=1.0, help="share of clips and steps, for a quick try")
@@ -170,10 +169,10 @@ def main(arguments: list[str]) -> None:
     train = collect("train", workers=options.workers, share=options.share)
     selection = collect("selection", workers=options.workers, share=max(options.share, 0.2))
     counts = f"{len(train.frames_N3HW)} frames, {len(train.crops_M3HW)} vehicles, {len(train.texts)} plates"
-    say(f"{counts} to learn from, {time.perf_counter() - started:.0f} s")
+    report(f"{counts} to learn from, {time.perf_counter() - started:.0f} s")
     train_all(train, selection, folder=options.weights, workers=options.workers, share=options.share)
     choose_thresholds(selection, options.weights)
-    say(f"done in {time.perf_counter() - started:.0f} s")
+    report(f"done in {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":

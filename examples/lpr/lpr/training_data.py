@@ -1,7 +1,7 @@
-"""Renders the training clips, codes them as video, decodes them and keeps only what the networks learn from.
+"""Renders the training clips, encodes them as video, decodes them and cuts out the inputs of the networks.
 
-Frames go through the same encoder, decoder and crops as at evaluation, so that the networks learn what they will see.
-Each chunk of clips is rendered in a worker process of its own; the result does not depend on how many there are.
+Frames pass the same encoder, decoder and crops as in an evaluation, so that the networks learn from realistic inputs.
+Worker processes render the clips in chunks; the result does not depend on the number of workers.
 """
 
 import multiprocessing
@@ -33,16 +33,16 @@ _CLIPS_PER_CHUNK = 20
 
 @dataclass(slots=True)
 class TrainingData:
-    """Everything learnt from, N frames, M vehicles, P plates.
+    """The training data: N frames, M vehicles, P plates.
 
     Attributes:
         frames_N3HW: uint8 at `VEHICLE_INPUT`.
         vehicles: per frame the boxes (K, 4) at that size.
-        ignore: per frame which to ignore (K,).
-        crops_M3HW: uint8 vehicles with more around them than the plate detector gets.
+        ignore: per frame which boxes to ignore (K,).
+        crops_M3HW: uint8 vehicles with a larger margin than in the plate detector's input.
         plates_M4: the plate in the crop, pixels; NaN where there is none.
-        readings_P3HW: uint8 plates with more around them than the reader gets.
-        texts: what they say.
+        readings_P3HW: uint8 plates with a larger margin than in the reader's input.
+        texts: the texts of those plates.
     """
 
     frames_N3HW: NDArray[np.uint8]
@@ -64,7 +64,7 @@ def collect(name: str, *, workers: int, share: float = 1.0) -> TrainingData:
 
 
 def join(parts: Sequence[TrainingData]) -> TrainingData:
-    """Put parts together."""
+    """Join parts."""
     return TrainingData(
         frames_N3HW=np.concatenate([p.frames_N3HW for p in parts]),
         vehicles=[boxes for p in parts for boxes in p.vehicles],
@@ -127,7 +127,7 @@ def _cut(frames_BCHW: torch.Tensor, targets: Sequence[FrameTargets]) -> Training
 
 
 def _legible(box: NDArray[np.float32], text: str) -> bool:
-    """Whether a plate is worth learning to read: in view and not much smaller than a readable one."""
+    """Return whether the reader learns from a plate: it is in view and not much smaller than a readable one."""
     if (
         not text
         or np.isnan(box[0])

@@ -1,4 +1,4 @@
-"""What drives on the road: types of vehicles as extruded side profiles, and one vehicle with its paint and plate."""
+"""Types of vehicles as extruded side profiles, and single vehicles with their paint and plate."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ class Body:
         profile: side outline from tail bottom over the roof to nose bottom: share of length, share of height, share
             of half the width, and the name of the face that starts there.
         windows: side windows as outlines in shares of length and height.
-        plate_rear, plate_front: face that carries the plate, and where on it (0 bottom, 1 top).
-        glow_rear, glow_front: face that carries the lamps.
+        plate_rear, plate_front: face with the plate, and the plate's height on it (0 bottom, 1 top).
+        glow_rear, glow_front: face with the lamps.
     """
 
     size_m: tuple[float, float, float]
@@ -179,19 +179,19 @@ PAINTS: tuple[Colour, ...] = (
 
 @dataclass(slots=True)
 class Vehicle:
-    """One vehicle, the same over its whole track.
+    """One vehicle; it does not change over its track.
 
     Attributes:
         track: number of its track, unique in its video.
         kind: key of `BODIES`.
         paint: body colour.
         scale: factor on the body's size.
-        lane_x: across the road, metres.
-        start_y: along the road at time 0, metres.
-        speed: metres per second along Y; negative comes towards the camera.
-        text: plate text as `plates.random_text` gives it.
+        lane_x: position across the road, metres.
+        start_y: position along the road at time 0, metres.
+        speed: metres per second along Y; negative is towards the camera.
+        text: plate text in the form of `plates.random_text`.
         plate: its plate's style.
-        tint: how dark windows are, 0 to 1.
+        tint: darkness of the windows, 0 to 1.
     """
 
     track: int

@@ -1,4 +1,4 @@
-"""Writes rendered frames as H.264 mp4 and their ground truth as COCO JSON; `lpr.data` says what the fields mean."""
+"""Writes rendered frames as H.264 mp4 and their ground truth as COCO JSON; `lpr.data` explains the fields."""
 
 import json
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ Frame = NDArray[np.uint8]
 
 
 class VideoWriter:
-    """Writes frames as H.264 mp4 and their ground truth beside it.
+    """Writes frames as H.264 mp4, and their ground truth to a JSON file beside it.
 
-    The same frames give the same bytes: one encoding thread, fixed settings.
+    The same frames always give the same bytes, because the encoder has one thread and fixed settings.
     """
 
     def __init__(self, path: Path, *, fps: int, width: int, height: int, crf: int = 27) -> None:
@@ -80,6 +80,6 @@ class CocoTruth:
             self._annotations.append(annotation)
 
     def document(self) -> dict[str, Any]:
-        """The COCO document."""
+        """Return the COCO document."""
         categories = [{"id": 1, "name": "vehicle"}]
         return {"info": self._info, "images": self._images, "annotations": self._annotations, "categories": categories}

@@ -1,4 +1,4 @@
-"""The example runs under `mlotel eval` and as a plain script, and knows no mlotel."""
+"""The example runs under `mlotel eval` and as a plain script, and does not import mlotel."""
 
 import ast
 import os

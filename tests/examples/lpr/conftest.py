@@ -27,7 +27,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def rendered() -> "list[tuple[object, list[Truth]]]":
-    """Frames and truths of a short clip in daylight."""
+    """Return frames and truths of a short clip in daylight."""
     from lpr.render import ClipSpec, render_clip
 
     return list(render_clip(ClipSpec(seed=3, condition="day", num_frames=NUM_FRAMES)))
@@ -35,7 +35,7 @@ def rendered() -> "list[tuple[object, list[Truth]]]":
 
 @pytest.fixture(scope="session")
 def clip(rendered: "list[tuple[object, list[Truth]]]", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The clip as an mp4; its annotations lie beside it."""
+    """Write the clip as an mp4 with its annotations beside it; return the path."""
     from lpr.road import HEIGHT, WIDTH
     from lpr.writing import VideoWriter
 

@@ -1,4 +1,4 @@
-"""Who hides whom: two vehicles on one lane, drawn far to near."""
+"""The near one of two vehicles on a lane hides the far one."""
 
 import numpy as np
 import pytest

@@ -19,7 +19,7 @@ def labels(path: Path) -> Path:
 
 
 def edited(clip: Path, tmp_path: Path, change: Any) -> str:
-    """The clip's annotations after `change(document)`."""
+    """Write the clip's annotations after `change(document)`; return the path."""
     document = json.loads(labels(clip).read_text())
     change(document)
     path = tmp_path / "edited.json"
@@ -170,7 +170,7 @@ def test_annotations_that_are_no_json_or_missing(tmp_path: Path) -> None:
     fails(DataError, "broken.json is not JSON", make=lambda: read_annotations(broken))
     fails(DataError, "absent.json", "data.annotations", make=lambda: read_annotations(tmp_path / "absent.json"))
     broken.write_text("[]")
-    fails(DataError, "no COCO document", make=lambda: read_annotations(broken))
+    fails(DataError, "not a COCO document", make=lambda: read_annotations(broken))
 
 
 def test_bad_image_folders(clip: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The example as a user runs it: `mlotel eval -cd examples/lpr/conf`."""
+"""The example runs as in its README: `mlotel eval -cd examples/lpr/conf`."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def evaluate(tmp_path: Path, *overrides: str, command: str = ON_VALIDATION):
-    """A command as the README shows it, with `overrides` behind it."""
+    """Run a command of the README with additional `overrides`."""
     ended = mlotel(
         *command.split()[1:], f"run.dir={tmp_path / 'run'}", "tracker.mode=disabled", "device=cpu",
         "eval.warmup_batches=0", *overrides,

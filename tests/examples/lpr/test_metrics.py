@@ -127,7 +127,7 @@ def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _plain_ap(parts: list[Detections]) -> float:
-    """101-point AP at IoU 0.5, written from its definition."""
+    """Return the 101-point AP at IoU 0.5, written from its definition."""
     scored = list[tuple[float, bool]]()
     for part in parts:
         free = set(range(len(part.true_M4)))
@@ -206,7 +206,7 @@ def test_edits(a: str, b: str, distance: int) -> None:
 
 
 def test_intervals_resample_vehicles_not_frames() -> None:
-    """Two hundred frames of twenty vehicles, four of them never read: as uncertain as twenty draws, not two hundred."""
+    """Of twenty vehicles in two hundred frames four are never read: the interval is that of twenty samples, not 200."""
     exact, errors = PlateExactMatch(), CharacterErrorRate()
     for vehicle in range(20):
         truth = targets(A, texts=("AB1",))

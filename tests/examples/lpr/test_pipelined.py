@@ -1,4 +1,4 @@
-"""The example with a thread per stage gives exactly what it gives one after the other."""
+"""The example gives exactly the same results with a thread per stage as with the sequential executor."""
 
 from pathlib import Path
 from typing import Any

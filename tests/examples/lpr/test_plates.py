@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from lpr.plates import ALPHABET, PlateStyle, _strokes, plate_texture, random_style, random_text, spoken
+from lpr.plates import ALPHABET, PlateStyle, _strokes, characters_of, plate_texture, random_style, random_text
 
 
 def plain(**changes: object) -> PlateStyle:
@@ -35,8 +35,8 @@ def test_texts_follow_the_layouts_and_keep_to_the_alphabet() -> None:
         for _ in range(200):
             text = random_text(rng, lines=lines)
             assert text.count("/") == lines - 1
-            assert set(spoken(text)) <= set(ALPHABET)
-            assert 5 <= len(spoken(text)) <= 7
+            assert set(characters_of(text)) <= set(ALPHABET)
+            assert 5 <= len(characters_of(text)) <= 7
 
 
 def test_texture_has_the_size_and_colours_of_its_style() -> None:
