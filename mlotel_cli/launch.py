@@ -172,7 +172,7 @@ class Task:
             status.exit_code, status.error = exit_code(error), message(error)
             status.status = "refused" if status.exit_code == UsageError.exit_code else "failed"
             print_error(error, text=f"job {job.job_num}: {status.error}")
-            # Hydra's own sweeper would skip the later jobs; every other sweeper must learn that this job failed.
+            # On an error Hydra's basic sweeper would skip the later jobs; other sweepers must get the error.
             if not str(HydraConfig.get().sweeper["_target_"]).endswith(".BasicSweeper"):
                 raise
         except BaseException as stop:

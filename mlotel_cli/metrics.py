@@ -41,7 +41,7 @@ class Metric(Protocol):
         """Return the score over all batches so far.
 
         Raises:
-            ValueError: when there is nothing to compute it from.
+            ValueError: when no batch was scored.
         """
         ...
 

@@ -165,5 +165,5 @@ class BatchRecord:
 
 
 def valid_text(text: str) -> str:
-    """Return `text` with escapes for what UTF-8 cannot hold, such as the bytes of a file name in another encoding."""
+    """Return `text` with escapes for characters that UTF-8 cannot encode, as in a file name of another encoding."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Settings that the configuration shares with the layers that obey them. Standard library only."""
+"""Settings that the configuration shares with the layers that apply them. Standard library only."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -38,7 +38,7 @@ class SourcePolicy:
     batch_size: int = bounded(1, low=1, high=100_000)
     """Most items in a batch."""
     batch_wait_ms: float = bounded(50.0, low=0, high=60_000)
-    """Milliseconds after its first item's arrival when a batch that is not full runs."""
+    """Milliseconds to wait for a full batch, from the arrival of its first item."""
 
 
 @dataclass(slots=True)
@@ -48,6 +48,6 @@ class Retention:
     max_gb: float = bounded(10.0, low=0.001)
     """Gigabytes of batches and spans together."""
     max_age_h: float = bounded(168.0, low=0.01)
-    """Hours."""
+    """Hours that batches and spans are kept."""
     compact_s: float = bounded(3600.0, low=1, high=86_400)
     """Seconds after which the small part files of a period are merged to one."""

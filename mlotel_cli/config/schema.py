@@ -21,7 +21,7 @@ class OnError(StrEnum):
 
 
 class Backend(StrEnum):
-    """What a span becomes."""
+    """The backend of the spans."""
 
     otel = "otel"
     nvtx = "nvtx"
@@ -65,7 +65,7 @@ class EvalSettings:
     on_error: OnError = OnError.fail
     """fail ends the run at the first batch that fails; skip counts the batch and continues."""
     control: bool = False
-    """Interleave stretches with telemetry off, and report what telemetry costs with its interval."""
+    """True interleaves stretches without telemetry, and reports the cost of telemetry with its interval."""
 
 
 @dataclass(slots=True)

@@ -95,12 +95,12 @@ def quantile(values: ArrayLike, q: float) -> float:
 
 
 def describe(values: ArrayLike, *, seed: int = 0, intervals: bool = True) -> Description:
-    """A series in numbers.
+    """Describe a series by its figures.
 
     A percentile is None when its own effective sample size (`effective_sample_size(values, q=...)`) is below
-    `MIN_EFFECTIVE_N`, or when one before it is None; p50 is always given. `effective_n` is that of the ranks, rounded
-    down. Intervals are 95 % and by `block_bootstrap`; all are None with `intervals=False`, fewer than six effective
-    values or an empty series.
+    `MIN_EFFECTIVE_N`, or when a lower percentile is None; p50 is never None for a series with values. `effective_n` is
+    that of the ranks, rounded down. `block_bootstrap` computes the 95 % intervals; all are None with
+    `intervals=False`, for fewer than six effective values, and for an empty series.
 
     Raises:
         ValueError: a NaN or infinite value.
@@ -115,7 +115,7 @@ def describe(values: ArrayLike, *, seed: int = 0, intervals: bool = True) -> Des
     for name, point in zip(_PERCENTILES, points, strict=True):
         needed = MIN_EFFECTIVE_N.get(name, 1)
         if n < needed or geyer_size(below(x, point)) < needed:
-            break  # what is too little for this one is too little for those further out
+            break  # higher percentiles need even more values
         shown[name] = point
     is_bounded = intervals and effective_n >= MIN_EFFECTIVE_N_INTERVAL
     bounds = block_bootstrap(x, list(shown), seed=seed) if is_bounded else {}

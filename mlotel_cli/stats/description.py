@@ -1,4 +1,4 @@
-"""A series in numbers: what `describe` makes and run.json keeps. It needs no numpy to be read."""
+"""The description of a series: `describe` computes it and run.json stores it. This module does not import numpy."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ Interval = tuple[float, float]
 
 @dataclass(slots=True)
 class Intervals:
-    """95 % intervals; None is what cannot be said from so few effective values."""
+    """95 % intervals; None where there are too few effective values."""
 
     mean: Interval | None = None
     p50: Interval | None = None
@@ -19,16 +19,16 @@ class Intervals:
 
 @dataclass(slots=True)
 class Description:
-    """Figures of a series, in its own unit; None is what cannot be said from so few effective values.
+    """Figures of a series, in the unit of its values; None where there are too few effective values.
 
     Attributes:
         count: number of values.
-        effective_n: number of independent values that say as much.
+        effective_n: number of independent values with as much information.
         mean: mean.
-        p50: median, and further percentiles.
-        p90: 90 %.
-        p95: 95 %.
-        p99: 99 %.
+        p50: median.
+        p90: 90th percentile.
+        p95: 95th percentile.
+        p99: 99th percentile.
         max: largest value.
         ci95: intervals of mean and percentiles.
     """
@@ -44,5 +44,5 @@ class Description:
     ci95: Intervals = field(default_factory=Intervals)
 
     def figure(self, name: str) -> float | None:
-        """One of mean, p50, p90, p95, p99, max by its name, as columns of tables have it."""
+        """Return mean, p50, p90, p95, p99 or max by its name, for the columns of tables."""
         return getattr(self, name)

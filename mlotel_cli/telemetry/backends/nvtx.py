@@ -237,7 +237,7 @@ class Nvtx:
     ) -> AbstractContextManager[trace.Span]:
         """Return a range that is entered and left on one thread; arguments as in `start_as_current_span`."""
         parent: Any = (CURRENT.get() if context is None else context).get(_SPAN_KEY)
-        # A started range encloses nothing on a thread, so its children carry the batch themselves.
+        # Nesting cannot join the children of a started range to their batch, so they have its index as payload.
         elsewhere = type(parent) in _BATCHED and (
             parent.thread != threading.get_ident() or (type(parent) is StartedRange and parent.batch is not None)
         )
