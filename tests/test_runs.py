@@ -99,6 +99,21 @@ def test_what_is_no_run_is_skipped_with_a_note(tmp_path: Path, content: str):
     assert ended.err == f"skipped: {note}\n"
 
 
+def test_a_summary_of_which_parts_are_missing_is_listed(tmp_path: Path):
+    make_run(tmp_path / "a", summary={"batches": {"done": 3}, "latency_ms": None, "accuracy": None})
+    (run,) = list_runs(tmp_path)[0]
+    assert (run.batches, run.p50_ms, run.items_per_s, run.accuracy) == (3, None, None, {})
+
+
+@pytest.mark.parametrize("summary", [{"batches": {"done": "many"}}, {"latency_ms": {"batch": 5}}, [1]])
+def test_a_summary_that_makes_no_sense_hides_no_other_run(tmp_path: Path, summary: object):
+    make_run(tmp_path / "bad", summary=summary)
+    make_run(tmp_path / "good")
+    runs, (note,) = list_runs(tmp_path)
+    assert [Path(run.path).name for run in runs] == ["good"]
+    assert note.startswith(f"{tmp_path / 'bad'} is no run directory: its run.json makes no sense (")
+
+
 def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_run(tmp_path / "a", name="[red]night\x1b[2J")
     make_run(tmp_path / "b", summary=None, status="failed", mode="loop")
