@@ -14,7 +14,7 @@ from mlotel_cli.store.traces import load_spans
 from mlotel_cli.typed_json import to_json
 from tests.support.evaluation import command, conf, target
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.alone]
 
 NUM_BATCHES = 80
 TOLERANCE = 0.05
