@@ -1,4 +1,4 @@
-"""What holds for every test: Hypothesis has no deadline, one torch thread a worker, and `alone` tests run alone."""
+"""What holds for every test: no deadlines, one torch thread a worker, the order, and `alone` tests run alone."""
 
 import fcntl
 import gc
@@ -45,6 +45,17 @@ _room = pytest.StashKey[Room]()
 def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own beside those of the others
         config.stash[_room] = Room(Path(config.getoption("basetemp")).parent)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes long first and what runs alone last: the workers end together, and few wait for the room."""
+
+    def turn(item: pytest.Item) -> int:
+        marks = {mark.name for mark in item.iter_markers()}
+        return 2 if "alone" in marks else int(not marks & {"slow", "system"})
+
+    items.sort(key=turn)
 
 
 def pytest_collection_finish() -> None:
