@@ -196,7 +196,7 @@ def test_parts_merged_equal_one_process(name: str) -> None:
     for seed, size in enumerate(SIZES):
         whole.update(*draw(seed, size))
         parts[seed > 0].update(*draw(seed, size))  # one batch, and three
-    parts[0].compute()  # an answer given before must not be given again
+    parts[0].compute()  # the cached result must not be returned again
     parts[0].merge(parts[1].state())
     assert parts[0].compute() == pytest.approx(whole.compute(), rel=1e-5)
     assert parts[0].compute() != pytest.approx(parts[1].compute(), rel=1e-5)

@@ -26,8 +26,8 @@ def report(tmp_path: Path) -> Path:
     return tmp_path / "run" / "profile"
 
 
-def why(fake: Path, report: Path, said: str = "") -> str:
-    error = nsys.why_no_report(fake, report=report, printed=said)
+def why(fake: Path, report: Path, printed: str = "") -> str:
+    error = nsys.why_no_report(fake, report=report, printed=printed)
     assert type(error) is MlotelError
     assert error.exit_code == 1
     return str(error)

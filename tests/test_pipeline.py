@@ -170,7 +170,7 @@ def test_a_raising_submodule_ends_its_spans_with_the_error_and_names_itself() ->
         ("0", "ERROR", "RuntimeError: no memory"),
         ("next", "UNSET", ""),
     ]
-    assert recorded.named("next").parent_id == 0  # nothing was left current
+    assert recorded.named("next").parent_id == 0  # no span stayed current
     assert raised.value.__notes__ == ["in submodule 0.0"]
 
 

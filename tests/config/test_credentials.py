@@ -14,7 +14,7 @@ from mlotel_cli.config.credentials import hide, hide_in, hide_override
         ("rtsp://admin:se@cret@gate/1", "rtsp://***@gate/1"),
         ("rtsp://admin:se%2Fcret@[::1]:554/1", "rtsp://***@[::1]:554/1"),
         ("rtsp://admin:se/cr?e#t@gate/1", "rtsp://***@gate/1"),
-        ("rtsp://admin:12/secret@gate/1", "rtsp://admin:12/secret@gate/1"),  # a port, as everybody reads it
+        ("rtsp://admin:12/secret@gate/1", "rtsp://admin:12/secret@gate/1"),  # a port
         ("http://gate/video.cgi?user=me&pwd=secret&size=1", "http://gate/video.cgi?user=me&pwd=***&size=1"),
         ("http://gate?access_token=secret", "http://gate?access_token=***"),
         ("rtsp://gate/user=admin_password=secret_channel=1", "rtsp://gate/user=admin_password=***"),

@@ -53,8 +53,8 @@ def test_of_a_sweep_whose_folders_are_named_by_its_overrides(
     ended = mlotel("eval", *words, *SECRET)
     assert ended.code == 0
     assert leaking(tmp_path / "sweep") == []
-    said = capfd.readouterr()
-    assert "KEYKEY" not in (text := said.out + said.err + ended.out + ended.err)
+    printed = capfd.readouterr()
+    assert "KEYKEY" not in (text := printed.out + printed.err + ended.out + ended.err)
     assert "PASSWORD" not in text
     assert sorted(folder.name for folder in (tmp_path / "sweep").iterdir() if folder.is_dir()) == [
         "eval.repeats=1",

@@ -124,7 +124,7 @@ def test_every_batch_that_had_to_wait_is_slow_by_what_it_waited(world: World) ->
     latencies = [row.latency_ms for row in rows]
     assert latencies == [pytest.approx(expected_ms(index)) for index in range(NUM_BATCHES)]
     assert sum(latency > 0 for latency in latencies if latency is not None) == 10
-    # Of 200 batches the stall itself is one: p99 of busy times would leave it out, and the nine behind it with it.
+    # The stall is one of 200 batches: p99 of the busy times would miss it, and the nine batches that wait for it.
     assert np.percentile(latencies, 99) == pytest.approx(np.percentile([*range(5, 96, 10), *[0] * 190], 99))
     assert np.percentile(latencies, 96) > 0
 

@@ -64,7 +64,7 @@ def test_a_stage_that_raises_ends_the_batch_with_its_name() -> None:
     with recording() as recorded:
         one = in_flight()
         one.run("reader", raises(error))
-        one.end()  # has no effect any more
+        one.end()  # has no effect
     assert told(recorded) == [("reader", "ERROR"), ("batch", "ERROR")]
     assert recorded.named("batch").status_message == "ValueError: no plate"
     finished = one.finished()
@@ -78,7 +78,7 @@ def test_an_interrupt_inside_a_stage_is_raised_after_the_batch_has_ended() -> No
         with pytest.raises(KeyboardInterrupt):
             one.run("reader", raises(KeyboardInterrupt()))
     assert told(recorded) == [("reader", "UNSET"), ("batch", "UNSET")]
-    assert (one.is_over, one.finished().error) == (True, None)  # it is no failure of the batch
+    assert (one.is_over, one.finished().error) == (True, None)  # the batch has not failed
 
 
 def test_a_batch_without_items_has_no_spans_and_no_output() -> None:

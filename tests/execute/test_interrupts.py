@@ -78,7 +78,7 @@ def test_wherever_it_lands(replicas: dict[str, int]) -> None:
                 consume(executor, draw.random() * 0.003)
         finally:
             api.use(backend)
-        # One that was interrupted in Thread.start() may begin only now, or never (then it has no ident), and ends.
+        # A thread that was interrupted in Thread.start() may begin only now and end, or never begin (without an ident).
         until(lambda: not [thread for thread in set(threading.enumerate()) - before if thread.ident is not None])
         roots = [span for span in spans if span.name == "batch"]
         assert sum(root.count_opened() for root in roots) == len(spans)

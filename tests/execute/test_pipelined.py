@@ -323,7 +323,7 @@ def test_a_slow_stage_holds_the_source_back(queue_size: int) -> None:
         gate.wait_until_reached()
         full = {"quick": (queue_size, queue_size), "slow": (queue_size, queue_size)}
         until(lambda: pipelined.depths() == full)
-        # one in each stage, the queues, and the one that the source's thread has in its hands
+        # one in each stage, the queues, and the one on the source's thread
         until(lambda: len(taken) == 2 * queue_size + 3)
         gate.open()
         consumer.join(PATIENCE_S)
@@ -335,7 +335,7 @@ def test_a_caller_that_does_not_take_holds_the_stages_back() -> None:
     ran: list[int] = []
     running = executor({"stage": lambda x: ran.append(x) or x}, queue_size=1).run(numbered(*range(30)))
     next(running)
-    until(lambda: len(ran) == 3)  # the one taken, the one that waits for us, and the one behind it
+    until(lambda: len(ran) == 3)  # the one taken, the one ready, and the one after it
     running.close()
     assert len(ran) == 3
 
@@ -387,7 +387,7 @@ def test_a_stage_that_hangs_ends_the_run_and_is_left_behind(place: str, monkeypa
         clock[0] += 11_000_000
         with pytest.raises(StageError, match=rf"batch 1: stage {place} ran for 0\.01 s, longer than .*=0.01 allows"):
             next(running)
-        assert place in [thread.name for thread in threading.enumerate()]  # nobody waited for it
+        assert place in [thread.name for thread in threading.enumerate()]  # the run did not wait for it
         assert "batch" in by_batch(recorded, 1)  # ended, though its stage still has it
         (root,) = (span for span in recorded.spans if (span.name, span.batch) == ("batch", 1))
         assert f"stage {place} ran for" in root.status_message
@@ -470,8 +470,8 @@ def test_closing_does_not_wait_long_for_a_stage_that_hangs(caplog: pytest.LogCap
         gate.wait_until_reached()
         paced.end()
         running.close()
-    (said,) = caplog.messages  # where the machine is busy, another thread may need longer than that too
-    assert re.fullmatch(r"threads still running after 0.02 s: hangs(, \w+)*", said)
+    (logged,) = caplog.messages  # on a busy machine another thread may also need longer
+    assert re.fullmatch(r"threads still running after 0.02 s: hangs(, \w+)*", logged)
     (root,) = (span for span in recorded.spans if (span.name, span.batch) == ("batch", 1))
     assert (root.status, root.status_message) == ("ERROR", UNFINISHED)
     gate.open()
@@ -484,8 +484,8 @@ def test_closing_leaves_a_source_that_blocks_and_says_so(caplog: pytest.LogCaptu
     next(running)
     with caplog.at_level(logging.WARNING, logger="mlotel.execute"):
         running.close()
-    (said,) = caplog.messages
-    assert re.fullmatch(r"threads still running after 0.02 s: (\w+, )*source", said)
+    (logged,) = caplog.messages
+    assert re.fullmatch(r"threads still running after 0.02 s: (\w+, )*source", logged)
     paced.end()
 
 

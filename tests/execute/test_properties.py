@@ -186,7 +186,7 @@ def test_whatever_happens_to_a_pipelined_run(plan: Plan) -> None:
     assert [one.numbered.index for one in taken] == list(range(len(expected)))
     assert all(isinstance(one.error, StageBrokeError) == bool(one.stage) for one in taken)
 
-    assert len(set(world.calls)) == len(world.calls)  # no stage ran twice on a batch, none after one that failed
+    assert len(set(world.calls)) == len(world.calls)  # no stage ran twice on a batch, or after a failed stage
     for name, index in world.calls:
         earlier = plan.names[: plan.names.index(name)]
         assert all((stage, index) in world.calls for stage in earlier)
@@ -237,7 +237,7 @@ def test_a_stage_that_hangs_anywhere_ends_the_run_or_is_left(drawn: tuple[Plan, 
         if leave_after is None and world.reached[hangs].wait(PATIENCE_S):
             clock[0] += 10_000_000
             if not world.is_over.wait(PATIENCE_S):
-                world.free_all()  # so that a run that notices nothing fails, and does not hang
+                world.free_all()  # so that a run that misses the time-out fails and does not hang
 
     passing = threading.Thread(target=let_time_pass)
     taken: list[Finished] = []
@@ -250,7 +250,7 @@ def test_a_stage_that_hangs_anywhere_ends_the_run_or_is_left(drawn: tuple[Plan, 
                         taken.extend(running)
                 else:
                     taken.extend(itertools.islice(running, leave_after))
-                    if taken and leave_after == hangs[1]:  # it is next, so that nothing can keep it from being reached
+                    if taken and leave_after == hangs[1]:  # it is the next one, so that it is certainly reached
                         assert world.reached[hangs].wait(PATIENCE_S)
     finally:
         world.free_all()

@@ -131,7 +131,7 @@ def test_waiting_for_the_source_is_measured_apart_from_the_batch(monkeypatch: py
 
     finished: list[Finished] = []
     for one in SequentialExecutor({"stage": stage}).run(source()):
-        clock[0] += 10_000  # scoring is nobody's wait
+        clock[0] += 10_000  # the time of scoring is not part of a wait
         finished.append(one)
     assert [one.wait_ns for one in finished] == [700, 700]
     assert [one.start_ns for one in finished] == [700, 700 + 50 + 10_000 + 700]

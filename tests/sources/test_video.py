@@ -370,9 +370,9 @@ def test_a_password_is_in_no_message_and_no_log(caplog: pytest.LogCaptureFixture
     with pytest.raises(UsageError) as refused:
         Video("nothing://admin:secret@127.0.0.1/gate")
     assert len(connections.options) == 2
-    said = f"{caplog.text} {caught.value} {refused.value} {source.health.detail}"
-    assert said.count("://***@127.0.0.1/gate") == 4
-    assert "secret" not in said
+    shown = f"{caplog.text} {caught.value} {refused.value} {source.health.detail}"
+    assert shown.count("://***@127.0.0.1/gate") == 4
+    assert "secret" not in shown
 
 
 def test_frames_of_a_stream_arrive_when_they_come(video: Path) -> None:

@@ -130,7 +130,7 @@ def test_constant_values_have_an_interval_of_no_width():
 @pytest.mark.parametrize(("n", "limit_s"), [(1_000, 0.2), (100_000, 2.0)])
 def test_block_bootstrap_is_fast(n, limit_s):
     x = np.random.default_rng(0).lognormal(size=n)
-    elapsed_s = math.inf  # CPU time: a busy machine is not our slowness
+    elapsed_s = math.inf  # CPU time does not depend on the load of the machine
     for _ in range(3):
         start = time.process_time()
         block_bootstrap(x, EVERYTHING)

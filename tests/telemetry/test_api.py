@@ -65,7 +65,7 @@ def test_finite_numbers_are_kept(use: Telemetry, value: Any, kept: float) -> Non
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "logged"),
     [
         (float("nan"), "nan is not a finite Python number"),
         (float("inf"), "inf is not a finite Python number"),
@@ -78,14 +78,14 @@ def test_finite_numbers_are_kept(use: Telemetry, value: Any, kept: float) -> Non
 )
 @pytest.mark.parametrize("call", [api.record, api.score])
 def test_others_are_left_out_counted_and_said(
-    use: Telemetry, call: Any, value: Any, said: str, caplog: pytest.LogCaptureFixture
+    use: Telemetry, call: Any, value: Any, logged: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with api.batch(0) as span:
         call("n", value)
     assert (recorded(span), set(span.attributes)) == (None, {"batch.index", "batch.size"})
     assert use.faults.counts() == {"record": 1}
     assert f"{call.__name__}('n', ...)" in caplog.text
-    assert said in caplog.text
+    assert logged in caplog.text
 
 
 @pytest.mark.parametrize("name", [3, "", None])
@@ -198,7 +198,7 @@ def test_nothing_happens_before_a_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "logged"),
     [
         ({"OTEL_TRACES_SAMPLER": "traceidratio"}, ["OTEL_TRACES_SAMPLER=traceidratio"]),
         ({"OTEL_TRACES_SAMPLER": "parentbased_always_on"}, []),
@@ -210,7 +210,7 @@ def test_nothing_happens_before_a_run() -> None:
     ],
 )
 def test_what_of_the_environment_does_not_apply_is_said(
-    environment: dict[str, str], said: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    environment: dict[str, str], logged: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
@@ -221,7 +221,7 @@ def test_what_of_the_environment_does_not_apply_is_said(
     with caplog.at_level(logging.WARNING):
         assert (api.install(), api.install()) == (True, True)
     assert [record.message for record in caplog.records] == [
-        f"{one} does not apply: mlotel records every span, whole" for one in said
+        f"{one} does not apply: mlotel records every span, whole" for one in logged
     ]
 
 

@@ -92,7 +92,7 @@ def test_a_span_ends_when_the_device_does(device: SimulatedDevice, timer: Device
     device.time_ns = 100
     mark = begin(timer)
     device.work(500)
-    device.time_ns = 110  # the host has launched and goes on
+    device.time_ns = 110  # the host continues after the launch
     timer.finish(mark)
     assert not timer.resolve(mark)
     device.time_ns = 599
@@ -304,7 +304,7 @@ def test_a_recorded_span_carries_its_device_time_and_ends_with_it(device: Simula
 
     assert span.is_resolved()
     packed = span.pack()
-    assert packed[10:13] == (1_000_000, 1_000_700, (700, 690))  # the host was done at 10
+    assert packed[10:13] == (1_000_000, 1_000_700, (700, 690))  # the host finished at 10
 
 
 def test_the_host_may_be_the_later_one(device: SimulatedDevice, timer: DeviceTimer):

@@ -37,7 +37,7 @@ def test_a_fault_while_one_is_being_counted_does_not_deadlock() -> None:
     faults = Faults()
 
     class Collected(dict[str, int]):
-        def get(self, key: str, default: int = 0) -> int:  # as when a collected generator ends a span just here
+        def get(self, key: str, default: int = 0) -> int:  # a generator may end a span during garbage collection here
             if not self:
                 self["guard"] = 1
                 faults.add("inner", "x")

@@ -36,7 +36,7 @@ def test_boxes_and_peaks_of_a_hand_made_map() -> None:
     output[0, 0, 1, 2], output[0, 0, 1, 3], output[0, 0, 3, 5] = 3.0, 2.0, 1.0
     assert decode_boxes(output, stride=4)[0, 1, 2].tolist() == [6.0, 2.0, 14.0, 10.0]
     score, boxes = peaks(output, count=2, stride=4)
-    assert score[0].tolist() == pytest.approx(torch.tensor([3.0, 1.0]).sigmoid().tolist())  # 2.0 is no peak
+    assert score[0].tolist() == pytest.approx(torch.tensor([3.0, 1.0]).sigmoid().tolist())  # 2.0 is not a peak
     assert boxes[0, 1].tolist() == [18.0, 10.0, 26.0, 18.0]
 
 
