@@ -3,8 +3,9 @@
 import fcntl
 import gc
 import os
+import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -39,6 +40,14 @@ class Room:
             fcntl.flock(self._room, fcntl.LOCK_UN)
 
 
+@contextmanager
+def nsys_alone() -> Generator[None]:
+    """Wait until no other test of this user runs Nsight Systems: two that start at once get into each other's way."""
+    with (Path(tempfile.gettempdir()) / f"mlotel-nsys-{os.getuid()}.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 _room = pytest.StashKey[Room]()
 
 
@@ -62,10 +71,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # what is imported by now stays: no collection looks through it again
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: waiting for the room is no part of a test's time limit
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: a test's time limit begins when it has its locks
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     room = item.config.stash.get(_room, None)
-    if room is None:
-        return (yield)
-    with room.entered(alone=item.get_closest_marker("alone") is not None):
+    with ExitStack() as held:
+        if item.get_closest_marker("nsys") is not None:
+            held.enter_context(nsys_alone())
+        if room is not None:
+            held.enter_context(room.entered(alone=item.get_closest_marker("alone") is not None))
         return (yield)

@@ -118,11 +118,21 @@ def shorter(command: str, script: list[str]) -> list[str]:
     return ["tracker.mode=disabled", *batches, *monitors]
 
 
+def profiles(lines: list[str]) -> bool:
+    return any(line.startswith("mlotel profile") for line in lines)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("lines", scripts(), ids=lambda lines: " ".join(lines[0].split()[:4]))
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(lines, id=" ".join(lines[0].split()[:4]), marks=[pytest.mark.nsys] if profiles(lines) else [])
+        for lines in scripts()
+    ],
+)
 def test_the_commands_run_one_after_the_other(lines: list[str], project: Path) -> None:
-    if any(line.startswith("mlotel profile") for line in lines) and not shutil.which("nsys", path=PATH):
+    if profiles(lines) and not shutil.which("nsys", path=PATH):
         pytest.skip("nsys is not installed: tests/system/install_nsys.sh unpacks it")
     for command in lines:
         assert run(command, project, *shorter(command, lines)).strip(), command

@@ -14,6 +14,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.system)
+            if "nsys" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.nsys)
 
 
 @pytest.fixture(scope="session")
