@@ -6,7 +6,7 @@ measured or written.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 Status = Literal["scored", "done", "skipped", "failed", "incomplete"]
 """How a batch ended.
@@ -17,6 +17,8 @@ scored: finished and scored; done: finished without a score; skipped: it or its 
 COUNTED: tuple[Status, ...] = ("scored", "done")
 """Statuses whose latencies count. The latency of a batch that failed or never ended is meaningless."""
 
+Recorded = tuple[str, float, str]
+"""A value given to `record()`: its name, the value, its unit."""
 AttributeValue = str | bool | int | float | Sequence[str] | Sequence[bool] | Sequence[int] | Sequence[float]
 
 BATCH_INDEX = "batch.index"
@@ -84,6 +86,17 @@ class SpanRecord:
     events: Sequence[tuple[int, str, Mapping[str, Any]]] = ()
     links: Sequence[tuple[int, int, Mapping[str, Any]]] = ()
     lag_ns: int | None = None
+
+
+def recorded_in(attributes: Mapping[str, Any]) -> list[Recorded]:
+    """The values that `record()` left in the attributes of a span of another OpenTelemetry SDK."""
+    found: list[Recorded] = []
+    for name, given in attributes.items():
+        if name.startswith(RECORDED):
+            unit = str(attributes.get(f"{name}.unit", ""))
+            values = cast("tuple[Any, ...]", given) if isinstance(given, tuple | list) else (given,)
+            found += [(name.removeprefix(RECORDED), float(v), unit) for v in values if isinstance(v, int | float)]
+    return found
 
 
 SpanRole = Literal["batch", "compute", "waiting"]

@@ -4,11 +4,10 @@ Rates, latencies and values are of the last 60 seconds; counts are since the sta
 figures are kept (`recorder.live.live_state`) nor what they look like.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mlotel_cli.typed_json import OPTIONAL, Json, from_json, to_json
+from mlotel_cli.typed_json import OPTIONAL
 
 
 @dataclass(slots=True)
@@ -158,16 +157,3 @@ class Snapshot:
     sinks: dict[str, SinkHealth] = field(default_factory=dict[str, SinkHealth])
     http: str | None = None
     ready: bool = False
-
-    def to_json(self) -> dict[str, Json]:
-        """For the pipe to the workload."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, told: Mapping[str, object]) -> "Snapshot":
-        """Read it at the pipe's other end.
-
-        Raises:
-            ValueError: it makes no sense.
-        """
-        return from_json(cls, told)

@@ -6,7 +6,6 @@ import polars as pl
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.analysis.summarise import summarise
 from mlotel_cli.columns import (
     BatchColumns,
@@ -25,6 +24,7 @@ from mlotel_cli.recorder.wandb.wandb_rows import RowBuilder
 from mlotel_cli.records import BatchRecord
 from mlotel_cli.store.reading import read_run
 from mlotel_cli.trace.picks import choose
+from mlotel_cli.wire import Closing
 from tests.support.cli import mlotel
 from tests.support.traces import Trace, row, write_run
 

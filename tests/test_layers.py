@@ -14,8 +14,9 @@ PACKAGE = Path(mlotel_cli.__file__).parent
 LAYERS = (
     {"columns", "errors", "records", "stats", "tensors", "typed_json"},
     {"figures", "hardware", "screen", "snapshot", "summary"},
+    {"config"},
     {"wire"},
-    {"config", "telemetry", "nsys"},
+    {"telemetry", "nsys"},
     {"store"},
     {"link", "analysis"},
     {"recorder", "pipeline", "sources", "metrics", "optimize", "dummy"},

@@ -9,6 +9,7 @@ from mlotel_cli.recorder.ending import summarise_run
 from mlotel_cli.stats.description import Description
 from mlotel_cli.summary import Control, OtlpCounts, Score, Summary
 from mlotel_cli.typed_json import from_json
+from mlotel_cli.wire import Closing, from_plain
 from tests.support.summarised import FOLDER, MADE, RECORDED, text
 
 FILES = sorted(FOLDER.glob("*.json"))
@@ -36,7 +37,8 @@ def test_a_summary_that_is_read_is_written_as_it_was(path: Path) -> None:
 @pytest.mark.parametrize("name", MADE)
 def test_a_run_is_summed_up_as_it_was(name: str, tmp_path: Path) -> None:
     made = MADE[name]()
-    summary = summarise_run(made.write(tmp_path), made.closing, executor=made.executor, mean_scores=made.mean_scores)
+    closing = from_plain(made.closing, Closing)
+    summary = summarise_run(made.write(tmp_path), closing, executor=made.executor, mean_scores=made.mean_scores)
     for counter in set(RECORDED) - {"otlp"}:
         setattr(summary.telemetry, counter, RECORDED[counter])
     summary.telemetry.otlp = from_json(OtlpCounts, RECORDED["otlp"])

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.analysis.pipeline_model import PipelineModel, Station
 from mlotel_cli.columns import SOURCE_WAIT, stage_column
 from mlotel_cli.figures import significant
@@ -21,6 +20,7 @@ from mlotel_cli.records import COUNTED, KIND, SpanRecord, span_role
 from mlotel_cli.store.traces import load_spans, traced_range
 from mlotel_cli.summary import Bottleneck
 from mlotel_cli.typed_json import from_json
+from mlotel_cli.wire import Closing
 
 if TYPE_CHECKING:
     import polars as pl

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.analysis.verdicts import verdict_of_events
 from mlotel_cli.columns import SOURCE_WAIT, BatchColumns, Measure, accuracy_column, parse_columns, stage_column
 from mlotel_cli.records import COUNTED
@@ -13,6 +12,7 @@ from mlotel_cli.stats.bootstrap import grouped_bootstrap, segment_groups
 from mlotel_cli.stats.describe import cold_start, describe, trend
 from mlotel_cli.stats.description import Description, Interval
 from mlotel_cli.summary import Latency, Score, StageLatency, Summary, Throughput
+from mlotel_cli.wire import Closing
 
 if TYPE_CHECKING:
     import polars as pl

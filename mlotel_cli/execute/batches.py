@@ -7,8 +7,10 @@ from typing import Any, Protocol
 from opentelemetry import trace
 from opentelemetry.context.context import Context
 
-from mlotel_cli.records import BATCH_INDEX, BATCH_SIZE, KIND, Batch
+from mlotel_cli.records import BATCH_INDEX, BATCH_SIZE, KIND, Batch, Sample, Status
 from mlotel_cli.telemetry.clock import CLOCK
+from mlotel_cli.telemetry.span import Span
+from mlotel_cli.wire import Settled
 
 NO_PARENT = Context()
 WAITING: Mapping[str, str] = {KIND: "queue"}
@@ -47,6 +49,31 @@ class Finished:
     start_ns: int
     wait_ns: int
     busy_ns: int = 0
+
+    def settled(
+        self,
+        status: Status,
+        *,
+        accuracy: Mapping[str, float] | None = None,
+        samples: list[Sample] | None = None,
+        error: str = "",
+    ) -> Settled:
+        """What the recorder must know of the batch, once it is scored: how it ended, and its scores."""
+        batch, offset = self.numbered.batch, CLOCK.epoch_offset_ns
+        return Settled(
+            batch=self.numbered.index,
+            source_batch=batch.index,
+            repeat=self.numbered.repeat,
+            size=batch.size,
+            status=status,
+            opened=self.root.count_opened() if isinstance(self.root, Span) else 0,
+            start_ns=self.start_ns + offset,
+            source_wait_ms=self.wait_ns / 1e6,
+            source_time_ns=None if batch.source_time_ns is None else batch.source_time_ns + offset,
+            accuracy=accuracy or {},
+            samples=samples or [],
+            error=error,
+        )
 
 
 WaitForRoom = Callable[[], None]

@@ -1,36 +1,177 @@
-"""The recorder as a child process: how it is started, by module name, and in words how it ended."""
+"""One recorder process: how it is started, the two pipes to it, and in words how it ended.
+
+It starts `python -m mlotel_cli.recorder` by name and never imports it. It knows no run and no queue.
+"""
 
 import contextlib
 import fcntl
+import logging
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.store.layout import RECORDER_LOG
+from mlotel_cli.wire import Answer, decode_answer
+
+logger = logging.getLogger("mlotel.link")
 
 PIPE_BYTES = 1 << 20
+_FULL_S = 0.1
+"""How long a write waits for room in a full pipe before it calls `on_full`."""
 
 
 class Child(Protocol):
     """What is asked of a process: `subprocess.Popen`'s."""
 
-    def wait(self, timeout: float | None = None) -> int | None:
-        """The exit code."""
+    @property
+    def pid(self) -> int:
+        """Process id."""
         ...
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The exit code, once there is one."""
+        ...
+
+    def kill(self) -> None:
+        """End it."""
+        ...
+
+
+class RecorderProcess:
+    """A running recorder. `write` is called by one thread; `hear` is called on a thread of its own.
+
+    Attributes:
+        result: the recorder's last answer, run.json's content; None before it came.
+        bytes_written: what the pipe has taken so far.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        imports: Sequence[str],
+        hear: Callable[[Answer], None],
+        listener: socket.socket | None = None,
+        on_full: Callable[[], None] | None = None,
+    ) -> None:
+        """Start the process for `run_dir`. It writes nothing before the opening message.
+
+        Args:
+            run_dir: an existing folder.
+            imports: what the recorder imports at once.
+            hear: takes every answer but the result.
+            listener: a socket that the process inherits.
+            on_full: called about ten times a second while a write waits for room; without it a write just waits.
+
+        Raises:
+            RecorderError: when the process cannot be started.
+        """
+        self._log = run_dir / "recorder.log"
+        self._log_begins = self._log.stat().st_size if self._log.exists() else 0
+        self._hear = hear
+        self._on_full = on_full
+        self.result: dict[str, Any] | None = None
+        self.bytes_written = 0
+        self._process, self._pipe, answers = start_recorder(run_dir, imports, listener=listener)
+        if on_full is not None:
+            os.set_blocking(self._pipe, False)
+        self._listening = threading.Thread(target=self._listen, args=(answers,), name="mlotel-answers", daemon=True)
+        self._listening.start()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
+
+    @property
+    def has_pipe(self) -> bool:
+        """Whether the pipe to it is open on this side."""
+        return self._pipe >= 0
+
+    def write(self, data: bytes) -> None:
+        """Write all of `data`; waits while the pipe is full.
+
+        Raises:
+            OSError: when the process is gone, or `on_full` raised.
+        """
+        view = memoryview(data)
+        while view:
+            try:
+                written = os.write(self._pipe, view)
+                self.bytes_written += written
+                view = view[written:]
+            except BlockingIOError:
+                select.select([], [self._pipe], [], _FULL_S)
+                if self._on_full is not None:
+                    self._on_full()
+                if not self.is_running:
+                    raise BrokenPipeError from None
+
+    def close_pipe(self) -> None:
+        """Close this side of the pipe: the recorder then finishes. Again is harmless."""
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+    def wait_for_answers(self, timeout_s: float | None = None) -> bool:
+        """Wait until it answers no more; False when that took longer than `timeout_s`."""
+        self._listening.join(timeout_s)
+        return not self._listening.is_alive()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the end of the process, `timeout_s` at most."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
+    def how_it_ended(self) -> str:
+        """Exit code and cause."""
+        return how_it_ended(self._process, self._log, after=self._log_begins)
+
+    def _listen(self, answers: int) -> None:
+        with os.fdopen(answers, "r", encoding="utf-8", errors="replace") as pipe:
+            for line in pipe:
+                answer = decode_answer(line)
+                if answer is None:
+                    continue
+                if answer.result is not None:
+                    self.result = answer.result
+                    continue
+                try:
+                    self._hear(answer)
+                except Exception:  # a closed terminal must not cost the result
+                    logger.exception("an answer of the recorder could not be shown: %s", answer)
 
 
 def start_recorder(
     run_dir: Path, imports: Sequence[str], *, listener: socket.socket | None = None
-) -> tuple["subprocess.Popen[bytes]", int, int]:
-    """Start `python -m mlotel_cli.recorder`; returns it, the pipe to it and the pipe from it.
+) -> tuple[Child, int, int]:
+    """Start `python -m mlotel_cli.recorder`; returns the process, the pipe to it and the pipe from it.
 
-    Its own session keeps a Ctrl-C in the terminal from reaching it: it ends when the pipe closes.
+    A session of its own keeps a Ctrl-C in the terminal from reaching it: it ends when the pipe closes.
+
+    Raises:
+        RecorderError: when it cannot be started.
     """
     read_end, to_recorder = os.pipe()
     from_recorder, write_end = os.pipe()
@@ -58,7 +199,7 @@ def start_recorder(
 
 
 def how_it_ended(process: Child, log: Path, *, after: int) -> str:
-    """Exit code and cause. What it wrote to its log, from byte `after` on, is the cause only of an end of its own."""
+    """Exit code and cause. Its last lines in the log, from byte `after` on, explain only an exit of its own."""
     try:
         code = process.wait(2)
     except subprocess.TimeoutExpired:

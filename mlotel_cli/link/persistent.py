@@ -1,44 +1,49 @@
-"""A link for runs without end: it never holds the workload back, and it outlives its recorder.
+"""The link of a run without end: it never holds the workload back, and it outlives its recorder.
 
-What a recorder that is far behind, hung or gone cannot take is shed: whole batches, oldest first, and counted. A
-recorder that died is replaced by another one in the same run directory, at a limited rate.
+It sheds what a recorder that is far behind, hung or gone cannot take, and counts it (`ledger`). It replaces a recorder
+that died by another one in the same run directory, at a limited rate.
 """
 
-import json
 import logging
-import os
-import select
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlotel_cli.errors import RecorderError
-from mlotel_cli.link.handoff import HUNG_S, Opening, RecorderLink
+from mlotel_cli.link.child import RecorderProcess
+from mlotel_cli.link.handoff import (
+    HUNG_S,
+    HandOver,
+    Say,
+    await_result,
+    end_unopened,
+    forget_in_children,
+)
+from mlotel_cli.link.ledger import Ledger
+from mlotel_cli.link.outbox import Outbox
+from mlotel_cli.snapshot import Gaps, Snapshot
 from mlotel_cli.store.run_json import rows_written
-from mlotel_cli.telemetry.span import Span
+from mlotel_cli.wire import Answer, Closing, Message, Opening
 
-logger = logging.getLogger("mlotel.telemetry")
+logger = logging.getLogger("mlotel.link")
 
-HIGH_WATER = 10_000
-"""Items waiting to be handed over above which whole batches are shed: some 5 MB."""
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 60.0
 STEADY_S = 120.0
 """A recorder that lived so long is replaced without delay again."""
-_REMEMBERED = 10_000
-"""Batches under way at most; spans that end after their batch was settled must not fill the memory."""
 
 
-class PersistentLink(RecorderLink):
-    """As RecorderLink, for `mlotel monitor`.
+class PersistentLink:
+    """As RecorderLink, for `mlotel monitor`. `emit` and `send` may be called from any thread.
 
     Attributes:
-        restarts: recorders started after the first one.
-        batches_lost: batches shed, or handed to a recorder that died before it had written them; at most a second's
-            worth too many, because a recorder notes what it wrote after writing it.
+        run_dir: the run directory.
+        emit: takes an ended span.
+        paused_s: always 0: it never holds the source back.
     """
 
     def __init__(
@@ -46,200 +51,182 @@ class PersistentLink(RecorderLink):
         run_dir: Path,
         *,
         imports: Sequence[str] = ("polars", "wandb"),
-        say: Callable[[str], None] | None = None,
-        on_live: Callable[[dict[str, Any]], None] | None = None,
+        say: Say | None = None,
+        on_snapshot: Callable[[Snapshot], None] | None = None,
         listener: socket.socket | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start the recorder; see RecorderLink."""
-        self.restarts = 0
-        self.batches_lost = 0
-        self._infos: list[str] = []
-        self._under_way: dict[int, None] = {}
-        self._shedding: dict[int, None] = {}
+        """Start the recorder process for `run_dir`. It writes nothing before `open`.
+
+        Args:
+            run_dir: an existing folder.
+            imports: what the recorder imports at once.
+            say: takes the recorder's messages to the user, one line each, on a thread of its own.
+            on_snapshot: takes the live figures that the recorder answers once a second, on the same thread as `say`.
+            listener: the socket that the recorder serves HTTP on, inherited; its number is in the opening.
+            now: seconds, monotonic.
+
+        Raises:
+            RecorderError: when the process cannot be started.
+        """
+        self.run_dir = run_dir
+        self.paused_s = 0.0
+        self._imports = imports
+        self._say = say or logger.warning
+        self._on_snapshot = on_snapshot
+        self._listener = listener
+        self._now = now
+        self._ledger = Ledger()
+        self._outbox = Outbox(self._ledger.admit)
+        self.emit = self._outbox.emit
+        self._handover = HandOver(self._outbox, now=now)
+        self._is_dead = False
         self._delay_s = 0.0
-        self._num_settled = self._num_died = 0
-        self._replaced_for_closing = False
-        super().__init__(run_dir, imports=imports, say=say, on_live=on_live, listener=listener, now=now)
+        self._is_replaced_for_closing = False
+        self._born_s = self._moved_s = now()
+        self._bytes_seen = 0
+        self._recorder = self._start()
+        self._thread = threading.Thread(target=self._run, name="mlotel-handoff", daemon=True)
+        forget_in_children(self)
 
     @property
-    def gaps(self) -> dict[str, int]:
+    def pid(self) -> int:
+        """Process id of the recorder."""
+        return self._recorder.pid
+
+    @property
+    def emitted(self) -> int:
+        """Spans handed over to this recorder, or shed since it started."""
+        return self._outbox.emitted
+
+    @property
+    def gaps(self) -> Gaps:
         """What is missing from the record so far."""
-        return {"recorder_restarts": self.restarts, "batches_lost": self.batches_lost}
+        return self._ledger.gaps
 
-    def wait_for_room(self) -> None:
-        """Never waits: a camera does not either."""
-
-    def pause(self) -> None:
-        """Never waits."""
+    @property
+    def is_open(self) -> bool:
+        """Whether what is emitted now may still arrive: not after the end, not in a forked child."""
+        return self._recorder.has_pipe and not self._is_dead and not self._handover.is_closing
 
     def open(self, opening: Opening, *, flush_ms: int = 50) -> None:
-        """Begin the run; see RecorderLink."""
+        """Begin the run: the recorder writes run.json and starts its sinks; from now on the outbox is handed over."""
+        self._opening = opening
+        self._handover.flush_s = flush_ms / 1000
         self._born_s = self._now()
-        os.set_blocking(self._to_recorder, False)
-        super().open(opening, flush_ms=flush_ms)
+        self._outbox.put_first(opening)
+        self._thread.start()
 
-    def close(self, closing: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
-        """Hand over the rest and wait for the summary; see RecorderLink.
+    def send(self, message: Message) -> None:
+        """Queue a message behind everything emitted so far."""
+        self._outbox.emit(message)
+
+    def wait_for_room(self) -> None:
+        """Return at once: a camera does not wait either."""
+
+    def pause(self) -> None:
+        """Return at once."""
+
+    def close(self, closing: Closing, *, timeout_s: float) -> dict[str, Any]:
+        """Hand over the rest and wait for the summary; see `RecorderLink.close`.
 
         A recorder that died and was not replaced yet is replaced once more, at once.
         """
         deadline_s = self._now() + timeout_s
-        self.send("close", json.dumps(closing))
-        self._closing = True
-        self._wake.set()
+        self.send(closing)
+        self._handover.finish()
         self._thread.join(timeout_s)
-        return self._await_result(max(0.1, deadline_s - self._now()))
+        return await_result(self._recorder, self.run_dir, say=self._say, timeout_s=max(0.1, deadline_s - self._now()))
 
-    # -- the hand-over thread -------------------------------------------------------------------------------------
+    def abandon(self) -> None:
+        """Leave without closing; see `RecorderLink.abandon`."""
+        if self._thread.is_alive():
+            self._handover.finish()
+            self._thread.join(1)
+            return
+        end_unopened(self._recorder)
+
+    def forget_in_child(self) -> None:
+        """Let go of pipe and port in a forked child, which would keep both open."""
+        if self._listener is not None:
+            self._listener.close()
+        self._recorder.close_pipe()
+        self._outbox.clear()
+
+    def _start(self) -> RecorderProcess:
+        return RecorderProcess(
+            self.run_dir, imports=self._imports, hear=self._hear, listener=self._listener, on_full=self._on_full
+        )
+
+    def _hear(self, answer: Answer) -> None:
+        if answer.say is not None:
+            self._say(answer.say)
+        elif answer.snapshot is not None and self._on_snapshot is not None:
+            self._on_snapshot(answer.snapshot)
+
+    # -- on the hand-over thread ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while True:
             try:
-                self._hand_over()
+                self._moved_s = self._now()
+                self._handover.run(self._recorder, before=self._shed_excess)
             except OSError:
                 if self._replace():
                     continue
-                self._dead = True
+                self._is_dead = True
             break
-        self._close_pipe()
-        if self._dead:
-            self._discard()
+        self._recorder.close_pipe()
+        if self._is_dead:
+            self._handover.discard()
 
     def _replace(self) -> bool:
         """Start another recorder when its time has come; False when the run is closing and that failed as well."""
-        self._close_pipe()
-        self._listener.join(2)  # its last answer says what it had written
-        reason = self._how_it_ended()
-        self._count_gap()
+        self._recorder.close_pipe()
+        self._recorder.wait_for_answers(2)  # its last answer says what it had written
+        reason = f"The recorder process ended ({self._recorder.how_it_ended()})"
+        self._ledger.count_death(rows_written=rows_written(self.run_dir))
+        self._outbox.emitted = 0
         if self._now() - self._born_s >= STEADY_S:
             self._delay_s = 0.0
-        while not self._replaced_for_closing:
-            self._replaced_for_closing = self._closing
+        while not self._is_replaced_for_closing:
+            self._is_replaced_for_closing = self._handover.is_closing
             self._say(f"{reason}. The pipeline goes on; another recorder starts in {self._delay_s:.1f} s.")
             self._wait_out(self._delay_s)
             self._delay_s = min(max(FIRST_DELAY_S, 2 * self._delay_s), LONGEST_DELAY_S)
             try:
-                self._connect()
+                self._recorder = self._start()
             except RecorderError as error:
                 reason = str(error)
                 continue
-            os.set_blocking(self._to_recorder, False)
             self._born_s = self._now()
-            self.restarts += 1
+            self._ledger.restarts += 1
             self._reopen()
             return True
         return False
 
     def _wait_out(self, delay_s: float) -> None:
         until_s = self._now() + delay_s
-        while not self._closing and (left_s := until_s - self._now()) > 0:
-            self._wake.wait(min(left_s, 0.2))
-            self._wake.clear()
+        while not self._handover.is_closing and (left_s := until_s - self._now()) > 0:
+            self._handover.wait(min(left_s, 0.2))
             self._shed_excess()
 
     def _reopen(self) -> None:
-        opening = asdict(self._opening)
-        if opening["live"] is not None:
-            opening["live"] = {**opening["live"], "restarts": self.restarts}
-        messages = [("open", json.dumps(opening, default=str)), *(("info", text) for text in self._infos)]
-        self._queue.extendleft(reversed(messages))
-
-    def _count_gap(self) -> None:
-        """What the dead recorder had half, or had not written, is lost."""
-        died = self._num_settled - self._num_died - rows_written(self.run_dir)
-        self._num_died += max(0, died)
-        self.batches_lost += max(0, died) + len(self._under_way)
-        self._shedding.update(self._under_way)
-        self._under_way.clear()
-        self.emitted = 0
-
-    def _pack(self, item: Span | tuple[Any, ...]) -> tuple[Any, ...] | None:
-        packed = super()._pack(item)
-        if packed is None:
-            return None
-        if packed[0] == "span":
-            batch: int | None = packed[5]
-            if batch is not None:
-                if batch in self._shedding:
-                    return None
-                self._under_way[batch] = None
-                if len(self._under_way) > _REMEMBERED:
-                    del self._under_way[next(iter(self._under_way))]
-        elif packed[0] == "settle":
-            if packed[1] in self._shedding:
-                del self._shedding[packed[1]]
-                return None
-            self._under_way.pop(packed[1], None)
-            self._num_settled += 1
-        elif packed[0] == "close":
-            return ("close", self._with_gaps(packed[1]), *packed[2:])
-        elif packed[0] == "info" and packed[1] not in self._infos:
-            self._infos.append(packed[1])
-        return packed
-
-    def _with_gaps(self, closing: str) -> str:
-        """The last message, with what is missing: counted as it leaves, because a recorder may die until then."""
-        told: dict[str, Any] = json.loads(closing)
-        return json.dumps({**told, "telemetry": {**told.get("telemetry", {}), **self.gaps}})
-
-    def _drain(self) -> None:
-        self._shed_excess()
-        super()._drain()
-
-    def _write(self, data: bytes) -> None:
-        view, moved_s = memoryview(data), self._now()
-        while view:
-            try:
-                view = view[os.write(self._to_recorder, view) :]
-                moved_s = self._now()
-            except BlockingIOError:
-                select.select([], [self._to_recorder], [], 0.1)
-                self._shed_excess()
-                if self._now() - moved_s > HUNG_S:
-                    self._say(f"The recorder (process {self.pid}) has taken nothing for {HUNG_S:g} s and is killed.")
-                    self._process.kill()
-                    raise BrokenPipeError from None
-                if self._process.poll() is not None:
-                    raise BrokenPipeError from None
+        opening = self._opening
+        if opening.monitor is not None:
+            opening = replace(opening, monitor=replace(opening.monitor, restarts=self._ledger.restarts))
+        self._outbox.put_first(opening, *self._ledger.infos)
 
     def _shed_excess(self) -> None:
-        """Drop whole batches, oldest first, once far more waits than the recorder takes."""
-        queue = self._queue
-        if len(queue) <= HIGH_WATER:
-            return
-        items = [queue.popleft() for _ in range(len(queue))]
-        excess = len(items) - HIGH_WATER // 2
-        kept: list[Span | tuple[Any, ...]] = []
-        wanted: set[int] = set()
-        for item in items:
-            batch = _batch_of(item)
-            if batch is None:
-                is_message = type(item) is tuple and item[0] not in ("span", "live")
-                if is_message or excess <= 0:
-                    kept.append(item)
-                else:
-                    excess -= 1
-                    self.emitted += type(item) is not tuple or item[0] == "span"
-                continue
-            if batch not in self._shedding and batch not in wanted:
-                if excess > 0 and batch not in self._under_way:
-                    self._shedding[batch] = None
-                    self.batches_lost += 1
-                else:
-                    wanted.add(batch)
-            if batch in wanted:
-                kept.append(item)
-                continue
-            excess -= 1
-            if type(item) is tuple and item[0] == "settle":
-                del self._shedding[batch]
-            else:
-                self.emitted += 1  # and never recorded: the summary counts it as lost
-        queue.extendleft(reversed(kept))
+        self._ledger.shed_excess(self._outbox)
 
-
-def _batch_of(item: Span | tuple[Any, ...]) -> int | None:
-    if type(item) is tuple:
-        return item[1] if item[0] == "settle" else item[5] if item[0] == "span" else None
-    return item.batch  # type: ignore[union-attr]
+    def _on_full(self) -> None:
+        """While the pipe is full: shed, and kill a recorder that takes nothing for too long."""
+        self._shed_excess()
+        now_s, written = self._now(), self._recorder.bytes_written
+        if written != self._bytes_seen:
+            self._bytes_seen, self._moved_s = written, now_s
+        elif now_s - max(self._moved_s, self._handover.moved_s) > HUNG_S:
+            self._say(f"The recorder (process {self.pid}) has taken nothing for {HUNG_S:g} s and is killed.")
+            self._recorder.kill()
+            raise BrokenPipeError

@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from mlotel_cli.errors import DataError, StageError
 from mlotel_cli.execute import Executor, Finished, Numbered
 from mlotel_cli.hardware import usable_cores
 from mlotel_cli.modes.run import Closing
 from mlotel_cli.records import Batch
+from mlotel_cli.summary import Warmup
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class WarmUp:
         error: why the data could not be read further; None when it could.
     """
 
-    figures: dict[str, Any]
+    figures: Warmup
     error: DataError | None
 
 
@@ -50,12 +50,8 @@ def warm_up(
     except DataError as raised:
         error = raised
     took_s = time.perf_counter() - began
-    figures = {
-        "batches": len(times_s),
-        "first_batch_ms": times_s[0] * 1e3 if times_s else None,
-        "total_s": min(sum(times_s), took_s),  # less than the sum where batches overlap
-    }
-    return WarmUp(figures, error)
+    total_s = min(sum(times_s), took_s)  # less than the sum where batches overlap
+    return WarmUp(Warmup(len(times_s), times_s[0] * 1e3 if times_s else None, total_s), error)
 
 
 def _run_through(

@@ -1,9 +1,9 @@
 """Measures what telemetry costs a pipeline: a run switches it on and off, in stretches of several batches."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from mlotel_cli.stats.describe import paired_difference
+from mlotel_cli.summary import Control
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.tracer import Backend
@@ -19,7 +19,7 @@ def stretch_length(num_batches: int | None) -> int:
 
 
 @dataclass(slots=True)
-class Control:
+class Stretches:
     """Switches spans on and off in stretches (on, off, off, on, ...), and compares their mean batch times.
 
     The order cancels a linear drift. Batches of stretches without telemetry have an accuracy and no latency. It needs a
@@ -45,7 +45,7 @@ class Control:
         """Note how long the batch took; call it after every batch."""
         self._times_ns.setdefault((self._num_batches - 1) // self.length, []).append(busy_ns)
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Control | None:
         """Compare the mean batch time with telemetry and without, over pairs of stretches; None without a pair."""
         whole = [self._times_ns[n] for n in sorted(self._times_ns) if len(self._times_ns[n]) == self.length]
         means_ms = [sum(times) / len(times) / 1e6 for times in whole[: len(whole) // 2 * 2]]
@@ -54,14 +54,14 @@ class Control:
         if not with_ms:
             return None
         found = paired_difference(with_ms, without_ms)
-        return {
-            "pairs": found.num_pairs,
-            "batches_a_stretch": self.length,
-            "difference_ms": found.difference,
-            "difference_ms_ci95": found.difference_ci,
-            "ratio": found.ratio,
-            "ratio_ci95": found.ratio_ci,
-        }
+        return Control(
+            pairs=found.num_pairs,
+            batches_a_stretch=self.length,
+            difference_ms=found.difference,
+            difference_ms_ci95=found.difference_ci,
+            ratio=found.ratio,
+            ratio_ci95=found.ratio_ci,
+        )
 
 
 def _is_on(stretch: int) -> bool:

@@ -13,11 +13,11 @@ from mlotel_cli.errors import DataError, StageError
 from mlotel_cli.execute import Finished, Numbered
 from mlotel_cli.modes.batch_steps import check_finished, result_waiter, seed_everything, timed, warm_up
 from mlotel_cli.modes.build import Parts, apply_option, build
-from mlotel_cli.modes.control import Control, stretch_length
+from mlotel_cli.modes.control import Stretches, stretch_length
 from mlotel_cli.modes.opening import open_run, recorder_imports
 from mlotel_cli.modes.results import Progress
 from mlotel_cli.modes.run import Session, Settling, reporting
-from mlotel_cli.records import Batch
+from mlotel_cli.records import Batch, Sample
 from mlotel_cli.screen import sayer, stderr
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OffHere
@@ -68,7 +68,7 @@ class Evaluation:
         self._num_batches = 0
         self._head: list[Batch] = []
         self._rest: Iterator[Batch] | None = None
-        self._control: Control | None = None
+        self._control: Stretches | None = None
 
     def run(self) -> None:
         """Warm up, then run, score and settle every batch."""
@@ -78,7 +78,7 @@ class Evaluation:
             seed_everything(self._cfg.seed)  # no result may depend on the number of warm-up batches
             session.record()
             if self._cfg.eval.control:
-                self._control = Control(api.PROVIDER.backend, stretch_length(self._count_batches()))
+                self._control = Stretches(api.PROVIDER.backend, stretch_length(self._count_batches()))
             progress.start()
             try:
                 with timed(session.closing):
@@ -89,7 +89,7 @@ class Evaluation:
                 session.closing.caller_s = self._scoring_ns / 1e9
                 reasons = self._compute()
                 if self._control is not None:
-                    session.closing.telemetry["control"] = self._control.result()
+                    session.closing.telemetry.control = self._control.result()
         if not self._num_batches:
             raise DataError("data: the data set is empty: it yielded no batch")
         if reasons:
@@ -121,7 +121,7 @@ class Evaluation:
         numbered, batch = finished.numbered, finished.numbered.batch
         started = time.perf_counter_ns()
         scores: Mapping[str, float] = {}
-        samples = []
+        samples: list[Sample] = []
         failure: StageError | None = None
         try:
             check_finished(finished)
@@ -130,20 +130,9 @@ class Evaluation:
             failure = self._explain(error, finished)
         self._scoring_ns += time.perf_counter_ns() - started
         skip = str(self._cfg.eval.on_error) == "skip"
-        self._session.settle(
-            numbered.index,
-            status="scored" if failure is None else "skipped" if skip else "failed",
-            size=batch.size,
-            source_batch=batch.index,
-            repeat=numbered.repeat,
-            root=finished.root,
-            start_ns=finished.start_ns,
-            wait_ns=finished.wait_ns,
-            source_time_ns=batch.source_time_ns,
-            accuracy=scores,
-            samples=samples,
-            error="" if failure is None else str(failure),
-        )
+        status = "scored" if failure is None else "skipped" if skip else "failed"
+        error = "" if failure is None else str(failure)
+        self._session.settle(finished.settled(status, accuracy=scores, samples=samples, error=error))
         if failure is not None and not skip:
             raise failure
         return scores

@@ -15,7 +15,7 @@ from mlotel_cli.modes.opening import (
     create_opening,
     make_directory,
     recorder_imports,
-    tracker_settings,
+    tracker_options,
 )
 from mlotel_cli.modes.run import Session, reporting
 from mlotel_cli.screen import sayer, stderr
@@ -61,7 +61,7 @@ def start_run(
             has an OpenTelemetry provider of its own.
         RecorderError: when the recorder cannot be started, or died.
     """
-    tracker = tracker_settings(project=project, entity=entity, group=group, mode=mode)
+    tracker = tracker_options(project=project, entity=entity, group=group, mode=mode)
     check_directory(directory)
     if not api.install():
         raise UsageError(

@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.config import check as config
+from mlotel_cli.config.policies import Retention
 from mlotel_cli.config.schema import Job
 from mlotel_cli.errors import Interrupted, UsageError
 from mlotel_cli.link.persistent import PersistentLink
@@ -25,6 +27,7 @@ from mlotel_cli.modes.opening import open_run, recorder_imports
 from mlotel_cli.modes.run import Session, reporting
 from mlotel_cli.screen import stderr
 from mlotel_cli.sources import Batches, Intake
+from mlotel_cli.wire import HttpOptions, MonitorOptions
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,16 +59,16 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
     with ExitStack() as stack:
         listener = stack.enter_context(config.listen(str(cfg.monitor.http.host), int(cfg.monitor.http.port)))
         imports = recorder_imports(cfg.tracker.mode)
-        link = PersistentLink(job.output_dir, imports=imports, say=view.say, on_live=board.hear, listener=listener)
+        link = PersistentLink(job.output_dir, imports=imports, say=view.say, on_snapshot=board.hear, listener=listener)
         session = Session(job.output_dir, say=view.say, link=link, on_signal=on_signal)
         with reporting(session):
             seed_everything(cfg.seed)
             intake = create_intake(cfg)
             stack.callback(intake.close)
-            live = live_settings(cfg, listener)
-            loop = _prepare(cfg, job, session=session, intake=intake, ending=ending, live=live)
+            options = monitor_options(cfg, listener)
+            loop = _prepare(cfg, job, session=session, intake=intake, ending=ending, options=options)
             supervise(loop, link, view, ending=ending, board=board, grace_s=float(cfg.monitor.grace_s))
-            session.tell({"ended": ending.reason, "source": intake.report(), "notes": list(_notes(intake))})
+            session.tell({"ended": ending.reason, "source": asdict(intake.report()), "notes": list(_notes(intake))})
             view.say(f"ended: {ending.reason}; finishing files and sinks")
     return session.info or {}
 
@@ -83,20 +86,20 @@ def create_intake(cfg: "DictConfig") -> Intake:
 def _notes(intake: Intake) -> Iterator[str]:
     """Say why a run that ended well had no input."""
     report = intake.report()
-    if not report["received"]:
-        lost = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items())
+    if not report.received:
+        lost = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
         yield f"nothing came from the source: {intake.health.detail or lost or 'it was silent'}"
 
 
 def _prepare(
-    cfg: "DictConfig", job: Job, *, session: Session, intake: Intake, ending: Ending, live: dict[str, Any]
+    cfg: "DictConfig", job: Job, *, session: Session, intake: Intake, ending: Ending, options: MonitorOptions
 ) -> Loop:
     """Build the pipeline and open the run. An option takes its example inputs from the source's first batch."""
     built = build_pipeline(cfg)
     feed = Feed(intake)
     with built.inference():
         changes = apply_option(cfg, built, Batches(_First(feed), key="source"))
-    open_run(session, cfg, job, mode="monitor", backend=str(cfg.telemetry.backend), live=live)
+    open_run(session, cfg, job, mode="monitor", backend=str(cfg.telemetry.backend), monitor=options)
     session.tell({"optimize": changes})
     return Loop(cfg, session, feed, built, ending)
 
@@ -111,8 +114,8 @@ class _First:
         return self._feed.look(1)
 
 
-def live_settings(cfg: "DictConfig", listener: socket.socket) -> dict[str, Any]:
-    """Return `Opening.live`: what a monitor's recorder does in addition. It serves HTTP on `listener`.
+def monitor_options(cfg: "DictConfig", listener: socket.socket) -> MonitorOptions:
+    """Return what the recorder does beyond that of an evaluation; it serves HTTP on `listener`.
 
     Raises:
         UsageError: when spans are not recorded at all.
@@ -122,14 +125,13 @@ def live_settings(cfg: "DictConfig", listener: socket.socket) -> dict[str, Any]:
             f"telemetry.backend={cfg.telemetry.backend}: a monitor lives on its spans; use telemetry.backend=otel"
         )
     monitor = cfg.monitor
-    return {
-        "http": {"host": str(monitor.http.host), "port": int(monitor.http.port), "fd": listener.fileno()},
-        "window_s": float(monitor.window_s),
-        "slow_ms": cfg.telemetry.slow_ms,
-        "background_rate": float(cfg.telemetry.background_rate),
-        "retention": {name: float(monitor.retention[name]) for name in ("max_gb", "max_age_h", "compact_s")},
-        "restarts": 0,
-    }
+    return MonitorOptions(
+        http=HttpOptions(host=str(monitor.http.host), port=int(monitor.http.port), fd=listener.fileno()),
+        window_s=float(monitor.window_s),
+        slow_ms=cfg.telemetry.slow_ms,
+        background_rate=float(cfg.telemetry.background_rate),
+        retention=Retention(**{str(name): float(value) for name, value in monitor.retention.items()}),
+    )
 
 
 def supervise(loop: Loop, link: PersistentLink, view: View, *, ending: Ending, board: Board, grace_s: float) -> None:

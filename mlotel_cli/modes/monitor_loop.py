@@ -132,24 +132,13 @@ class Loop:
         Raises:
             StageError: when it failed and `monitor.on_error=fail`.
         """
-        numbered, batch = finished.numbered, finished.numbered.batch
         failure: StageError | None = None
         try:
             check_finished(finished)
         except StageError as error:
             failure = error
-        self._session.settle(
-            numbered.index,
-            status="done" if failure is None else "failed",
-            size=batch.size,
-            source_batch=batch.index,
-            repeat=numbered.repeat,
-            root=finished.root,
-            start_ns=finished.start_ns,
-            wait_ns=finished.wait_ns,
-            source_time_ns=batch.source_time_ns,
-            error="" if failure is None else str(failure),
-        )
+        status, error = ("done", "") if failure is None else ("failed", str(failure))
+        self._session.settle(finished.settled(status, error=error))
         if failure is not None:
             self.num_failed += 1
             self.last_failure = str(failure)

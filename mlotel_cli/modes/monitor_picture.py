@@ -3,8 +3,7 @@
 Names are the user's own text and are shown as they are. Nothing is measured here.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from rich.cells import set_cell_size
 from rich.console import Group, RenderableType
@@ -14,7 +13,7 @@ from rich.text import Text
 from mlotel_cli.figures import clock, figure, percentile
 from mlotel_cli.modes.monitor_status import Board
 from mlotel_cli.screen import Column, Row, build_table, shortened, text_column
-from mlotel_cli.snapshot import LatencyFigures, StageNow
+from mlotel_cli.snapshot import LatencyFigures, SourceReport, StageNow
 from mlotel_cli.sources.intake import CONNECTED
 
 _STALE_S = 5.0
@@ -34,7 +33,7 @@ _LEFT_OUT = (("waiting",), ("queue p95",), ("busy",))
 def line(board: Board) -> str:
     """Return the board in one line."""
     snapshot, source = board.snapshot, board.source
-    state = source.get("state", "")
+    state = source.state
     parts = [
         board.phase if not board.ending else f"ending ({board.ending})",
         f"{snapshot.batches} batches",
@@ -42,7 +41,7 @@ def line(board: Board) -> str:
         " ".join(f"{name} {shown}" for name, shown in _latency(snapshot.latency_ms)[:3]) + " ms",
         f"source {state}" + (f" ({board.source_detail})" if board.source_detail else ""),
     ]
-    if dropped := _mapping(source, "dropped"):
+    if dropped := source.dropped:
         parts.append("dropped " + ", ".join(f"{count} {reason}" for reason, count in dropped.items()))
     if board.num_failed:
         parts.append(f"{board.num_failed} failed")
@@ -83,27 +82,27 @@ def _header(board: Board, *, now: float, is_narrow: bool) -> Iterator[Text]:
     figures = "   ".join(f"{name} {shown}" for name, shown in _latency(snapshot.latency_ms))
     yield _row(("latency  ", "dim"), (f"{figures} ms", ""), ("   last 60 s", "dim"))
     yield from _source(board, source)
-    if board.gaps.get("recorder_restarts") or board.gaps.get("batches_lost"):
-        restarts, lost = board.gaps["recorder_restarts"], board.gaps["batches_lost"]
+    if board.gaps.recorder_restarts or board.gaps.batches_lost:
+        restarts, lost = board.gaps.recorder_restarts, board.gaps.batches_lost
         yield _row(("record   ", "dim"), (f"{restarts} restarts of the recorder, {lost:,} batches lost", "yellow"))
     if board.last_failure:
         yield _row(("failed   ", "dim"), (board.last_failure, "red"))
 
 
-def _source(board: Board, source: Mapping[str, Any]) -> Iterator[Text]:
-    state = str(source.get("state", "connecting"))
+def _source(board: Board, source: SourceReport) -> Iterator[Text]:
+    state = source.state or "connecting"
     depth, capacity = board.queues.get("source", (0, 0))
-    again = source.get("reconnects", 0)
+    again = source.reconnects
     yield _row(
         ("source   ", "dim"),
-        (f"{source.get('kind', '')} ", ""),
+        (f"{source.kind} ", ""),
         (state, "green" if state == CONNECTED else "yellow"),
-        (f"   {source.get('received', 0):,} received   {depth}/{capacity} waiting", ""),
+        (f"   {source.received:,} received   {depth}/{capacity} waiting", ""),
         (f"   {again} reconnects" if again else "", "yellow"),
     )
     if board.source_detail:
         yield _row(("         ", ""), (board.source_detail, "yellow"))
-    dropped = _mapping(source, "dropped")
+    dropped = source.dropped
     if dropped:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
         yield _row(("dropped  ", "dim"), (counts, "yellow" if set(dropped) - {"warmup", "stopped"} else ""))
@@ -150,11 +149,6 @@ def _sinks(board: Board) -> Iterator[Text]:
         if not sink.ok or sink.lost:
             lost = f"{sink.lost:,} lost" if sink.lost else "failing"
             yield _row(("         ", ""), (f"{name}: {lost}; {sink.detail}", "red" if not sink.ok else "yellow"))
-
-
-def _mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return what is below `key`; nothing before the first snapshot."""
-    return parent.get(key) or {}
 
 
 def _row(*parts: tuple[str, str]) -> Text:

@@ -3,21 +3,20 @@
 What it looks like is in `monitor_view`.
 """
 
-import json
 import os
 import resource
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from mlotel_cli.hardware import rss_bytes
 from mlotel_cli.link.persistent import PersistentLink
 from mlotel_cli.modes.monitor_loop import Loop
-from mlotel_cli.snapshot import Snapshot
+from mlotel_cli.snapshot import Gaps, QueueDepth, Snapshot, SourceReport
 from mlotel_cli.sources import Health
 from mlotel_cli.sources.intake import CONNECTED
+from mlotel_cli.wire import ProcessReport, Report
 
 _DROPS_EVERY_S = 60.0
 
@@ -33,7 +32,7 @@ class Board:
         source: the intake's report.
         source_detail: why the source is not connected.
         queues: depth and capacity by name.
-        gaps: recorder_restarts, batches_lost.
+        gaps: what is missing from the record.
         phase: of the loop.
         num_failed: batches that failed so far.
         last_failure: why the newest of them did.
@@ -43,18 +42,18 @@ class Board:
     name: str
     snapshot: Snapshot = field(default_factory=Snapshot)
     heard_s: float | None = None
-    source: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    source: SourceReport = field(default_factory=SourceReport)
     source_detail: str = ""
     queues: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
-    gaps: Mapping[str, int] = field(default_factory=dict[str, int])
+    gaps: Gaps = field(default_factory=Gaps)
     phase: str = "starting"
     num_failed: int = 0
     last_failure: str = ""
     ending: str = ""
 
-    def hear(self, snapshot: Mapping[str, Any]) -> None:
+    def hear(self, snapshot: Snapshot) -> None:
         """Take the recorder's newest figures; on the thread that listens to it."""
-        self.snapshot, self.heard_s = Snapshot.from_json(snapshot), time.monotonic()
+        self.snapshot, self.heard_s = snapshot, time.monotonic()
 
     def look_at(self, loop: Loop, link: PersistentLink) -> None:
         """Take the workload's newest figures."""
@@ -93,7 +92,7 @@ class Ticker(threading.Thread):
         stopped = False
         while True:
             self._board.look_at(self._loop, self._link)
-            self._link.send("live", json.dumps(message(self._board)))
+            self._link.send(report_of(self._board))
             self._changes.tell(self._board, self._loop.feed.intake.health, now_s=time.monotonic())
             if stopped:
                 return
@@ -121,7 +120,7 @@ class Changes:
     def tell(self, board: Board, health: Health, *, now_s: float) -> None:
         """Compare with the last time."""
         self._tell_source(health, now_s)
-        self._tell_drops(board.source.get("dropped", {}), now_s)
+        self._tell_drops(board.source.dropped, now_s)
         if board.num_failed and not self._has_failed:
             self._has_failed = True
             self._say(f"{board.last_failure} (said once; further batches that fail are counted, the run goes on)")
@@ -152,12 +151,8 @@ class Changes:
             self._dropped, self._dropped_s = dict(dropped), now_s
 
 
-def message(board: Board) -> dict[str, Any]:
-    """What the recorder is told once a second; every count is since the start of the run."""
+def report_of(board: Board) -> Report:
+    """What the recorder must know once a second; every count is since the start of the run."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {
-        "source": board.source,
-        "queues": board.queues,
-        "workload": {"rss_bytes": rss_bytes(), "cpu_s": usage.ru_utime + usage.ru_stime, "pid": os.getpid()},
-        "gaps": board.gaps,
-    }
+    process = ProcessReport(rss_bytes=rss_bytes(), cpu_s=usage.ru_utime + usage.ru_stime, pid=os.getpid())
+    return Report(board.source, {name: QueueDepth(*depth) for name, depth in board.queues.items()}, process, board.gaps)

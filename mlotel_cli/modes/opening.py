@@ -19,9 +19,9 @@ from mlotel_cli.config.otlp_settings import resource_of_environment
 from mlotel_cli.config.policies import TrackerMode
 from mlotel_cli.errors import UsageError
 from mlotel_cli.hardware import accelerator, environment
-from mlotel_cli.link.handoff import Opening
 from mlotel_cli.store.claim import holds_run
 from mlotel_cli.telemetry.device import CudaEvents, DeviceTimer
+from mlotel_cli.wire import MonitorOptions, Opening, OtlpOptions, TrackerOptions
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
 
 def open_run(
-    session: "Session", cfg: "DictConfig", job: "Job", *, mode: str, backend: str, live: dict[str, Any] | None = None
+    session: "Session", cfg: "DictConfig", job: "Job", *, mode: str, backend: str, monitor: MonitorOptions | None = None
 ) -> None:
-    """Open the session of a run as `cfg` describes it; imports torch, for the environment. `live` is Opening's."""
+    """Open the session of a run as `cfg` describes it; imports torch, for the environment. `monitor` is Opening's."""
     from mlotel_cli.config.check import plain
 
     settings, machine = plain(cfg), environment(with_torch=True)
-    tracker = {**settings["tracker"], "group": settings["tracker"]["group"] or job.sweep}
+    tracker = TrackerOptions(**settings["tracker"])
+    tracker.group = tracker.group or job.sweep
     opening = create_opening(mode=mode, name=cfg.run.name, config=settings, tracker=tracker, machine=machine)
     has_device = cfg.device.startswith("cuda") and backend == "otel"
     session.open(
@@ -47,8 +48,8 @@ def open_run(
             settle_s=cfg.telemetry.settle_s,
             part_s=cfg.telemetry.part_s,
             max_names=cfg.telemetry.max_names,
-            otlp=settings["telemetry"]["otlp"],
-            live=live,
+            otlp=OtlpOptions(**settings["telemetry"]["otlp"]),
+            monitor=monitor,
         ),
         backend=backend,
         strict=cfg.telemetry.strict,
@@ -59,7 +60,7 @@ def open_run(
 
 
 def create_opening(
-    *, mode: str, name: str, config: dict[str, Any], tracker: dict[str, Any], machine: Mapping[str, Any]
+    *, mode: str, name: str, config: dict[str, Any], tracker: TrackerOptions, machine: Mapping[str, Any]
 ) -> Opening:
     """Describe a run that starts now, with an identity of its own.
 
@@ -152,12 +153,12 @@ def changed_environment(machine: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"environment": now} if now != machine else None
 
 
-def tracker_settings(*, project: str, entity: str | None, group: str | None, mode: str) -> dict[str, Any]:
-    """Return the recorder's TrackerSettings that a program can choose.
+def tracker_options(*, project: str, entity: str | None, group: str | None, mode: str) -> TrackerOptions:
+    """Return the options of the tracker that a program can choose.
 
     Raises:
         UsageError: when `mode` is none of W&B's.
     """
     if mode not in [*TrackerMode]:
         raise UsageError(f"mode={mode!r}: allowed are {', '.join(TrackerMode)}")
-    return {"mode": mode, "project": project, "entity": entity, "group": group}
+    return TrackerOptions(mode=mode, project=project, entity=entity, group=group)

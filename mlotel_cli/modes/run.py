@@ -3,31 +3,27 @@
 However a run ends, its session tells the recorder how, and waits for it to finish files and sinks.
 """
 
-import json
 import os
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
-from opentelemetry import trace
-
 from mlotel_cli.config.credentials import hide
 from mlotel_cli.errors import Interrupted
-from mlotel_cli.link.handoff import Opening, RecorderLink
+from mlotel_cli.link.handoff import RecorderLink
+from mlotel_cli.link.persistent import PersistentLink
 from mlotel_cli.modes.results import print_results
-from mlotel_cli.records import Sample, Status
 from mlotel_cli.store.run_json import mark_failed
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OFF
-from mlotel_cli.telemetry.clock import CLOCK
 from mlotel_cli.telemetry.device import DeviceTimer
 from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.tracer import Backend, Recording, Span
+from mlotel_cli.wire import Attachment, Closing, Info, Opening, Settled
 
 _CALIBRATION_SPANS = 500
 _SHOW_CURSOR = b"\x1b[?25h"
@@ -35,37 +31,6 @@ _ONE_SIGNAL_S = 0.3
 """Signals so close together count as one: `timeout` and many wrappers signal the process and its group at once."""
 _CLOSING_GRACE_S = 60.0
 """Added to the tracker's own time limit: for merging Parquet and computing intervals."""
-
-
-@dataclass(slots=True)
-class Closing:
-    """How a run ended, as only the workload knows it; the recorder's last message.
-
-    Attributes:
-        status: complete | failed | interrupted.
-        error: why it failed.
-        accuracy: every metric over the run, None where it cannot be computed.
-        accuracy_ci95: [low, high] of the metrics that know their own interval.
-        wall_s: from the first batch to the last, scoring included.
-        scoring_s: the part of it that scoring took, and that would not have passed without.
-        caller_s: what scoring took, even beside running stages.
-        cpu_s: processor time of all threads over `wall_s`.
-        cores: processor cores that they may use.
-        warmup: batches, first_batch_ms, total_s.
-        telemetry: counters of this side.
-    """
-
-    status: str = "complete"
-    error: str = ""
-    accuracy: dict[str, float | None] = field(default_factory=dict[str, float | None])
-    accuracy_ci95: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
-    wall_s: float | None = None
-    scoring_s: float | None = None
-    caller_s: float | None = None
-    cpu_s: float | None = None
-    cores: int | None = None
-    warmup: dict[str, Any] | None = None
-    telemetry: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Room(Protocol):
@@ -94,23 +59,8 @@ class Settling(Protocol):
         """Add to run.json."""
         ...
 
-    def settle(
-        self,
-        batch: int,
-        *,
-        status: Status,
-        size: int,
-        source_batch: int,
-        repeat: int,
-        root: trace.Span,
-        start_ns: int,
-        wait_ns: int,
-        source_time_ns: int | None = None,
-        accuracy: Mapping[str, float] | None = None,
-        samples: list[Sample] | None = None,
-        error: str = "",
-    ) -> None:
-        """Tell how a batch ended."""
+    def settle(self, settled: Settled) -> None:
+        """A batch is done."""
         ...
 
 
@@ -128,7 +78,7 @@ class Session:
         *,
         say: Callable[[str], None],
         imports: tuple[str, ...] = ("polars",),
-        link: RecorderLink | None = None,
+        link: RecorderLink | PersistentLink | None = None,
         on_signal: Callable[[int], None] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -157,11 +107,11 @@ class Session:
         self._on_signal = on_signal
         self._now = now
         self._signalled_s: float | None = None
-        self._link = link or RecorderLink(run_dir, imports=imports, say=say)
+        self._link: RecorderLink | PersistentLink = link or RecorderLink(run_dir, imports=imports, say=say)
         api.install()
 
     @property
-    def link(self) -> RecorderLink:
+    def link(self) -> RecorderLink | PersistentLink:
         """The recorder's other end."""
         return self._link
 
@@ -195,7 +145,7 @@ class Session:
             device: measures the device; None on a CPU.
         """
         self._faults = Faults(strict=strict)
-        self._finish_s = float(opening.tracker.get("finish_timeout_s", 0.0))
+        self._finish_s = opening.tracker.finish_timeout_s
         if backend == "otel":
             self._recording = Recording(
                 self._link.emit,
@@ -214,55 +164,21 @@ class Session:
     def record(self) -> None:
         """Turn on the run's backend: from now on spans are recorded, or become ranges."""
         if self._recording is not None:
-            self.closing.telemetry["span_cost_us"] = measure_span_cost(self._recording)
+            self.closing.span_cost_us = measure_span_cost(self._recording)
         if self._backend is not None:
             api.use(self._backend)
 
     def tell(self, info: Mapping[str, Any]) -> None:
         """Add to run.json; its `config` goes to the tracker's config."""
-        self._link.send("info", json.dumps(info, default=str))
+        self._link.send(Info.of(info))
 
-    def attach(self, attachment: Mapping[str, Any]) -> None:
-        """Give the tracker a table and files to keep with the run; see `TrackerRun.attach` of `wandb_run`."""
-        self._link.send("attach", json.dumps(attachment, default=str))
+    def attach(self, attachment: Attachment) -> None:
+        """Give the tracker a table and files to keep with the run."""
+        self._link.send(attachment)
 
-    def settle(
-        self,
-        batch: int,
-        *,
-        status: Status,
-        size: int,
-        source_batch: int,
-        repeat: int,
-        root: trace.Span,
-        start_ns: int,
-        wait_ns: int,
-        source_time_ns: int | None = None,
-        accuracy: Mapping[str, float] | None = None,
-        samples: list[Sample] | None = None,
-        error: str = "",
-        opened: int | None = None,
-    ) -> None:
-        """Tell how a batch ended. `start_ns` and `source_time_ns` are `perf_counter_ns` readings.
-
-        `opened` is the number of spans opened in it, for a batch whose spans were not recorded here.
-        """
-        offset = CLOCK.epoch_offset_ns
-        self._link.send(
-            "settle",
-            batch,
-            int(source_batch),  # these come from user code: a numpy number would not survive the pipe
-            repeat,
-            int(size),
-            status,
-            _count_opened(root) if opened is None else opened,
-            start_ns + offset,
-            wait_ns / 1e6,
-            None if source_time_ns is None else source_time_ns + offset,
-            {name: float(score) for name, score in (accuracy or {}).items()},
-            [(each.id, _floats(each.scores), each.prediction, each.target, each.image) for each in samples or ()],
-            error,
-        )
+    def settle(self, settled: Settled) -> None:
+        """Say that the mode is done with a batch."""
+        self._link.send(settled)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -292,12 +208,13 @@ class Session:
         elif error is not None:
             closing.status, closing.error = "failed", hide(str(error)) or type(error).__name__
         device = self._recording.device if self._recording is not None else None
+        telemetry = closing.telemetry
         if device is not None:
-            closing.telemetry.update(device_abandoned=device.abandoned, device_captured=device.captured)
-            closing.telemetry.update(device_elsewhere=device.elsewhere)
-        closing.telemetry.update(source_paused_s=self._link.paused_s, faults=self._faults.counts())
+            telemetry.device_abandoned, telemetry.device_captured = device.abandoned, device.captured
+            telemetry.device_elsewhere = device.elsewhere
+        telemetry.source_paused_s, telemetry.faults = self._link.paused_s, self._faults.counts()
         try:
-            self.info = self._link.close(asdict(closing), timeout_s=self._finish_s + _CLOSING_GRACE_S)
+            self.info = self._link.close(closing, timeout_s=self._finish_s + _CLOSING_GRACE_S)
         except Exception:
             mark_failed(self.run_dir, closing.error or "the recorder process ended")
             if error is None:
@@ -330,14 +247,6 @@ def reporting(session: Session) -> Generator[None]:
     finally:
         if session.info is not None:
             print_results(session.info, session.run_dir)
-
-
-def _floats(scores: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {name: None if score is None else float(score) for name, score in scores.items()}
-
-
-def _count_opened(root: trace.Span) -> int:
-    return root.count_opened() if isinstance(root, Span) else 0
 
 
 def _leave(signum: int) -> NoReturn:

@@ -5,7 +5,6 @@ that the BatchSpanProcessor does not drop is recorded.
 """
 
 import itertools
-import json
 import os
 import sys
 import threading
@@ -29,10 +28,11 @@ from mlotel_cli.modes.opening import (
     create_opening,
     make_directory,
     recorder_imports,
-    tracker_settings,
+    tracker_options,
 )
 from mlotel_cli.records import BATCH_INDEX
 from mlotel_cli.telemetry.convert import pack
+from mlotel_cli.wire import Closing, Info, OtlpOptions, SpanMessage, TrackerOptions
 
 _EXPORT_SETTLE_S = 6.0
 """An exporter cannot tell whether a trace is complete; BatchSpanProcessor exports the rest within its 5 s."""
@@ -49,7 +49,7 @@ class LoopRun:
         directory: the run directory.
     """
 
-    def __init__(self, *, name: str, directory: Path | None, tracker: dict[str, Any], settle_s: float) -> None:
+    def __init__(self, *, name: str, directory: Path | None, tracker: TrackerOptions, settle_s: float) -> None:
         """Start and open a recorder.
 
         Raises:
@@ -57,7 +57,7 @@ class LoopRun:
             RecorderError: when the recorder cannot be started.
         """
         self.directory = make_directory(directory)
-        imports = recorder_imports(str(tracker.get("mode")))
+        imports = recorder_imports(tracker.mode)
         self._link = RecorderLink(self.directory, imports=imports, say=_say, on_death=lambda error: _say(str(error)))
         self._closed = False
         self._owner = os.getpid()
@@ -70,7 +70,7 @@ class LoopRun:
                 identity={**opening.identity, "service.name": str(service)},
                 settle_s=settle_s,
                 settle_roots=True,
-                otlp={"from_environment": False},  # the program's own exporters read it already
+                otlp=OtlpOptions(from_environment=False),  # the program's own exporters read it already
             )
         )
         self._tell({"environment": self._machine})
@@ -80,10 +80,10 @@ class LoopRun:
         """Whether the run takes spans: False after its end, when the recorder died, and in a forked child."""
         return self._link.is_open
 
-    def emit(self, packed: tuple[Any, ...]) -> None:
+    def emit(self, span: SpanMessage) -> None:
         """Hand a packed span over, if the run is open."""
         if self._link.is_open:
-            self._link.emit(packed)
+            self._link.emit(span)
 
     def pause(self) -> None:
         """Wait while the recorder is far behind; call it between traces."""
@@ -97,13 +97,13 @@ class LoopRun:
         try:
             if (more := changed_environment(self._machine)) is not None:
                 self._tell(more)
-            self._link.close({"status": "complete"}, timeout_s=_CLOSE_TIMEOUT_S)
+            self._link.close(Closing(), timeout_s=_CLOSE_TIMEOUT_S)
             _say(f"run: {self.directory}")
         except MlotelError as error:
             _say(str(error))
 
     def _tell(self, info: Mapping[str, Any]) -> None:
-        self._link.send("info", json.dumps(info, default=str))
+        self._link.send(Info.of(info))
 
 
 def _say(text: str) -> None:
@@ -164,7 +164,7 @@ class MlotelSpanProcessor(SpanProcessor):
             UsageError: when `directory` holds a run already, or `mode` is none of these.
             RecorderError: when the recorder cannot be started.
         """
-        tracker = tracker_settings(project=project, entity=entity, group=group, mode=mode)
+        tracker = tracker_options(project=project, entity=entity, group=group, mode=mode)
         self._run = LoopRun(
             name=name, directory=Path(directory) if directory else None, tracker=tracker, settle_s=settle_s
         )
@@ -272,7 +272,7 @@ class WandbSpanMetricsExporter(SpanExporter):
         mode: str = "auto",
     ) -> None:
         """Start a run; the arguments are those of MlotelSpanProcessor."""
-        tracker = tracker_settings(project=project, entity=entity, group=group, mode=mode)
+        tracker = tracker_options(project=project, entity=entity, group=group, mode=mode)
         self._run = LoopRun(
             name=name, directory=Path(directory) if directory else None, tracker=tracker, settle_s=_EXPORT_SETTLE_S
         )

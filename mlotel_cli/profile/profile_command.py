@@ -14,11 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.trace import INVALID_SPAN
 from rich.console import Console
 
 from mlotel_cli import nsys
@@ -34,10 +33,11 @@ from mlotel_cli.profile.profiled import Spec
 from mlotel_cli.profile.profilers import Profiler, make_profiler
 from mlotel_cli.profile.replay import replay
 from mlotel_cli.profile.stages import ProfilerAbout, ProfileSummary, summarise_stages
-from mlotel_cli.records import Sample
+from mlotel_cli.records import Recorded
 from mlotel_cli.screen import sayer, stderr
 from mlotel_cli.store.layout import PROFILE, STAGES_JSON
 from mlotel_cli.typed_json import from_json
+from mlotel_cli.wire import Closing, Settled, from_plain
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -74,6 +74,14 @@ def run(cfg: "DictConfig", job: Job) -> Mapping[str, Any]:
     return session.info or {}
 
 
+@dataclass(slots=True)
+class Row:
+    """A batch as the profiled process settled it, and the values that it gave to `record()`."""
+
+    settled: Settled
+    recorded: list[Recorded]
+
+
 class Results:
     """What the profiled process wrote so far; see `profile.profiled.ResultFile`."""
 
@@ -84,16 +92,16 @@ class Results:
         self.started_ns: int | None = None
         self.infos: list[dict[str, Any]] = []
         self.closing: dict[str, Any] | None = None
-        self._rows: dict[int, dict[str, Any]] = {}
+        self._rows: dict[int, Row] = {}
         self._offset = 0
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The settled batches, a row each."""
+    def rows(self) -> list[Row]:
+        """One a batch."""
         return list(self._rows.values())
 
-    def read(self) -> Sequence[dict[str, Any]]:
-        """Read the new whole lines; return the new rows.
+    def read(self) -> Sequence[Row]:
+        """Take in what is new, whole lines only; returns the new rows.
 
         After a Ctrl-C in the middle of it the next call reads the same lines once more.
         """
@@ -110,7 +118,9 @@ class Results:
             if kind == "started":
                 self.pid, self.started_ns = value["pid"], value["time_ns"]
             elif kind == "settle":
-                self._rows[value["batch"]] = value
+                settled = from_plain(value["settled"], Settled)
+                recorded = [(name, number, unit) for name, number, unit in value["recorded"]]
+                self._rows[settled.batch] = Row(settled, recorded)
             elif kind == "info":
                 self.infos.append(value)
             else:
@@ -225,7 +235,7 @@ class Profile:
                     if not has_begun:
                         progress.start()
                         has_begun = True
-                    progress.advance(row["size"], row["accuracy"])
+                    progress.advance(row.settled.size, row.settled.accuracy)
                 if self._results.closing is None:
                     continue
                 ended_at = ended_at or time.monotonic()
@@ -294,12 +304,11 @@ class Profile:
             path.write_text(json.dumps(self.stages.to_json(), indent=2), encoding="utf-8")
             self._session.attach(attachment(self.stages, [*self._profiler.files(), path]))
         rows = self._results.rows
-        recorded = {row["batch"]: row.pop("recorded") for row in rows}
+        recorded = {row.settled.batch: row.recorded for row in rows}
         started_ns, link = self._results.started_ns, self._session.link
         opened = replay(attributed, link, started_ns=started_ns, recorded=recorded) if attributed else {}
         for row in rows:
-            samples = [Sample(**sample) for sample in row.pop("samples")]
-            self._session.settle(**row, samples=samples, root=INVALID_SPAN, opened=opened.get(row["batch"], 0))
+            self._session.settle(replace(row.settled, opened=opened.get(row.settled.batch, 0)))
             self._session.link.wait_for_room()
         self._take_closing()
         return missing
@@ -307,12 +316,12 @@ class Profile:
     def _take_closing(self) -> None:
         for info in self._results.infos:
             self._session.tell(info)
-        given, closing = self._results.closing, self._session.closing
-        if given is not None:
-            for measured in _MEASURED:
-                setattr(closing, measured, given[measured])
-            if faults := given["telemetry"].get("faults"):
-                closing.telemetry["profiled_faults"] = faults
+        if self._results.closing is None:
+            return
+        given, closing = from_plain(self._results.closing, Closing), self._session.closing
+        for measured in _MEASURED:
+            setattr(closing, measured, getattr(given, measured))
+        closing.telemetry.profiled_faults = given.telemetry.faults or None
 
 
 def _last_lines(said: str) -> str:

@@ -8,6 +8,7 @@ from mlotel_cli.figures import figure, percentile
 from mlotel_cli.profile.stages import ProfiledStage, ProfileSummary
 from mlotel_cli.screen import Column, Row, print_table, sayer, stdout, text_column
 from mlotel_cli.store.layout import STAGES_JSON
+from mlotel_cli.wire import Attachment
 
 _HOST = ("host p50", "host p95", "queue p50")
 _DEVICE = ("device", "kernels", "kernel ms", "idle ms", "copies ms", "syncs")
@@ -27,16 +28,11 @@ def stage_rows(stages: Mapping[str, ProfiledStage]) -> tuple[list[str], list[lis
     return columns, rows
 
 
-def attachment(profile: ProfileSummary, files: Sequence[Path]) -> dict[str, Any]:
+def attachment(profile: ProfileSummary, files: Sequence[Path]) -> Attachment:
     """Return what W&B keeps: the table, a bar chart of it, and the files."""
     columns, rows = stage_rows(profile.stages)
-    return {
-        "name": "stages",
-        "columns": columns,
-        "rows": rows,
-        "chart": ["stage", "host_p50_ms", "host p50 by stage, ms"],
-        "files": [str(path.absolute()) for path in files],
-    }
+    chart = ("stage", "host_p50_ms", "host p50 by stage, ms")
+    return Attachment("stages", columns, rows, chart, [str(path.absolute()) for path in files])
 
 
 def print_stages(profile: ProfileSummary, run_dir: Path) -> None:

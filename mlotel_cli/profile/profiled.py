@@ -12,19 +12,17 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import trace
-
 from mlotel_cli.errors import Interrupted, MlotelError
 from mlotel_cli.modes.run import Closing
-from mlotel_cli.records import Sample, Status
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.faults import Faults
+from mlotel_cli.wire import Settled, to_plain
 
 if TYPE_CHECKING:
     from mlotel_cli.telemetry.backends.nvtx import Nvtx
@@ -99,38 +97,10 @@ class ResultFile:
         """Add to run.json."""
         self.write("info", info)
 
-    def settle(
-        self,
-        batch: int,
-        *,
-        status: Status,
-        size: int,
-        source_batch: int,
-        repeat: int,
-        root: trace.Span,
-        start_ns: int,
-        wait_ns: int,
-        source_time_ns: int | None = None,
-        accuracy: Mapping[str, float] | None = None,
-        samples: list[Sample] | None = None,
-        error: str = "",
-    ) -> None:
+    def settle(self, settled: Settled) -> None:
         """Write how a batch ended."""
-        row = {
-            "batch": batch,
-            "status": status,
-            "size": int(size),
-            "source_batch": int(source_batch),
-            "repeat": repeat,
-            "start_ns": start_ns,
-            "wait_ns": wait_ns,
-            "source_time_ns": source_time_ns,
-            "accuracy": {name: float(score) for name, score in (accuracy or {}).items()},
-            "samples": [asdict(sample) for sample in samples or ()],
-            "error": error,
-            "recorded": self._backend.values.take(batch) if self._backend else [],
-        }
-        self.write("settle", row)
+        recorded = self._backend.values.take(settled.batch) if self._backend else []
+        self.write("settle", {"settled": to_plain(settled), "recorded": recorded})
 
     def write(self, kind: str, value: Any) -> None:
         """Write one line; the file is complete after each."""
@@ -147,8 +117,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     error, code = _run(spec, results, faults)
-    results.closing.telemetry["faults"] = faults.counts()
-    results.write("closing", {**asdict(results.closing), "error": error, "exit_code": code})
+    results.closing.telemetry.faults = faults.counts()
+    results.write("closing", {**to_plain(results.closing), "error": error, "exit_code": code})
     sys.exit(code)
 
 

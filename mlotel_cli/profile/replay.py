@@ -5,13 +5,13 @@ import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from mlotel_cli.link.handoff import RecorderLink
-from mlotel_cli.profile.attribution import Attributed
+from mlotel_cli.profile.attribution import Attributed, Work
 from mlotel_cli.profile.stages import StageBatch, by_batch, measured
 from mlotel_cli.profile.timeline import Range
 from mlotel_cli.records import KIND
+from mlotel_cli.wire import Message, SpanMessage
 
 _KINDS = ("server", "client", "producer", "consumer")
 _COLUMNS = {
@@ -25,9 +25,21 @@ _COLUMNS = {
 """Figures of the device that become columns of a batch's row, with their units."""
 
 
+class Link(Protocol):
+    """What takes the spans."""
+
+    def send(self, message: Message) -> None:
+        """Queue a message."""
+        ...
+
+    def wait_for_room(self) -> None:
+        """Wait while the other side is far behind."""
+        ...
+
+
 def replay(
     attributed: Attributed,
-    link: RecorderLink,
+    link: Link,
     *,
     started_ns: int | None,
     recorded: Mapping[int, Sequence[Sequence[Any]]] | None = None,
@@ -55,35 +67,37 @@ def replay(
     opened = Counter(each.batch for each in ranges if each.batch is not None)
     figures = by_batch(attributed)
     for each in ranges:
-        work = attributed.work.get(each)
-        on_device = work if work is not None and work.has_device_work else None
-        lag_ns = max(0, on_device.last_ns - each.end_ns) if on_device else None
-        batch = each.batch
-        assert batch is not None
-        link.send(
-            "span",
-            traces[batch],
-            ids[each],
-            ids.get(each.parent, 0) if each.parent is not None else 0,
-            opened[batch] if each.is_root else None,
-            batch,
-            each.name,
-            each.category.upper() if each.category in _KINDS else "INTERNAL",
-            "profiler",
-            str(each.thread & 0xFFFFFF),
-            each.start_ns + offset,
-            each.end_ns + (lag_ns or 0) + offset,
-            (on_device.extent_ns, lag_ns) if on_device else None,
-            "UNSET",
-            "",
-            _attributes(each),
-            None,
-            None,
-            _recorded(figures.get(batch, {}), (recorded or {}).get(batch, ())) if each.is_root else None,
-        )
-        if each.is_root:
+        is_root = each.is_root
+        message = _message(each, attributed.work.get(each), ids=ids, trace_id=traces[each.batch], offset_ns=offset)
+        if is_root and each.batch is not None:
+            values = _recorded(figures.get(each.batch, {}), (recorded or {}).get(each.batch, ()))
+            message = message._replace(opened=opened[each.batch], recorded=values)
+        link.send(message)
+        if is_root:
             link.wait_for_room()
     return dict(opened)
+
+
+def _message(each: Range, work: Work | None, *, ids: Mapping[Range, int], trace_id: int, offset_ns: int) -> SpanMessage:
+    """The span that a range stands for. As in an evaluation, it ends when the device has done its work."""
+    on_device = work if work is not None and work.has_device_work else None
+    lag_ns = max(0, on_device.last_ns - each.end_ns) if on_device else None
+    return SpanMessage(
+        trace_id=trace_id,
+        span_id=ids[each],
+        parent_id=ids.get(each.parent, 0) if each.parent is not None else 0,
+        opened=None,
+        batch=each.batch,
+        name=each.name,
+        kind=each.category.upper() if each.category in _KINDS else "INTERNAL",
+        scope="profiler",
+        thread=str(each.thread & 0xFFFFFF),
+        start_ns=each.start_ns + offset_ns,
+        end_ns=each.end_ns + (lag_ns or 0) + offset_ns,
+        device_ns=on_device.extent_ns if on_device else None,
+        lag_ns=lag_ns,
+        attributes=_attributes(each),
+    )
 
 
 def _of_batches(ranges: Sequence[Range]) -> list[Range]:

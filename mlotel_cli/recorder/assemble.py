@@ -6,71 +6,18 @@ takes memory by the number of its names, not of its spans.
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from mlotel_cli.records import BATCH_SIZE, KIND, RECORDED, SCORED, BatchRecord, Sample, SpanRecord, StageTime, Status
+from mlotel_cli.records import BATCH_SIZE, KIND, SCORED, BatchRecord, Recorded, SpanRecord, StageTime
+from mlotel_cli.wire import Settled, Stamp
 
 OPEN_LIMIT = 100_000
 """Unfinished batches kept at most; a program that never ends its roots must not fill the memory."""
-_NO_DEVICE = (None, None)
 _BLOCK_BITS = 10
 _BLOCKS_REMEMBERED = 10_000
-
-
-@dataclass(slots=True)
-class Stamp:
-    """A span as it came through the pipe, with its `record()` values.
-
-    `opened` is None but for the root of a batch, where it counts the spans opened in it; -1 where nobody can know.
-    """
-
-    span: SpanRecord
-    opened: int | None
-    recorded: list[tuple[str, float, str]]
-
-
-@dataclass(slots=True)
-class Settled:
-    """What the mode says of a batch once it is done with it. `opened` is None where nobody can know."""
-
-    batch: int
-    source_batch: int
-    repeat: int
-    size: int
-    status: Status
-    opened: int | None
-    start_ns: int
-    source_wait_ms: float | None = None
-    source_time_ns: int | None = None
-    accuracy: dict[str, float] = field(default_factory=dict[str, float])
-    samples: list[Sample] = field(default_factory=list[Sample])
-    error: str = ""
-
-
-def unpack(packed: tuple[Any, ...]) -> Stamp:
-    """The inverse of `telemetry.tracer.Span.pack`; recorded values of foreign spans are taken from attributes."""
-    _, trace_id, span_id, parent_id, opened, batch, name, kind, scope, thread = packed[:10]
-    start_ns, end_ns, device, status, message, attributes, events, links, recorded = packed[10:]
-    device_ns, lag_ns = device or _NO_DEVICE
-    # Every name spelled out: unpacking with a star and keywords takes twice as long, on the recorder's hottest path.
-    # fmt: off
-    span = SpanRecord(
-        trace_id, span_id, parent_id, batch, name, kind, scope, thread, start_ns, end_ns, device_ns, status, message,
-        attributes or {}, events or (), links or (), lag_ns,
-    )
-    # fmt: on
-    return Stamp(span, opened, recorded or (_recorded(attributes) if attributes else []))
-
-
-def _recorded(attributes: Mapping[str, Any]) -> list[tuple[str, float, str]]:
-    return [
-        (name.removeprefix(RECORDED), float(value), str(attributes.get(f"{name}.unit", "")))
-        for name, value in attributes.items()
-        if name.startswith(RECORDED) and isinstance(value, int | float)
-    ]
 
 
 @dataclass(slots=True)
@@ -237,7 +184,7 @@ class Assembler:
             status="incomplete" if never_ended and settled.status in ("scored", "done") else settled.status,
             source_wait_ms=settled.source_wait_ms,
             stages={name: stage.time() for name, stage in sorted(entry.stages.items(), key=_by_first)},
-            accuracy=settled.accuracy or entry.scores,
+            accuracy=dict(settled.accuracy) or entry.scores,
             data={name: total / count for name, (total, count) in entry.recorded.items()},
             units=entry.units,
             samples=settled.samples,
@@ -274,7 +221,7 @@ class Assembler:
         if span.lag_ns is not None:
             stage.lag_ns = (stage.lag_ns or 0) + span.lag_ns
 
-    def _add_recorded(self, entry: _Open, recorded: list[tuple[str, float, str]]) -> None:
+    def _add_recorded(self, entry: _Open, recorded: Sequence[Recorded]) -> None:
         for name, value, unit in recorded:
             if not self._has_room(self._value_names, name):
                 continue

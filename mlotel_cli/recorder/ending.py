@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.analysis.bottleneck import ExecutorSettings, find_in_run
-from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.analysis.summarise import summarise
 from mlotel_cli.store.layout import BATCHES, SPANS
 from mlotel_cli.store.reading import newest_rows, read_table
 from mlotel_cli.store.run_json import Totals
 from mlotel_cli.summary import Summary, Throughput
+from mlotel_cli.wire import Closing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,9 +21,7 @@ NEWEST_ROWS = 20_000
 """A monitor's statistics are of so many rows: however long it ran, its end takes no more time and memory."""
 
 
-def summarise_run(
-    run_dir: Path, closing: Mapping[str, Any], *, executor: Mapping[str, Any], mean_scores: bool
-) -> Summary:
+def summarise_run(run_dir: Path, closing: Closing, *, executor: Mapping[str, Any], mean_scores: bool) -> Summary:
     """Summary of every row; see `analysis.summarise`.
 
     Args:
@@ -33,12 +31,12 @@ def summarise_run(
         mean_scores: the batches' own scores are all the accuracy there is.
     """
     rows = read_table(run_dir / BATCHES)
-    return _summarise(rows, run_dir, Closing.from_json(closing), executor=executor, mean_scores=mean_scores)
+    return _summarise(rows, run_dir, closing, executor=executor, mean_scores=mean_scores)
 
 
 def summarise_monitor(
     run_dir: Path,
-    closing: Mapping[str, Any],
+    closing: Closing,
     *,
     executor: Mapping[str, Any],
     totals: Totals,
@@ -47,10 +45,9 @@ def summarise_monitor(
 ) -> Summary:
     """Counts and throughput of the whole run, statistics of its newest `num_rows` rows; the notes say so."""
     rows = newest_rows(run_dir / BATCHES, num_rows)
-    told = Closing.from_json(closing)
-    of_rows = replace(told, wall_s=None, scoring_s=None, caller_s=None) if rows.height < totals.rows else told
+    of_rows = replace(closing, wall_s=None, scoring_s=None, caller_s=None) if rows.height < totals.rows else closing
     summary = _summarise(rows, run_dir, of_rows, executor=executor, mean_scores=False)
-    wall_s = told.wall_s or (time.time_ns() - started_ns) / 1e9
+    wall_s = closing.wall_s or (time.time_ns() - started_ns) / 1e9
     items_per_s = totals.items_done / wall_s if wall_s > 0 else None
     summary.batches = dict(sorted(totals.batches.items()))
     summary.throughput = Throughput(items_per_s, items_per_s)

@@ -6,6 +6,7 @@ A monitor's are in `monitor`.
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from mlotel_cli.recorder.machine import process_families
@@ -13,6 +14,7 @@ from mlotel_cli.recorder.measurements import Family, Measurements
 from mlotel_cli.recorder.otlp.otlp_sink import OtlpSink, create_otlp
 from mlotel_cli.recorder.spanmetrics import SpanMetrics
 from mlotel_cli.records import BatchRecord, SpanRecord
+from mlotel_cli.wire import Opening, ProcessReport, Report
 
 SpanTaker = Callable[[SpanRecord], None]
 Health = Mapping[str, Mapping[str, Any]]
@@ -31,8 +33,8 @@ class Exports(Protocol):
         """A row is finished."""
         ...
 
-    def take_live(self, text: str) -> None:
-        """The workload reported."""
+    def take_report(self, report: Report) -> None:
+        """Take what the workload reports once a second."""
         ...
 
     def tick(self) -> None:
@@ -62,10 +64,10 @@ class NoExports:
     span_takers: Sequence[SpanTaker] = ()
 
     def add_batch(self, record: BatchRecord) -> None:
-        """Nobody wants it."""
+        """Ignore it."""
 
-    def take_live(self, text: str) -> None:
-        """Nobody wants it."""
+    def take_report(self, report: Report) -> None:
+        """Ignore it."""
 
     def tick(self) -> None:
         """Nothing is due."""
@@ -88,9 +90,9 @@ class NoExports:
 class OtlpExports(NoExports):
     """An evaluation's with OTLP: every span as it arrives, and metrics where those are wanted."""
 
-    def __init__(self, opening: Mapping[str, Any], *, say: Callable[[str], None]) -> None:
+    def __init__(self, opening: Opening, *, say: Callable[[str], None]) -> None:
         """Start sending, if the settings or the environment name somebody to send to."""
-        self._metrics = SpanMetrics(opening["identity"], max_names=opening["max_names"])
+        self._metrics = SpanMetrics(opening.identity, max_names=opening.max_names)
         self._arrived: list[SpanRecord] = []
         self._otlp = start_otlp(opening, measurements=self, say=say)
         described = self._otlp.describe()
@@ -100,7 +102,7 @@ class OtlpExports(NoExports):
 
     def families(self) -> Sequence[Family]:
         """Everything measured so far; safe from any thread."""
-        return [*self._metrics.families(), *process_families({})]
+        return [*self._metrics.families(), *process_families(ProcessReport())]
 
     def add_batch(self, record: BatchRecord) -> None:
         """Count a row."""
@@ -126,14 +128,13 @@ def wants_spans(otlp: OtlpSink) -> bool:
     return described is not None and described["endpoint"] is not None
 
 
-def start_otlp(opening: Mapping[str, Any], *, measurements: Measurements, say: Callable[[str], None]) -> OtlpSink:
-    """What the settings and the environment ask for; counts begin with this recorder, not with the run."""
-    live: Mapping[str, Any] = opening.get("live") or {}
+def start_otlp(opening: Opening, *, measurements: Measurements, say: Callable[[str], None]) -> OtlpSink:
+    """Start what the settings and the environment ask for; counts begin with this recorder, not with the run."""
     return create_otlp(
-        opening.get("otlp") or {},
+        asdict(opening.otlp),
         environ=os.environ,
-        resource=opening["identity"],
+        resource=opening.identity,
         measurements=measurements,
         say=say,
-        started_ns=time.time_ns() if live.get("restarts") else opening["started_ns"],
+        started_ns=time.time_ns() if opening.restarts else opening.started_ns,
     )

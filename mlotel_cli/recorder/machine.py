@@ -9,16 +9,17 @@ from typing import Any
 
 from mlotel_cli.hardware import rss_bytes
 from mlotel_cli.recorder.measurements import Family, Point
+from mlotel_cli.wire import ProcessReport
 
 MAX_GPUS = 64
 _PROCESS = "mlotel.process"
 
 
-def process_families(workload: Mapping[str, float]) -> Sequence[Family]:
+def process_families(workload: ProcessReport) -> Sequence[Family]:
     """Return CPU time and memory: the recorder's, measured here, and the workload's, as it last reported them."""
     times = os.times()
-    cpu_s = {"workload": workload.get("cpu_s"), "recorder": times.user + times.system}
-    memory_bytes = {"workload": workload.get("rss_bytes"), "recorder": rss_bytes()}
+    cpu_s = {"workload": workload.cpu_s, "recorder": times.user + times.system}
+    memory_bytes = {"workload": workload.rss_bytes, "recorder": rss_bytes()}
     return [
         Family("process.cpu.time", "counter", "s", "CPU time, user and system.", _points(cpu_s)),
         Family("process.memory.usage", "gauge", "By", "Resident memory.", _points(memory_bytes)),

@@ -20,9 +20,10 @@ from mlotel_cli.recorder.sampling import TailSampler
 from mlotel_cli.recorder.spanmetrics import SpanMetrics
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord
-from mlotel_cli.snapshot import SinkHealth
+from mlotel_cli.snapshot import SinkHealth, Snapshot
 from mlotel_cli.store.run_json import Before
 from mlotel_cli.typed_json import from_json
+from mlotel_cli.wire import MonitorOptions, Opening, Report
 
 STALE_S = 10.0
 """Without a batch, a word of the workload or a turn of the main loop for so long, something is wrong."""
@@ -41,10 +42,10 @@ class MonitorExports:
 
     def __init__(
         self,
-        opening: Mapping[str, Any],
+        opening: Opening,
         *,
         run_dir: Path,
-        answer: Callable[[Mapping[str, Any]], None],
+        answer: Callable[[Snapshot], None],
         say: Callable[[str], None],
         sinks: Callable[[], Health],
         before: Before | None = None,
@@ -63,15 +64,15 @@ class MonitorExports:
             clock: seconds, monotonic.
             gpus: asked for the GPUs; by default NVML, where there is one.
         """
-        live: Mapping[str, Any] = opening["live"]
-        self._name, self._run_dir = str(opening["name"]), str(run_dir)
+        monitor = opening.monitor or MonitorOptions()
+        self._name, self._run_dir = opening.name, str(run_dir)
         self._answer, self._sinks, self._clock = answer, sinks, clock
-        self._identity: Mapping[str, Any] = opening["identity"]
+        self._identity = opening.identity
         self._service = {"service.name": str(self._identity.get("service.name") or "unknown_service")}
-        self._metrics = SpanMetrics(self._identity, max_names=opening["max_names"], statuses=_STATUSES)
+        self._metrics = SpanMetrics(self._identity, max_names=opening.max_names, statuses=_STATUSES)
         self._before = before = before or Before()
         self._live = LiveState(now=clock(), earlier=before.totals, earlier_s=before.seconds)
-        self._sampler = TailSampler(slow_ms=live["slow_ms"], background_rate=live["background_rate"], clock=clock)
+        self._sampler = TailSampler(slow_ms=monitor.slow_ms, background_rate=monitor.background_rate, clock=clock)
         self._gpus = gpus or GpuWatch()
         self._workload = Workload()
         self._is_ending = False
@@ -79,8 +80,8 @@ class MonitorExports:
         self._published = self._live.publish(now=clock(), workload=self._workload, sinks={}, http=None, ready=False)
         self._otlp = start_otlp(opening, measurements=self, say=say)
         self._wants_spans = wants_spans(self._otlp)
-        host, port = live["http"]["host"], live["http"]["port"] or before.port
-        self._http = HttpServer(self._routes(), host=host, port=port, fd=live["http"].get("fd"))
+        http = monitor.http
+        self._http = HttpServer(self._routes(), host=http.host, port=http.port or before.port, fd=http.fd)
         if self._http.error:
             say(f"No /metrics and no status page: {self._http.error}. The run goes on without; set monitor.http.port.")
         self._publish()
@@ -94,13 +95,9 @@ class MonitorExports:
         if kept := self._sampler.decide(record):
             self._otlp.add(kept)
 
-    def take_live(self, text: str) -> None:
-        """Read what the workload reports.
-
-        Raises:
-            ValueError, TypeError, LookupError, AttributeError: when it makes no sense.
-        """
-        told = Workload.from_json(text, now=self._clock())
+    def take_report(self, report: Report) -> None:
+        """Take what the workload reports once a second."""
+        told = Workload.of(report, now=self._clock())
         self._live.drop(max(0, told.dropped - self._workload.dropped))
         self._workload = told
 
@@ -111,7 +108,7 @@ class MonitorExports:
         if self._live.advance(now=self._clock()):
             self._live.slow_ms = self._sampler.threshold_ms
             self._publish()
-            self._answer(self._published.snapshot.to_json())
+            self._answer(self._published.snapshot)
 
     def describe(self) -> Mapping[str, Any]:
         """Where it is served, and what every sink of the run has taken so far."""
@@ -222,8 +219,8 @@ class MonitorExports:
             return "the workload has not reported yet"
         if now - workload.heard_s > STALE_S:
             return f"nothing heard of the workload for {now - workload.heard_s:.0f} s"
-        if workload.source["state"] != "connected":
-            return f"the source is {workload.source['state'] or 'unknown'}"
+        if workload.source.state != "connected":
+            return f"the source is {workload.source.state or 'unknown'}"
         if batch_s is None:
             return "no batch yet"
         longest_s = max(STALE_S, USUAL_GAPS * self._live.usual_gap_s)  # a camera may send a frame a minute

@@ -63,7 +63,7 @@ class ParquetSink:
         for table in self.tables:
             table.flush()
 
-    def close(self, summary: Mapping[str, Any]) -> None:
+    def close(self) -> None:
         """Flush and merge every table.
 
         Raises:
@@ -119,7 +119,7 @@ class RollingParquetSink(ParquetSink):
         except OSError as error:  # the folder is locked or gone, and the rows above said so
             logger.warning("parts were neither merged nor deleted: %s", error)
 
-    def close(self, summary: Mapping[str, Any]) -> None:
+    def close(self) -> None:
         """Flush, and merge the parts of the last period unless that takes long."""
         self.flush()
         self._rolling.close()
@@ -130,10 +130,10 @@ class RollingParquetSink(ParquetSink):
 
 
 def create_parquet(
-    run_dir: Path, retention: Mapping[str, Any] | None, *, say: Callable[[str], None]
+    run_dir: Path, retention: Retention | None, *, say: Callable[[str], None]
 ) -> ParquetSink | RollingParquetSink:
-    """Return the sink of a run; with `retention`, the fields of `Retention`, the sink of a monitor."""
-    return ParquetSink(run_dir) if retention is None else RollingParquetSink(run_dir, Retention(**retention), say=say)
+    """Return the sink of a run; with `retention`, the sink of a monitor."""
+    return ParquetSink(run_dir) if retention is None else RollingParquetSink(run_dir, retention, say=say)
 
 
 def batch_row(record: BatchRecord) -> dict[str, Any]:

@@ -2,24 +2,24 @@
 
 import contextlib
 import fcntl
-import json
-import marshal
 import os
 import select
 import struct
 import sys
 import termios
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from mlotel_cli.errors import RecorderError
+from mlotel_cli.snapshot import Snapshot
+from mlotel_cli.wire import Answer, encode_answer, split_frames
 
 
 def read_frames(read_fd: int, *, tick_s: float) -> Iterator[list[tuple[Any, ...]] | None]:
-    """Yield frames as they come, and None about every `tick_s` without one; ends when the pipe closes.
+    """Yield frames of packed messages as they come, and None about every `tick_s` without one.
 
-    Half a frame at the end is what a killed workload leaves; it is left out.
+    Ends when the pipe closes. A killed workload may leave half a frame, which is left out.
 
     Raises:
         RecorderError: for bytes that are no frame.
@@ -34,46 +34,40 @@ def read_frames(read_fd: int, *, tick_s: float) -> Iterator[list[tuple[Any, ...]
         if not chunk:
             return
         buffer += chunk
-        while len(buffer) >= 4:
-            (length,) = struct.unpack_from("<I", buffer)
-            if len(buffer) < 4 + length:
-                break
-            try:
-                frame = marshal.loads(buffer[4 : 4 + length])
-            except (EOFError, TypeError, ValueError) as error:
-                raise RecorderError(f"the workload sent what cannot be read: {error}") from error
-            del buffer[: 4 + length]
-            yield frame
+        try:
+            yield from split_frames(buffer)
+        except ValueError as error:
+            raise RecorderError(str(error)) from error
 
 
 class Answers:
-    """The pipe back to the workload: one JSON object a line. Writing to a workload that is gone is fine."""
+    """The pipe back to the workload. Writing to a workload that is gone does nothing."""
 
     def __init__(self, write_fd: int) -> None:
         """Own the file descriptor."""
         self._pipe = os.fdopen(write_fd, "w", encoding="utf-8")
-        self._lock = threading.Lock()  # the W&B thread has things to say too
+        self._lock = threading.Lock()  # the threads of the sinks write too
 
     def say(self, text: str) -> None:
-        """One line for the user, also kept in recorder.log."""
+        """Send one line for the user, and keep it in recorder.log."""
         with contextlib.suppress(OSError):  # a full disk must not silence the other way
             print(text, file=sys.stderr, flush=True)  # noqa: T201 - stderr is recorder.log
-        self._send({"say": text})
+        self._write(encode_answer(Answer(say=text)))
 
-    def live(self, snapshot: Mapping[str, Any]) -> None:
-        """What happens now. Left out while the last one has not been read, or when it is too large: it never blocks."""
-        line = json.dumps({"live": snapshot}, default=str) + "\n"
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Send the live figures; leave them out while the last ones are unread, or when they are too large.
+
+        It never blocks.
+        """
+        line = encode_answer(Answer(snapshot=snapshot))
         with contextlib.suppress(OSError, ValueError):
             (unread,) = struct.unpack("i", fcntl.ioctl(self._pipe, termios.FIONREAD, b"\0" * 4))
             if not unread and len(line) <= fcntl.fcntl(self._pipe, fcntl.F_GETPIPE_SZ):
                 self._write(line)
 
-    def result(self, info: Mapping[str, Any]) -> None:
-        """The last answer."""
-        self._send({"result": info})
-
-    def _send(self, message: Mapping[str, Any]) -> None:
-        self._write(json.dumps(message, default=str) + "\n")
+    def result(self, info: dict[str, Any]) -> None:
+        """Send run.json's content, the last answer."""
+        self._write(encode_answer(Answer(result=info)))
 
     def _write(self, line: str) -> None:
         with self._lock, contextlib.suppress(BrokenPipeError, ValueError):

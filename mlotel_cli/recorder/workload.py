@@ -1,13 +1,15 @@
-"""What the workload says of itself once a second: source, queues, process, gaps. Counts are since the start."""
+"""What the workload reports once a second, as the recorder keeps it: source, queues, process, gaps."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from mlotel_cli.recorder.measurements import Family, Kind, Point
 from mlotel_cli.recorder.spanmetrics import clean
+from mlotel_cli.snapshot import Gaps, QueueDepth, SourceReport
+from mlotel_cli.wire import ProcessReport, Report
+
+Value = TypeVar("Value")
 
 _NAME_LIMIT = 200
 INTENDED = ("warmup", "stopped")
@@ -18,52 +20,38 @@ _EXPECTED_DROPS = {"full": 0, "corrupt": 0}
 
 @dataclass(slots=True, frozen=True)
 class Workload:
-    """One `live` message; replaced as a whole, so that any thread may read it.
+    """One report, bounded and clean; replaced as a whole, so that any thread may read it.
 
     Attributes:
         heard_s: when it came, on the recorder's clock; None before the first.
-        source: kind, state, received, dropped by reason, reconnects.
-        queues: depth and capacity by name.
-        process: rss_bytes, cpu_s, pid.
-        gaps: recorder_restarts, batches_lost.
+        source: of the run.
+        queues: by the stage that they are before.
+        process: of the workload.
+        gaps: what is missing from the record.
     """
 
     heard_s: float | None = None
-    source: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    queues: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
-    process: Mapping[str, float] = field(default_factory=dict[str, float])
-    gaps: Mapping[str, int] = field(default_factory=dict[str, int])
+    source: SourceReport = field(default_factory=SourceReport)
+    queues: Mapping[str, QueueDepth] = field(default_factory=dict[str, QueueDepth])
+    process: ProcessReport = field(default_factory=ProcessReport)
+    gaps: Gaps = field(default_factory=Gaps)
 
     @classmethod
-    def from_json(cls, text: str, *, now: float) -> "Workload":
-        """Read a message.
-
-        Raises:
-            ValueError, TypeError, KeyError, AttributeError: when it is not what was agreed.
-        """
-        told: dict[str, Any] = json.loads(text)
-        source: dict[str, Any] = told.get("source") or {}
-        process: dict[str, Any] = told.get("workload") or {}
-        gaps: dict[str, Any] = told.get("gaps") or {}
-        return cls(
-            now,
-            {
-                "kind": clean(str(source.get("kind", ""))),
-                "state": clean(str(source.get("state", ""))),
-                "received": int(source.get("received", 0)),
-                "reconnects": int(source.get("reconnects", 0)),
-                "dropped": {clean(name): int(count) for name, count in _bounded(source.get("dropped")).items()},
-            },
-            {clean(name): (int(depth), int(room)) for name, (depth, room) in _bounded(told.get("queues")).items()},
-            {name: value for name, value in process.items() if _is_number(value)},
-            {str(name): int(count) for name, count in gaps.items()},
+    def of(cls, report: Report, *, now: float) -> "Workload":
+        """What `report` says; names become series, so they are bounded in number and length."""
+        source = replace(
+            report.source,
+            kind=clean(report.source.kind),
+            state=clean(report.source.state),
+            dropped={clean(name): count for name, count in _bounded(report.source.dropped).items()},
         )
+        queues = {clean(name): depth for name, depth in _bounded(report.queues).items()}
+        return cls(now, source, queues, report.process, report.gaps)
 
     @property
     def dropped(self) -> int:
         """Items that were lost: not those that warmed up, or waited when the run was stopped."""
-        dropped: Mapping[str, int] = self.source.get("dropped", {})
-        return sum(count for reason, count in dropped.items() if reason not in INTENDED)
+        return sum(count for reason, count in self.source.dropped.items() if reason not in INTENDED)
 
     def families(self, service: Mapping[str, str]) -> Sequence[Family]:
         """The same as metrics; nothing before the first message."""
@@ -77,10 +65,10 @@ class Workload:
         source, gaps = self.source, self.gaps
         depths = {name: depth for name, (depth, _) in self.queues.items()}
         rooms = {name: room for name, (_, room) in self.queues.items()}
-        connected = {"": float(source["state"] == "connected")}
-        restarts, lost = {"": gaps.get("recorder_restarts", 0)}, {"": gaps.get("batches_lost", 0)}
-        received, again = {"": source["received"]}, {"": source["reconnects"]}
-        dropped = _EXPECTED_DROPS | source["dropped"]
+        connected = {"": float(source.state == "connected")}
+        restarts, lost = {"": gaps.recorder_restarts}, {"": gaps.batches_lost}
+        received, again = {"": source.received}, {"": source.reconnects}
+        dropped = _EXPECTED_DROPS | source.dropped
         items, batches = "{item}", "{batch}"
         return [
             family("mlotel.source.received", "counter", items, "Items that arrived at the source.", received, ""),
@@ -96,10 +84,6 @@ class Workload:
         ]
 
 
-def _bounded(values: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Names become series: a source that makes them up must not make a million."""
-    return dict(list((values or {}).items())[:_NAME_LIMIT])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _bounded(values: Mapping[str, Value]) -> Mapping[str, Value]:
+    """The first names only: a source that makes names up must not make a million series."""
+    return dict(list(values.items())[:_NAME_LIMIT])

@@ -21,6 +21,7 @@ from typing import Any, cast
 from mlotel_cli.config.policies import SourcePolicy, WhenFull
 from mlotel_cli.errors import DataError, MlotelError, UsageError
 from mlotel_cli.records import Batch
+from mlotel_cli.snapshot import SourceReport
 
 CONNECTING, CONNECTED, ENDED = "connecting", "connected", "ended"
 _JOIN_S = 0.3
@@ -111,18 +112,18 @@ class Intake:
         """Whether items arrive without a request, as from a camera."""
         return self._is_live
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> SourceReport:
         """Return the source's kind, state, items received, items dropped by reason, and reconnects."""
         health = self.health
         with self._changed:
             dropped = self._dropped + health.dropped
-        return {
-            "kind": self._kind,
-            "state": health.state,
-            "received": self._received,
-            "dropped": dict(dropped),
-            "reconnects": health.reconnects,
-        }
+        return SourceReport(
+            kind=self._kind,
+            state=health.state,
+            received=self._received,
+            dropped=dict(dropped),
+            reconnects=health.reconnects,
+        )
 
     @property
     def depth(self) -> tuple[int, int]:

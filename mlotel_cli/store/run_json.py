@@ -15,6 +15,7 @@ from mlotel_cli.errors import RecorderError, UsageError
 from mlotel_cli.records import COUNTED, BatchRecord
 from mlotel_cli.store.layout import RUN_JSON
 from mlotel_cli.store.writing import replacing
+from mlotel_cli.wire import Opening
 
 SCHEMA_VERSION = 1
 """What this mlotel writes, and the highest that it reads."""
@@ -157,27 +158,26 @@ class RunFile:
         before: what this recorder goes on from.
     """
 
-    def __init__(self, run_dir: Path, opening: Mapping[str, Any]) -> None:
+    def __init__(self, run_dir: Path, opening: Opening) -> None:
         """Begin, or continue what a dead recorder left; writes nothing yet."""
         self._run_dir = run_dir
         self.info: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
-            "mode": opening["mode"],
-            "name": opening["name"],
-            "run_id": opening["run_id"],
+            "mode": opening.mode,
+            "name": opening.name,
+            "run_id": opening.run_id,
             "status": "running",
-            "started_ns": opening["started_ns"],
+            "started_ns": opening.started_ns,
             "ended_ns": None,
-            "overrides": opening["overrides"],
-            "identity": opening["identity"],
+            "overrides": opening.overrides,
+            "identity": opening.identity,
             "recorder_pid": os.getpid(),
             "environment": None,
             "notes": [],
             "wandb": None,
             "summary": None,
         }
-        live: Mapping[str, Any] = opening.get("live") or {}
-        self.before = self._continue(live["restarts"]) if live.get("restarts") else Before()
+        self.before = self._continue(opening.restarts) if opening.restarts else Before()
 
     def update(self, info: Mapping[str, Any]) -> None:
         """Take what the workload reports; its notes are added to the earlier ones."""

@@ -1,15 +1,16 @@
 """Converts spans to the OpenTelemetry SDK's form, and the SDK's spans to the recorder's form, without loss."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from mlotel_cli.records import RECORDED
+from mlotel_cli.records import recorded_in
 from mlotel_cli.telemetry.attributes import clean_all, text
 from mlotel_cli.telemetry.faults import Faults
+from mlotel_cli.wire import SpanMessage
 
 _resources: dict[tuple[tuple[str, Any], ...], Resource] = {}
 _faults = Faults()
@@ -46,47 +47,34 @@ def _resource(identity: Mapping[str, Any]) -> Resource:
     return _resources[key]
 
 
-def pack(span: ReadableSpan, *, batch: int | None, opened: int | None, thread: str) -> tuple[Any, ...]:
-    """An ended SDK span as `recorder.assemble.unpack` reads it; `opened` as in `recorder.assemble.Stamp`."""
+def pack(span: ReadableSpan, *, batch: int | None, opened: int | None, thread: str) -> SpanMessage:
+    """An ended SDK span as it goes to the recorder; `opened` is that of `SpanMessage`."""
     context, parent, scope = span.context, span.parent, span.instrumentation_scope
     attributes = _plain(span.attributes, span.name)
-    start = int(span.start_time or 0)
-    return (
-        "span",
-        context.trace_id if context else 0,
-        context.span_id if context else 0,
-        parent.span_id if parent else 0,
-        opened,
-        batch,
-        text(span.name),
-        span.kind.name,
-        text(scope.name) if scope else "",
-        text(thread),
-        start,
-        start if span.end_time is None else int(span.end_time),
-        None,
-        span.status.status_code.name,
-        text(span.status.description or ""),
-        attributes,
-        [(int(event.timestamp), text(event.name), _plain(event.attributes, span.name)) for event in span.events]
-        or None,
-        [(link.context.trace_id, link.context.span_id, _plain(link.attributes, span.name)) for link in span.links]
-        or None,
-        _recorded(attributes),
+    start_ns = int(span.start_time or 0)
+    events = [(int(event.timestamp), text(event.name), _plain(event.attributes, span.name)) for event in span.events]
+    links = [(each.context.trace_id, each.context.span_id, _plain(each.attributes, span.name)) for each in span.links]
+    return SpanMessage(
+        trace_id=context.trace_id if context else 0,
+        span_id=context.span_id if context else 0,
+        parent_id=parent.span_id if parent else 0,
+        opened=opened,
+        batch=batch,
+        name=text(span.name),
+        kind=span.kind.name,
+        scope=text(scope.name) if scope else "",
+        thread=text(thread),
+        start_ns=start_ns,
+        end_ns=start_ns if span.end_time is None else int(span.end_time),
+        status=span.status.status_code.name,
+        status_message=text(span.status.description or ""),
+        attributes=attributes,
+        events=events or None,
+        links=links or None,
+        recorded=recorded_in(attributes) or None,
     )
 
 
 def _plain(attributes: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     """Return plain copies: the SDK keeps subclasses (a str Enum, numpy's float64), which cannot be marshalled."""
     return clean_all(attributes, _faults, call="attributes", span=name)
-
-
-def _recorded(attributes: Mapping[str, Any]) -> list[tuple[str, float, str]] | None:
-    """Return the values that `mlotel_cli.record` put into the attributes of an SDK span."""
-    recorded: list[tuple[str, float, str]] = []
-    for name, given in attributes.items():
-        if name.startswith(RECORDED):
-            unit = str(attributes.get(f"{name}.unit", ""))
-            values = cast("tuple[Any, ...]", given) if isinstance(given, tuple) else (given,)
-            recorded += [(name.removeprefix(RECORDED), float(v), unit) for v in values if isinstance(v, int | float)]
-    return recorded or None

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from mlotel_cli.analysis.bottleneck import MAX_BATCHES, ExecutorSettings, find_bottleneck, find_in_run, top_stages
-from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.summary import Bottleneck
+from mlotel_cli.wire import Closing
 from tests.support.traces import Trace, pipelined, write_run
 
 PIPELINED = ExecutorSettings.from_config({"kind": "pipelined", "queue_size": 2, "replicas": {}, "autocast": None})

@@ -7,17 +7,17 @@ import random
 import pytest
 
 from mlotel_cli.analysis import summarise as analysis
-from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.recorder.parquet_sink import ParquetSink
 from mlotel_cli.records import BatchRecord, StageTime
 from mlotel_cli.summary import Budget, Score, Telemetry, Throughput, Warmup
+from mlotel_cli.wire import Closing, from_plain
 
 SECOND = 10**9
 
 
 def summarise(batches, closing, **options):
     """Of what the workload's last message says."""
-    return analysis.summarise(batches, Closing.from_json(closing), **options)
+    return analysis.summarise(batches, from_plain(closing, Closing), **options)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def table(tmp_path):
         sink = ParquetSink(run_dir)
         for record in records:
             sink.write(record)
-        sink.close({})
+        sink.close()
         from mlotel_cli.store.reading import read_table
 
         return read_table(run_dir / "batches.parquet")

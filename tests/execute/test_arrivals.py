@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from mlotel_cli.execute import Inference, Numbered, create_executor
-from mlotel_cli.recorder.assemble import Assembler, Settled, unpack
+from mlotel_cli.recorder.assemble import Assembler
 from mlotel_cli.records import Batch, BatchRecord
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.clock import CLOCK, Clock
 from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.tracer import Recording
+from mlotel_cli.wire import Settled
 from tests.support.gates import PATIENCE_S, Gate, Pace, until
+from tests.support.wire import received
 
 PERIOD_MS = 10
 NUM_BATCHES = 200
@@ -62,7 +64,7 @@ class World:
         self._thread.join(PATIENCE_S)
         assembler = Assembler(settle_s=5.0)
         for span in self.spans:
-            assembler.add(unpack(span.pack()), now=0.0)
+            assembler.add(received(span.pack()), now=0.0)
         offset = CLOCK.epoch_offset_ns
         for one in self.finished:
             arrived_ns = one.numbered.batch.source_time_ns

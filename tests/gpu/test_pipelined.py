@@ -71,9 +71,9 @@ def test_stages_of_different_batches_overlap_on_the_device_and_queues_take_no_de
     while not all([span.is_resolved() for span in spans]) and time.monotonic() < deadline:
         time.sleep(0.001)
     packed = [span.pack() for span in spans]
-    assert all(each[12] is None for each in packed if each[6].startswith("queue "))
+    assert all(each.device_ns is None for each in packed if each.name.startswith("queue "))
     by_stage = {
-        name: [(each[11] - each[12][0], each[11]) for each in packed if each[6] == name]
+        name: [(each.end_ns - each.device_ns, each.end_ns) for each in packed if each.name == name]
         for name in ("first", "second", "third")
     }
     assert all(len(each) == NUM_BATCHES for each in by_stage.values())

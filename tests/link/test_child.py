@@ -1,12 +1,15 @@
 """The recorder as a child process: in words how it ended. That it starts is in test_handoff.py."""
 
+import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from mlotel_cli.link.child import how_it_ended
+from mlotel_cli.errors import RecorderError
+from mlotel_cli.link.child import RecorderProcess, how_it_ended
 
 
 class Ended:
@@ -47,3 +50,11 @@ def test_words_of_an_earlier_recorder_explain_nothing(tmp_path: Path) -> None:
         file.write("of the second\n")
     assert how_it_ended(Ended(1), log, after=after) == "exit code 1: of the second"
     assert how_it_ended(Ended(1), tmp_path / "none", after=0) == "exit code 1"
+
+
+def test_a_recorder_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with pytest.raises(RecorderError, match=r"could not be started .*no-python"):
+        RecorderProcess(tmp_path, imports=(), hear=print)
+    assert len(os.listdir("/proc/self/fd")) == before

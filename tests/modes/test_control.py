@@ -4,7 +4,7 @@ from collections import deque
 
 import pytest
 
-from mlotel_cli.modes.control import Control, stretch_length
+from mlotel_cli.modes.control import Stretches, stretch_length
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.tracer import Recording
@@ -18,7 +18,7 @@ def recording():
 
 
 def test_switches_on_off_off_on(recording):
-    control = Control(recording, 2)
+    control = Stretches(recording, 2)
 
     seen = []
     for _ in range(10):
@@ -31,7 +31,7 @@ def test_switches_on_off_off_on(recording):
 
 
 def test_compares_means_of_whole_stretches_in_pairs(recording):
-    control = Control(recording, 2)
+    control = Stretches(recording, 2)
     # on 10/12, off 8/8, off 10/10, on 12/12, then a stretch that is cut short and counts nowhere
     for milliseconds in (10, 12, 8, 8, 10, 10, 12, 12, 500):
         control.before()
@@ -40,16 +40,17 @@ def test_compares_means_of_whole_stretches_in_pairs(recording):
     result = control.result()
 
     assert result is not None
-    assert (result["pairs"], result["batches_a_stretch"]) == (2, 2)
-    assert result["difference_ms"] == pytest.approx(2.5)  # (11 - 8 + 12 - 10) / 2
-    assert result["ratio"] == pytest.approx(23 / 18)
-    low, high = result["difference_ms_ci95"]
+    assert (result.pairs, result.batches_a_stretch) == (2, 2)
+    assert result.difference_ms == pytest.approx(2.5)  # (11 - 8 + 12 - 10) / 2
+    assert result.ratio == pytest.approx(23 / 18)
+    assert result.difference_ms_ci95 is not None
+    low, high = result.difference_ms_ci95
     assert low < 2.5 < high
     assert high - 2.5 == pytest.approx(12.706 * 0.5, rel=1e-3)  # Student's t, one degree of freedom, s / sqrt(2) = 0.5
 
 
 def test_says_nothing_without_a_pair(recording):
-    control = Control(recording, 5)
+    control = Stretches(recording, 5)
     for _ in range(9):
         control.before()
         control.after(1)

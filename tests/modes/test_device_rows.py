@@ -4,15 +4,16 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mlotel_cli.link.handoff import Opening
+from mlotel_cli.execute.batches import Finished, Numbered
 from mlotel_cli.modes.run import Session
+from mlotel_cli.records import Batch
 from mlotel_cli.store.reading import read_run
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.device import DeviceTimer
+from mlotel_cli.wire import Opening, TrackerOptions
 
 WORK_MS = 150.0
 """Of the device, a stage. The host's own part takes a small share of it, on a busy machine too."""
@@ -61,9 +62,8 @@ class Device:
 @pytest.mark.system
 def test_rows_and_verdicts(tmp_path: Path):
     device, before = Device(), api.PROVIDER.backend
-    tracker = {"mode": "disabled", "project": "mlotel", "entity": None, "group": None}
+    tracker = TrackerOptions(mode="disabled")
     opening = Opening(mode="eval", name="t", run_id="r", started_ns=time.time_ns(), tracker=tracker)
-    settled: dict[str, Any] = {"status": "scored", "size": 1, "repeat": 0, "wait_ns": 0}
     try:
         with Session(tmp_path, say=print) as session:
             session.open(opening, backend="otel", strict=False, flush_ms=5, device=DeviceTimer(device))
@@ -76,7 +76,8 @@ def test_rows_and_verdicts(tmp_path: Path):
                     with api.span("waited"):
                         device.launch()
                         device.wait()
-                session.settle(index, source_batch=index, root=root, start_ns=start_ns, **settled)
+                numbered = Numbered(index, 0, Batch(index, ["0"], None))
+                session.settle(Finished(numbered, None, None, "", root, start_ns, wait_ns=0).settled("scored"))
     finally:
         api.PROVIDER.backend = before
 

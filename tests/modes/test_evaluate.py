@@ -21,8 +21,11 @@ from mlotel_cli.modes.run import Closing
 from mlotel_cli.pipeline import ModulePipeline, stages_of
 from mlotel_cli.records import Batch
 from mlotel_cli.sources import Batches
+from mlotel_cli.summary import Warmup
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OFF
+from mlotel_cli.telemetry.clock import CLOCK
+from mlotel_cli.wire import Settled
 from tests.support.parts import Distance, Draws, GivesNaN, Numbers, Raises, Right, Sizes, Stages, once
 from tests.support.spans import Recorded, recording
 
@@ -32,7 +35,7 @@ class Noting:
     """A session that notes what it is told. `record` turns the spans on, as a real one does."""
 
     closing: Closing = field(default_factory=Closing)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Settled] = field(default_factory=list)
     told: list[Any] = field(default_factory=list)
     spans: Recorded | None = None
     on_room: Callable[[], None] = lambda: None
@@ -48,11 +51,11 @@ class Noting:
     def tell(self, info: Any) -> None:
         self.told.append(info)
 
-    def settle(self, batch: int, **values: Any) -> None:
-        self.rows.append({"batch": batch, **values})
+    def settle(self, settled: Settled) -> None:
+        self.rows.append(settled)
 
     def column(self, name: str) -> list[Any]:
-        return [row[name] for row in self.rows]
+        return [getattr(row, name) for row in self.rows]
 
     def recorded_by(self, spans: Recorded) -> "Noting":
         """Start with the spans off; `record` turns on what `recording()` had turned on."""
@@ -148,7 +151,7 @@ def test_scoring_time_is_measured_apart(monkeypatch: pytest.MonkeyPatch) -> None
 
     session = run(Numbers(num_batches=2), Stages(add=takes_time), metrics={"costs": Costs()})
     assert (session.closing.wall_s, session.closing.scoring_s) == (16, 6)
-    assert [row["wait_ns"] for row in session.rows] == [0, 0]
+    assert session.column("source_wait_ms") == [0, 0]
 
 
 def test_repeats_number_the_batches_on() -> None:
@@ -167,7 +170,7 @@ def test_max_batches_ends_each_pass() -> None:
 
 def test_live_batches_keep_their_arrival() -> None:
     arrived = [Batch(0, ["a"], torch.zeros(1), torch.full((1,), 2.0), 1, source_time_ns=77)]
-    assert run(arrived).column("source_time_ns") == [77]
+    assert run(arrived).column("source_time_ns") == [77 + CLOCK.epoch_offset_ns]
 
 
 @pytest.mark.parametrize(
@@ -190,8 +193,8 @@ def test_warm_up_batches_are_unrecorded_and_scored_in_the_run_only() -> None:
     assert session.column("batch") == [0, 1, 2, 3]
     assert spans.names() == ["add", "double", "batch"] * 4
     assert source.passes == 2
-    assert session.closing.warmup["batches"] == 2  # type: ignore[index]
-    assert session.closing.warmup["total_s"] * 1e3 >= session.closing.warmup["first_batch_ms"] > 0  # type: ignore[index]
+    assert session.closing.warmup.batches == 2  # type: ignore[union-attr]
+    assert session.closing.warmup.total_s * 1e3 >= session.closing.warmup.first_batch_ms > 0  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("warmup_batches", [0, 1, 3, 9])
@@ -199,7 +202,7 @@ def test_a_one_shot_source_loses_no_batch_and_repeats_none(warmup_batches: int) 
     metric = Right()
     session = run(once(num_batches=5), metrics={"m": metric}, warmup_batches=warmup_batches)
     assert session.column("source_batch") == metric.firsts == [0, 1, 2, 3, 4]
-    assert session.closing.warmup["batches"] == min(5, warmup_batches)  # type: ignore[index]
+    assert session.closing.warmup.batches == min(5, warmup_batches)  # type: ignore[union-attr]
 
 
 def test_a_one_shot_source_is_cut_by_max_batches() -> None:
@@ -207,12 +210,12 @@ def test_a_one_shot_source_is_cut_by_max_batches() -> None:
 
 
 def test_without_warm_up_nothing_is_timed() -> None:
-    assert run(Numbers()).closing.warmup == {"batches": 0, "first_batch_ms": None, "total_s": 0}
+    assert run(Numbers()).closing.warmup == Warmup()
 
 
 def test_warm_up_stops_at_a_stage_that_raises_and_the_run_tells() -> None:
     message, session = fails(StageError, Numbers(), Raises(at=1), warmup_batches=4)
-    assert session.closing.warmup["batches"] == 2  # type: ignore[index]
+    assert session.closing.warmup.batches == 2  # type: ignore[union-attr]
     assert message == "batch 1: stage double raised RuntimeError: no double of 2 [see manual]"
     assert session.column("status") == ["scored", "failed"]
 

@@ -128,8 +128,8 @@ def test_warm_up_loses_no_batch_and_repeats_none(source: Callable[..., Any], war
     assert sum(span.name == "batch" for span in spans.spans) == 5
     warmup = session.closing.warmup
     assert warmup is not None
-    assert warmup["batches"] == min(5, warmup_batches)
-    assert (warmup["total_s"] > 0) == (warmup_batches > 0)
+    assert warmup.batches == min(5, warmup_batches)
+    assert (warmup.total_s > 0) == (warmup_batches > 0)
 
 
 @pytest.mark.parametrize("warmup_batches", [0, 1, 2, 3, 9])

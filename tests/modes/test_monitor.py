@@ -1,6 +1,5 @@
 """A monitor's main thread, its source and its notes, against fakes; whole runs are in tests/system/test_monitor.py."""
 
-import json
 import threading
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -10,14 +9,16 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mlotel_cli.config.policies import SourcePolicy, WhenFull
+from mlotel_cli.config.policies import Retention, SourcePolicy, WhenFull
 from mlotel_cli.config.schema import MonitorConfig
 from mlotel_cli.errors import StageError, UsageError
 from mlotel_cli.modes import monitor
-from mlotel_cli.modes.monitor import create_intake, live_settings, supervise
+from mlotel_cli.modes.monitor import create_intake, monitor_options, supervise
 from mlotel_cli.modes.monitor_loop import Ending
 from mlotel_cli.modes.monitor_status import Board
+from mlotel_cli.snapshot import Gaps, SourceReport
 from mlotel_cli.sources import Health, Intake
+from mlotel_cli.wire import HttpOptions, Message, MonitorOptions, Report
 from tests.modes.test_build import MODULE, NEGATE, SEEN
 from tests.support.feeding import HandFed
 
@@ -40,7 +41,7 @@ class FakeLoop:
         self._work = work
         self.stopped = threading.Event()
         intake = SimpleNamespace(
-            health=Health(state="connected"), report=lambda: {"received": 3, "dropped": {}}, stop=self.stopped.set
+            health=Health(state="connected"), report=lambda: SourceReport(received=3), stop=self.stopped.set
         )
         self.feed = SimpleNamespace(intake=intake)
         self.phase = "running"
@@ -83,11 +84,11 @@ class Told:
     """A link that notes what the ticker tells the recorder."""
 
     def __init__(self) -> None:
-        self.gaps = {"recorder_restarts": 0, "batches_lost": 0}
-        self.sent: list[Any] = []
+        self.gaps = Gaps()
+        self.sent: list[Message] = []
 
-    def send(self, kind: str, text: str) -> None:
-        self.sent.append((kind, json.loads(text)))
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
 
 
 @pytest.fixture(autouse=True)
@@ -113,8 +114,9 @@ def test_a_loop_that_ends_ends_the_run() -> None:
     loop = FakeLoop(work)
     board, link = supervised(loop, view, ending)
     assert (board.ending, board.phase, board.queues) == ("the source ended", "ended", {"source": (0, 8)})
-    assert {kind for kind, _ in link.sent} == {"live"}
-    assert link.sent[-1][1]["source"] == {"received": 3, "dropped": {}}
+    last = link.sent[-1]
+    assert isinstance(last, Report)
+    assert last.source == SourceReport(received=3)
     assert (view.said, view.is_up, view.refreshed_down) == ([], False, False)
     assert loop.stopped.is_set()
 
@@ -158,7 +160,7 @@ def test_what_ended_the_loop_is_raised_on_the_main_thread(error: BaseException) 
 def test_the_source_is_built_behind_the_configured_queue() -> None:
     intake = create_intake(config(source={"_target_": f"{FEEDING}.HandFed", "queue_size": 3, "batch_size": 2}))
     assert (intake.depth, intake.is_live) == ((0, 3), True)
-    assert intake.report()["kind"] == "handfed"
+    assert intake.report().kind == "handfed"
 
 
 def test_a_queue_that_holds_no_batch_is_refused() -> None:
@@ -180,10 +182,11 @@ def test_an_option_takes_the_first_batch_of_the_source_and_the_run_takes_it_agai
         session=SimpleNamespace(tell=told.update),  # type: ignore[arg-type]
         intake=Intake(source, SourcePolicy(WhenFull.block)),
         ending=Ending(),
-        live={"window_s": 1.0},
+        options=MonitorOptions(window_s=1.0),
     )
     assert SEEN == [[[1.0]]]
-    assert (told["mode"], told["live"], told["optimize"][0]["stage"]) == ("monitor", {"window_s": 1.0}, "add")
+    assert (told["mode"], told["optimize"][0]["stage"]) == ("monitor", "add")
+    assert told["monitor"] == MonitorOptions(window_s=1.0)
     assert [batch.data.tolist() for batch in loop.feed] == [[[1.0]], [[2.0]]]
 
 
@@ -195,31 +198,30 @@ def test_the_recorder_serves_on_the_socket_that_listens_already() -> None:
         monitor={"http": {"host": "::1", "port": 0}, "window_s": 2, "retention": {"max_gb": 3}},
         telemetry={"slow_ms": 40, "background_rate": 0.5},
     )
-    assert live_settings(cfg, SimpleNamespace(fileno=lambda: 77)) == {  # type: ignore[arg-type]
-        "http": {"host": "::1", "port": 0, "fd": 77},
-        "window_s": 2.0,
-        "slow_ms": 40,
-        "background_rate": 0.5,
-        "retention": {"max_gb": 3.0, "max_age_h": 168.0, "compact_s": 3600.0},
-        "restarts": 0,
-    }
+    assert monitor_options(cfg, SimpleNamespace(fileno=lambda: 77)) == MonitorOptions(  # type: ignore[arg-type]
+        http=HttpOptions(host="::1", port=0, fd=77),
+        window_s=2.0,
+        slow_ms=40,
+        background_rate=0.5,
+        retention=Retention(max_gb=3.0),
+    )
 
 
 @pytest.mark.parametrize("backend", ["off", "nvtx"])
 def test_a_monitor_without_recorded_spans_is_refused(backend: str) -> None:
     with pytest.raises(UsageError, match=f"^telemetry.backend={backend}: .*use telemetry.backend=otel$"):
-        live_settings(config(telemetry={"backend": backend}), SimpleNamespace(fileno=lambda: 1))  # type: ignore[arg-type]
+        monitor_options(config(telemetry={"backend": backend}), SimpleNamespace(fileno=lambda: 1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("report", "detail", "notes"),
     [
-        ({"received": 1, "dropped": {"full": 1}}, "refused", []),
-        ({"received": 0, "dropped": {}}, "", ["nothing came from the source: it was silent"]),
-        ({"received": 0, "dropped": {"corrupt": 2, "x": 1}}, "", ["nothing came from the source: 2 corrupt, 1 x"]),
-        ({"received": 0, "dropped": {"corrupt": 2}}, "refused", ["nothing came from the source: refused"]),
+        (SourceReport(received=1, dropped={"full": 1}), "refused", []),
+        (SourceReport(), "", ["nothing came from the source: it was silent"]),
+        (SourceReport(dropped={"corrupt": 2, "x": 1}), "", ["nothing came from the source: 2 corrupt, 1 x"]),
+        (SourceReport(dropped={"corrupt": 2}), "refused", ["nothing came from the source: refused"]),
     ],
 )
-def test_a_run_without_input_says_why(report: dict[str, Any], detail: str, notes: list[str]) -> None:
+def test_a_run_without_input_says_why(report: SourceReport, detail: str, notes: list[str]) -> None:
     intake: Any = SimpleNamespace(report=lambda: report, health=Health(detail=detail))
     assert list(monitor._notes(intake)) == notes

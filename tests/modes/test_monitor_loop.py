@@ -16,6 +16,7 @@ from mlotel_cli.modes.build import Built
 from mlotel_cli.modes.monitor_loop import SOURCE_ENDED, Ending, Feed, Loop
 from mlotel_cli.modes.run import Closing
 from mlotel_cli.sources import Endless, Intake
+from mlotel_cli.wire import Settled
 from tests.support.feeding import HandFed, until
 from tests.support.parts import Numbers, Raises, Stages
 
@@ -25,7 +26,7 @@ class Noting:
     """A session that notes what it is told."""
 
     closing: Closing = field(default_factory=Closing)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Settled] = field(default_factory=list)
     recorded: int = 0
 
     @property
@@ -37,11 +38,11 @@ class Noting:
 
     def tell(self, info: Any) -> None: ...
 
-    def settle(self, batch: int, **values: Any) -> None:
-        self.rows.append({"batch": batch, **values})
+    def settle(self, settled: Settled) -> None:
+        self.rows.append(settled)
 
     def column(self, name: str) -> list[Any]:
-        return [row[name] for row in self.rows]
+        return [getattr(row, name) for row in self.rows]
 
 
 def loop(
@@ -85,7 +86,7 @@ def test_every_batch_is_settled_until_the_source_ends(kind: str) -> None:
     assert session.column("batch") == session.column("source_batch") == [0, 1, 2]
     assert session.column("status") == ["done"] * 3
     assert session.column("size") == [1] * 3
-    assert all(row["source_time_ns"] <= row["start_ns"] for row in session.rows)
+    assert all((row.source_time_ns or 0) <= row.start_ns for row in session.rows)
     assert session.closing.wall_s is not None
     assert (session.closing.scoring_s, session.recorded) == (0.0, 1)
 
@@ -102,8 +103,8 @@ def test_a_batch_that_fails_is_counted_and_the_others_go_on(kind: str) -> None:
     running, session, ending = loop(numbers(0, 1, 2), Raises(at=1), policy=SourcePolicy(WhenFull.block, 4), kind=kind)
     running.run()
     assert session.column("status") == ["done", "failed", "done"]
-    assert session.rows[1]["error"] == "batch 1: stage double raised RuntimeError: no double of 2 [see manual]"
-    assert (running.num_failed, running.last_failure) == (1, session.rows[1]["error"])
+    assert session.rows[1].error == "batch 1: stage double raised RuntimeError: no double of 2 [see manual]"
+    assert (running.num_failed, running.last_failure) == (1, session.rows[1].error)
     assert (running.error, ending.reason) == (None, SOURCE_ENDED)
 
 
@@ -142,8 +143,8 @@ def test_a_data_set_is_warmed_up_with_and_then_run_whole() -> None:
     running.run()
     running.feed.intake.close()
     assert session.column("source_batch") == [0, 1, 2, 3]
-    assert (session.closing.warmup or {})["batches"] == 2
-    assert running.feed.intake.report()["dropped"].get("warmup") is None
+    assert session.closing.warmup.batches == 2
+    assert running.feed.intake.report().dropped.get("warmup") is None
 
 
 def test_live_input_of_the_warm_up_is_over() -> None:
@@ -152,18 +153,18 @@ def test_live_input_of_the_warm_up_is_over() -> None:
     running, session, _ = loop(source, warmup_batches=2)
     intake = running.feed.intake
     next(iter(running.feed.look(1)))
-    until(lambda: intake.report()["received"] == 5)
+    until(lambda: intake.report().received == 5)
     source.feed(torch.tensor([9.0]))
     running.run()
     assert session.rows == []
-    assert intake.report()["dropped"] == {"warmup": 5}
+    assert intake.report().dropped == {"warmup": 5}
 
 
 def test_a_stage_that_fails_in_the_warm_up_fails_in_the_run() -> None:
     running, session, _ = loop(Endless(Numbers(num_batches=3)), Raises(at=0), warmup_batches=3, max_batches=2)
     running.run()
     running.feed.intake.close()
-    assert (session.closing.warmup or {})["batches"] == 1
+    assert session.closing.warmup.batches == 1
     assert session.column("status") == ["failed", "done"]
 
 

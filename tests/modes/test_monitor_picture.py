@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mlotel_cli.modes.monitor_picture import line, picture
 from mlotel_cli.modes.monitor_status import Board
-from mlotel_cli.snapshot import LatencyFigures, SinkHealth, Snapshot, StageNow, ValueNow
+from mlotel_cli.snapshot import Gaps, LatencyFigures, SinkHealth, Snapshot, SourceReport, StageNow, ValueNow
 
 STAGE = StageNow(count=80, p50_ms=12.345, p95_ms=150.6, queue_count=80, queue_p95_ms=0.25, busy=0.97)
 SNAPSHOT = Snapshot(
@@ -26,7 +26,7 @@ SNAPSHOT = Snapshot(
     },
     http="http://127.0.0.1:9464",
 )
-SOURCE = {"kind": "video", "state": "connecting", "received": 191, "dropped": {"full": 1200}, "reconnects": 2}
+SOURCE = SourceReport("video", "connecting", 191, {"full": 1200}, reconnects=2)
 
 
 def board(**changed: Any) -> Board:
@@ -36,7 +36,7 @@ def board(**changed: Any) -> Board:
         "source": SOURCE,
         "source_detail": "nothing came for 5 s",
         "queues": {"source": (3, 8), "reader": (2, 2)},
-        "gaps": {"recorder_restarts": 1, "batches_lost": 40},
+        "gaps": Gaps(recorder_restarts=1, batches_lost=40),
         "phase": "running",
     }
     return Board("[lpr]", **(values | changed))

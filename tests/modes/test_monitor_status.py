@@ -1,6 +1,6 @@
 """What a monitor tells its recorder and its operator."""
 
-import json
+import os
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from mlotel_cli.hardware import rss_bytes
-from mlotel_cli.modes.monitor_status import Board, Changes, Ticker, message
+from mlotel_cli.modes.monitor_status import Board, Changes, Ticker, report_of
+from mlotel_cli.snapshot import Gaps, SourceReport
 from mlotel_cli.sources import Health
 from mlotel_cli.sources.intake import CONNECTED, CONNECTING, ENDED
+from mlotel_cli.wire import Message, Report
+from tests.support.wire import received
 
 
 def board(**values: Any) -> Board:
@@ -27,29 +30,14 @@ def changes(said: list[str]) -> Changes:
     return Changes(said.append)
 
 
-def test_the_message_is_what_the_recorder_reads() -> None:
-    source = {"kind": "video", "state": "connected", "received": 3, "dropped": {"full": 1}, "reconnects": 2}
-    told = json.loads(
-        json.dumps(
-            message(board(source=source, queues={"source": (1, 8)}, gaps={"recorder_restarts": 0, "batches_lost": 4}))
-        )
-    )
-    assert told["source"] == source
-    assert told["queues"] == {"source": [1, 8]}
-    assert told["gaps"] == {"recorder_restarts": 0, "batches_lost": 4}
-    assert set(told["workload"]) == {"rss_bytes", "cpu_s", "pid"}
-    assert abs(told["workload"]["rss_bytes"] / (rss_bytes() or 0) - 1) < 0.1
-    assert told["workload"]["cpu_s"] > 0
-
-
-def test_the_recorder_understands_the_message() -> None:
-    from mlotel_cli.recorder.workload import Workload
-
-    source = {"kind": "video", "state": "connected", "received": 3, "dropped": {"full": 1}, "reconnects": 2}
-    gaps = {"recorder_restarts": 1, "batches_lost": 4}
-    text = json.dumps(message(board(source=source, queues={"source": (1, 8)}, gaps=gaps)))
-    heard = Workload.from_json(text, now=1.0)
-    assert (heard.source, heard.queues, heard.gaps) == (source, {"source": (1, 8)}, gaps)
+def test_the_report_is_what_the_recorder_reads() -> None:
+    source = SourceReport("video", "connected", 3, {"full": 1}, reconnects=2)
+    gaps = Gaps(recorder_restarts=1, batches_lost=4)
+    told = received(report_of(board(source=source, queues={"source": (1, 8)}, gaps=gaps)))
+    assert (told.source, told.queues, told.gaps) == (source, {"source": (1, 8)}, gaps)
+    assert told.process.pid == os.getpid()
+    assert abs(told.process.rss_bytes / (rss_bytes() or 0) - 1) < 0.1
+    assert told.process.cpu_s > 0
 
 
 def look(changes: Changes, health: Health, *, at_s: float = 0.0, **values: Any) -> None:
@@ -94,12 +82,12 @@ def test_the_end_of_a_source_is_no_loss(changes: Changes, said: list[str]) -> No
 
 def test_drops_are_said_once_a_minute(changes: Changes, said: list[str]) -> None:
     for at_s, dropped in ((0, {}), (1, {"full": 2}), (30, {"full": 9}), (61, {"full": 9, "corrupt": 1}), (62, {})):
-        look(changes, Health(CONNECTED), at_s=at_s, source={"dropped": dropped})
+        look(changes, Health(CONNECTED), at_s=at_s, source=SourceReport(dropped=dropped))
     assert said == ["source: dropped 2 full; 2 in all", "source: dropped 7 full, 1 corrupt; 10 in all"]
 
 
 def test_what_the_warm_up_and_the_end_drop_is_no_news(changes: Changes, said: list[str]) -> None:
-    look(changes, Health(CONNECTED), source={"dropped": {"warmup": 3, "stopped": 2}})
+    look(changes, Health(CONNECTED), source=SourceReport(dropped={"warmup": 3, "stopped": 2}))
     assert said == []
 
 
@@ -110,27 +98,28 @@ def test_a_failure_is_said_once(changes: Changes, said: list[str]) -> None:
 
 
 def test_the_ticker_tells_and_tells_a_last_time() -> None:
-    sent: list[tuple[str, str]] = []
+    sent: list[Message] = []
     twice = threading.Event()
 
-    def send(kind: str, text: str) -> None:
-        sent.append((kind, text))
+    def send(message: Message) -> None:
+        sent.append(message)
         if len(sent) == 2:
             twice.set()
 
-    intake = SimpleNamespace(report=lambda: {"state": "connected", "received": 5}, health=Health(CONNECTED))
+    intake = SimpleNamespace(report=lambda: SourceReport(state="connected", received=5), health=Health(CONNECTED))
     loop: Any = SimpleNamespace(
         feed=SimpleNamespace(intake=intake), depths=lambda: {"source": (2, 8)}, phase="running", num_failed=0,
         last_failure="",
     )  # fmt: skip
-    link: Any = SimpleNamespace(send=send, gaps={"recorder_restarts": 0, "batches_lost": 0})
+    link: Any = SimpleNamespace(send=send, gaps=Gaps())
     shown = board()
     ticker = Ticker(loop, link, shown, say=lambda _: None, every_s=0.001)
     ticker.start()
     assert twice.wait(5)
-    intake.report = lambda: {"state": "ended", "received": 7}
+    intake.report = lambda: SourceReport(state="ended", received=7)
     ticker.stop()
     assert not ticker.is_alive()
-    assert {kind for kind, _ in sent} == {"live"}
-    assert json.loads(sent[-1][1])["source"]["received"] == 7
-    assert (shown.phase, shown.queues, shown.source["received"]) == ("running", {"source": (2, 8)}, 7)
+    last = sent[-1]
+    assert isinstance(last, Report)
+    assert last.source.received == 7
+    assert (shown.phase, shown.queues, shown.source.received) == ("running", {"source": (2, 8)}, 7)

@@ -24,8 +24,9 @@ from mlotel_cli.modes.opening import (
     new_run_id,
     open_run,
     recorder_imports,
-    tracker_settings,
+    tracker_options,
 )
+from mlotel_cli.wire import TrackerOptions
 
 
 class FakeSession:
@@ -61,7 +62,7 @@ def test_a_configured_run_tells_its_configuration_and_its_environment() -> None:
     assert told.config["seed"] == 5
     assert told.identity["config.hash"] == identify(told.config, run_id="", name="", git=None)["config.hash"]
     assert before_ns <= told.started_ns <= time.time_ns()
-    assert (told.settle_roots, told.live) == (False, None)
+    assert (told.settle_roots, told.monitor) == (False, None)
     assert session.options == {"backend": "otel", "strict": False, "flush_ms": 50, "device": None}
     assert session.told["environment"]["torch"] == str(torch.__version__)
     assert session.told["device"] == "cpu"
@@ -69,7 +70,7 @@ def test_a_configured_run_tells_its_configuration_and_its_environment() -> None:
 
 @pytest.mark.parametrize(("group", "expected"), [(None, "lr-sweep"), ("mine", "mine")])
 def test_the_sweep_is_the_trackers_group_unless_one_is_given(group: str | None, expected: str) -> None:
-    assert opened(sweep="lr-sweep", tracker={"group": group}).opening.tracker["group"] == expected
+    assert opened(sweep="lr-sweep", tracker={"group": group}).opening.tracker.group == expected
 
 
 @pytest.mark.parametrize(("backend", "times"), [("otel", True), ("nvtx", False), ("off", False)])
@@ -92,8 +93,8 @@ def test_wandb_is_imported_for_a_run_that_uses_it() -> None:
 
 def test_an_opening_carries_one_run_id_and_the_commit() -> None:
     machine = {"git": {"commit": "abc", "dirty": False}}
-    told = create_opening(mode="loop", name="n", config={"a": 1}, tracker={"mode": "auto"}, machine=machine)
-    assert (told.mode, told.name, told.config, told.tracker) == ("loop", "n", {"a": 1}, {"mode": "auto"})
+    told = create_opening(mode="loop", name="n", config={"a": 1}, tracker=TrackerOptions(), machine=machine)
+    assert (told.mode, told.name, told.config, told.tracker) == ("loop", "n", {"a": 1}, TrackerOptions())
     assert told.identity["mlotel.run.id"] == told.run_id
     assert told.identity["git.commit"] == "abc"
 
@@ -178,7 +179,7 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, monkeypatch:
 
 
 def test_tracker_modes_are_those_of_wandb() -> None:
-    given = {"project": "p", "entity": None, "group": "g"}
-    assert tracker_settings(**given, mode="offline") == {"mode": "offline", **given}
+    given: dict[str, Any] = {"project": "p", "entity": None, "group": "g"}
+    assert tracker_options(**given, mode="offline") == TrackerOptions(mode="offline", **given)
     with pytest.raises(UsageError, match=r"^mode='on': allowed are auto, online, offline, disabled$"):
-        tracker_settings(**given, mode="on")
+        tracker_options(**given, mode="on")

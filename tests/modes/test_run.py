@@ -8,21 +8,23 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mlotel_cli.errors import Interrupted, RecorderError
-from mlotel_cli.link.handoff import Opening
+from mlotel_cli.execute.batches import Finished, Numbered
 from mlotel_cli.modes.run import Session, measure_span_cost
-from mlotel_cli.records import Sample
+from mlotel_cli.records import Batch, Sample
 from mlotel_cli.store.reading import Run, read_run
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.tracer import Recording
+from mlotel_cli.wire import Opening, TrackerOptions
 
-TRACKER = {"mode": "disabled", "project": "mlotel", "entity": None, "group": None}
+TRACKER = TrackerOptions(mode="disabled")
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +55,8 @@ def run_batch(session: Session, index: int, **settled) -> None:
     start_ns = time.perf_counter_ns()
     with api.batch(index) as root, api.span("stage"):
         pass
-    given = {"status": "scored", "size": 1, "source_batch": index, "repeat": 0, "wait_ns": 500_000}
-    session.settle(index, root=root, start_ns=start_ns, **given | settled)
+    done = Finished(Numbered(index, 0, Batch(index, ["0"], None)), None, None, "", root, start_ns, wait_ns=500_000)
+    session.settle(replace(done.settled("scored"), **settled))
 
 
 def ended(folder: Path) -> Run:
@@ -108,7 +110,7 @@ def test_numbers_of_numpy_come_through_the_pipe(session, tmp_path):
 def test_live_input_is_dated_by_its_arrival(session, tmp_path):
     with session:
         open_session(session)
-        run_batch(session, 0, source_time_ns=time.perf_counter_ns() - 10**9)
+        run_batch(session, 0, source_time_ns=time.time_ns() - 10**9)
     assert 1000 < ended(tmp_path).batches["latency_ms"][0] < 2000
 
 

@@ -20,10 +20,11 @@ import mlotel_cli
 from mlotel_cli.errors import UsageError
 from mlotel_cli.hardware import git_state
 from mlotel_cli.modes import sdk
-from mlotel_cli.modes.opening import tracker_settings
+from mlotel_cli.modes.opening import tracker_options
 from mlotel_cli.modes.sdk import LoopRun, MlotelSpanProcessor, WandbSpanMetricsExporter
-from mlotel_cli.recorder.assemble import unpack
+from mlotel_cli.wire import Message, SpanMessage, TrackerOptions
 from tests.support.wandb_file import find_wandb_file, read_wandb_file
+from tests.support.wire import received
 from tests.telemetry.test_tracer import run_program
 
 
@@ -32,12 +33,12 @@ class Collected:
 
     def __init__(self, **options: Any) -> None:
         self.options = options
-        self.packed: list[tuple[Any, ...]] = []
+        self.spans: list[SpanMessage] = []
         self.is_open = True
         self.pauses = 0
 
-    def emit(self, packed: tuple[Any, ...]) -> None:
-        self.packed.append(packed)
+    def emit(self, span: SpanMessage) -> None:
+        self.spans.append(span)
 
     def pause(self) -> None:
         self.pauses += 1
@@ -47,7 +48,7 @@ class Collected:
 
     def rows(self) -> list[tuple[str, int | None, int | None]]:
         """(name, batch, opened) in the order in which they were handed over."""
-        stamps = [unpack(packed) for packed in self.packed]
+        stamps = [received(span) for span in self.spans]
         return [(stamp.span.name, stamp.span.batch, stamp.opened) for stamp in stamps]
 
 
@@ -228,7 +229,7 @@ def test_many_threads_are_counted_exactly(program: Program) -> None:
             thread.join()
     assert program.run.rows().count(("child", 0, None)) == 400
     assert program.run.rows()[-1] == ("root", 0, 401)
-    assert {packed[9] for packed in program.run.packed} == {"stage thread", "MainThread"}
+    assert {span.thread for span in program.run.spans} == {"stage thread", "MainThread"}
     processor: Any = program.provider._active_span_processor._span_processors[0]  # type: ignore[attr-defined]
     assert processor._of_span == {}
 
@@ -249,7 +250,7 @@ def test_every_trace_becomes_a_row_of_the_exporter() -> None:
         pass
     first.end()
     assert program.run.rows() == [("stage", 0, None), ("second", 0, -1), ("first", 1, -1)]
-    assert {packed[9] for packed in program.run.packed} == {""}
+    assert {span.thread for span in program.run.spans} == {""}
 
 
 def test_an_exporter_of_a_run_that_is_over_says_so() -> None:
@@ -274,7 +275,7 @@ def test_an_exporter_remembers_a_bounded_number_of_traces(monkeypatch: pytest.Mo
 def test_options_reach_the_run(kind: Any) -> None:
     run = kind(name="n", directory="d", project="p", entity="e", group="g", mode="offline")._run
     assert (run.options["name"], run.options["directory"]) == ("n", Path("d"))
-    assert run.options["tracker"] == {"mode": "offline", "project": "p", "entity": "e", "group": "g"}
+    assert run.options["tracker"] == TrackerOptions(mode="offline", project="p", entity="e", group="g")
 
 
 @pytest.mark.parametrize("kind", [MlotelSpanProcessor, WandbSpanMetricsExporter])
@@ -300,8 +301,8 @@ class FakeLink:
     def open(self, opening: Any) -> None:
         self.opening = opening
 
-    def send(self, kind: str, *values: Any) -> None:
-        self.sent.append((kind, *values))
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
 
     def close(self, closing: Any, *, timeout_s: float) -> None:
         self.closed += 1
@@ -315,14 +316,14 @@ def fake_link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 
 
 def loop_run(directory: Path | None = None) -> Any:
-    tracker = tracker_settings(project="p", entity=None, group=None, mode="disabled")
+    tracker = tracker_options(project="p", entity=None, group=None, mode="disabled")
     return LoopRun(name="n", directory=directory, tracker=tracker, settle_s=1.0)
 
 
 @pytest.mark.usefixtures("fake_link")
 def test_a_run_without_wandb_does_not_import_it() -> None:
     assert loop_run()._link.options["imports"] == ("polars",)
-    online = LoopRun(name="n", directory=None, tracker={"mode": "online"}, settle_s=1.0)
+    online = LoopRun(name="n", directory=None, tracker=TrackerOptions(mode="online"), settle_s=1.0)
     assert online._link.options["imports"] == ("polars", "wandb")  # type: ignore[attr-defined]
 
 
@@ -363,9 +364,9 @@ def test_a_run_opens_with_what_every_run_records(monkeypatch: pytest.MonkeyPatch
     assert link.opening.identity["mlotel.run.id"] == link.opening.run_id
     assert link.opening.identity["git.commit"] == "abc"
     assert len(link.opening.identity["config.hash"]) == 16
-    ((kind, text),) = link.sent
-    environment = json.loads(text)["environment"]
-    assert (kind, environment["git"]["commit"]) == ("info", "abc")
+    (info,) = link.sent
+    environment = info.content["environment"]
+    assert environment["git"]["commit"] == "abc"
     assert environment["packages"]["opentelemetry-sdk"]
 
 
@@ -374,13 +375,13 @@ def test_a_gpu_that_the_program_took_later_is_told_in_the_end(monkeypatch: pytes
     import torch
 
     run = loop_run()
-    assert json.loads(run._link.sent[0][1])["environment"]["gpu"] is None
+    assert run._link.sent[0].content["environment"]["gpu"] is None
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H100")
     run.close()
-    first, last = (json.loads(text)["environment"] for _, text in run._link.sent)
+    first, last = (info.content["environment"] for info in run._link.sent)
     assert last == {**first, "gpu": ["H100"]}
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from mlotel_cli.errors import MlotelError, UsageError
 from mlotel_cli.modes.run import Closing
 from mlotel_cli.profile.profile_command import Profile, Results
 from mlotel_cli.profile.timeline import Activity, Call, Range, Timeline
+from mlotel_cli.summary import Warmup
+from mlotel_cli.wire import Attachment, Message, Settled, to_plain
 
 STARTED = {"started": {"pid": 0, "time_ns": 5_000}}
 MEASURED = Closing(
@@ -31,25 +33,25 @@ MEASURED = Closing(
     caller_s=0.6,
     cpu_s=3.5,
     cores=2,
-    warmup={"batches": 3},
+    warmup=Warmup(3),
 )
-ENDED = {"closing": {**asdict(MEASURED), "exit_code": 0}}
+ENDED = {"closing": {**to_plain(MEASURED), "exit_code": 0}}
 
 
 def settled(batch: int) -> dict[str, Any]:
     return {
         "settle": {
-            "batch": batch,
-            "status": "scored",
-            "size": 1,
-            "source_batch": batch,
-            "repeat": 0,
-            "start_ns": 1,
-            "wait_ns": 0,
-            "source_time_ns": None,
-            "accuracy": {"score": 1.0},
-            "samples": [{"id": f"{batch}.0", "scores": {"score": 1.0}, "prediction": None, "target": None}],
-            "error": "",
+            "settled": {
+                "batch": batch,
+                "source_batch": batch,
+                "repeat": 0,
+                "size": 1,
+                "status": "scored",
+                "opened": 0,
+                "start_ns": 1,
+                "accuracy": {"score": 1.0},
+                "samples": [{"id": f"{batch}.0", "scores": {"score": 1.0}}],
+            },
             "recorded": [["boxes", 3.0 + batch, "{box}"]],
         }
     }
@@ -59,9 +61,9 @@ def settled(batch: int) -> dict[str, Any]:
 class FakeLink:
     """Notes what is sent."""
 
-    sent: list[tuple[Any, ...]] = field(default_factory=list)
+    sent: list[Any] = field(default_factory=list)
 
-    def send(self, *message: Any) -> None:
+    def send(self, message: Message) -> None:
         self.sent.append(message)
 
     def wait_for_room(self) -> None:
@@ -75,17 +77,17 @@ class FakeSession:
     link: FakeLink = field(default_factory=FakeLink)
     closing: Closing = field(default_factory=Closing)
     info: dict[str, Any] = field(default_factory=dict)
-    attached: list[Mapping[str, Any]] = field(default_factory=list)
-    settled: list[dict[str, Any]] = field(default_factory=list)
+    attached: list[Attachment] = field(default_factory=list)
+    settled: list[Settled] = field(default_factory=list)
 
     def tell(self, info: Mapping[str, Any]) -> None:
         self.info.update(info)
 
-    def attach(self, attachment: Mapping[str, Any]) -> None:
+    def attach(self, attachment: Attachment) -> None:
         self.attached.append(attachment)
 
-    def settle(self, batch: int, **values: Any) -> None:
-        self.settled.append({"batch": batch, **values})
+    def settle(self, settled: Settled) -> None:
+        self.settled.append(settled)
 
 
 @dataclass
@@ -155,25 +157,25 @@ def test_ranges_and_results_become_spans_and_settlements(tmp_path: Path):
 
     profile.run()
 
-    spans = {(span[5], span[6]): span for span in session.link.sent}
+    spans = {(span.batch, span.name): span for span in session.link.sent}
     assert len(spans) == len(session.link.sent) == 8
     root, reader, queue, client = (spans[1, name] for name in ("batch", "reader", "queue reader", "GET"))
-    assert (root[10], root[11]) == (1_007_000, 1_907_000)
-    assert (root[4], reader[4]) == (4, None)  # four spans were opened in the batch, and only its root says so
-    assert client[3] == reader[2]
-    assert reader[3] == queue[3] == root[2]
-    assert root[3] == 0
-    assert len({span[1] for span in (root, reader, queue, client)}) == 1
-    assert spans[0, "batch"][1] != root[1]
-    assert [span[7] for span in (root, reader, queue, client)] == ["INTERNAL", "INTERNAL", "INTERNAL", "CLIENT"]
-    assert queue[15] == {"mlotel.kind": "queue"}
-    assert [spans[batch, "batch"][18] for batch in (0, 1)] == [[("boxes", 3.0, "{box}")], [("boxes", 4.0, "{box}")]]
-    assert reader[18] is None
-    assert [(row["batch"], row["opened"], row["accuracy"]) for row in session.settled] == [
+    assert (root.start_ns, root.end_ns) == (1_007_000, 1_907_000)
+    assert (root.opened, reader.opened) == (4, None)  # four spans were opened in the batch, and only its root says so
+    assert client.parent_id == reader.span_id
+    assert reader.parent_id == queue.parent_id == root.span_id
+    assert root.parent_id == 0
+    assert len({span.trace_id for span in (root, reader, queue, client)}) == 1
+    assert spans[0, "batch"].trace_id != root.trace_id
+    assert [span.kind for span in (root, reader, queue, client)] == ["INTERNAL", "INTERNAL", "INTERNAL", "CLIENT"]
+    assert queue.attributes == {"mlotel.kind": "queue"}
+    values = [[("boxes", 3.0, "{box}")], [("boxes", 4.0, "{box}")]]
+    assert [spans[batch, "batch"].recorded for batch in (0, 1)] == values
+    assert [(row.batch, row.opened, row.accuracy) for row in session.settled] == [
         (0, 4, {"score": 1.0}),
         (1, 4, {"score": 1.0}),
     ]
-    assert session.settled[0]["samples"][0].id == "0.0"
+    assert session.settled[0].samples[0].id == "0.0"
 
 
 def test_as_in_an_evaluation_a_range_ends_when_the_device_is_done(tmp_path: Path):
@@ -185,11 +187,12 @@ def test_as_in_an_evaluation_a_range_ends_when_the_device_is_done(tmp_path: Path
 
     profile.run()
 
-    spans = {(span[5], span[6]): span for span in session.link.sent}
-    assert spans[0, "reader"][11:13] == (957_000, (949_300, 149_900))
-    assert spans[0, "batch"][11:13] == (957_000, (949_300, 50_000))
-    assert spans[0, "GET"][11:13] == (7_300, None)  # it launched nothing
-    assert spans[1, "reader"][12] is None
+    spans = {(span.batch, span.name): span for span in session.link.sent}
+    ends = {key: (span.end_ns, span.device_ns, span.lag_ns) for key, span in spans.items()}
+    assert ends[0, "reader"] == (957_000, 949_300, 149_900)
+    assert ends[0, "batch"] == (957_000, 949_300, 50_000)
+    assert ends[0, "GET"] == (7_300, None, None)  # it launched nothing
+    assert spans[1, "reader"].device_ns is None
     stages = json.loads((tmp_path / "stages.json").read_text())["stages"]
     assert stages["reader"]["host_ms"]["p50"] == pytest.approx(0.8)  # there the host's time is the host's
 
@@ -221,7 +224,7 @@ def test_what_the_run_says_of_itself(tmp_path: Path):
     assert session.info["notes"] == ["a note"]
     assert session.closing == MEASURED
     (attached,) = session.attached
-    assert attached["files"] == [str(Path("report.nsys-rep").absolute()), str((tmp_path / "stages.json").absolute())]
+    assert attached.files == [str(Path("report.nsys-rep").absolute()), str((tmp_path / "stages.json").absolute())]
     assert "the program says 17" in profiler.said
     assert (tmp_path / "profile.log").read_text() == profiler.said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["profile.log", "stages.json"]
@@ -238,7 +241,7 @@ def test_the_workloads_own_error_is_the_commands(tmp_path: Path, exit_code: int,
         profile.run()
 
     assert raised.value.exit_code == exit_code
-    assert [row["batch"] for row in session.settled] == [0]  # everything measured so far
+    assert [row.batch for row in session.settled] == [0]  # everything measured so far
     assert (tmp_path / "stages.json").exists()
 
 
@@ -253,7 +256,7 @@ def test_a_workload_that_is_killed(tmp_path: Path):
     with pytest.raises(MlotelError, match=r"ended without saying why \(ended by SIGKILL\): the program says 100"):
         profile.run()
 
-    assert [(row["batch"], row["opened"]) for row in session.settled] == [(0, 0)]
+    assert [(row.batch, row.opened) for row in session.settled] == [(0, 0)]
 
 
 def test_a_workload_that_dies_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -287,7 +290,7 @@ def test_a_missing_report_is_the_error_and_the_rows_are_kept(tmp_path: Path):
     with pytest.raises(MlotelError, match="the disk is full"):
         profile.run()
 
-    assert [(row["batch"], row["opened"]) for row in session.settled] == [(0, 0)]
+    assert [(row.batch, row.opened) for row in session.settled] == [(0, 0)]
     assert session.info["notes"] == ["the disk is full"]
     assert session.closing.accuracy == {"score": 0.5}
     assert not (tmp_path / "stages.json").exists()
@@ -333,7 +336,7 @@ def test_an_interrupt_ends_the_workload_and_keeps_what_was_recorded(tmp_path: Pa
         profile.run()
 
     assert not is_running(profile._results.pid)
-    assert [(row["batch"], row["opened"]) for row in session.settled] == [(0, 4)]
+    assert [(row.batch, row.opened) for row in session.settled] == [(0, 4)]
     assert (tmp_path / "stages.json").exists()
 
 
@@ -355,10 +358,10 @@ def test_results_are_read_in_whole_lines(tmp_path: Path):
     assert results.read() == []
     first, second = (json.dumps(settled(batch)) + "\n" for batch in (0, 1))
     path.write_text(first + second[:20])
-    assert [row["batch"] for row in results.read()] == [0]
+    assert [row.settled.batch for row in results.read()] == [0]
     path.write_text(first + second)
-    assert [row["batch"] for row in results.read()] == [1]
-    assert [row["batch"] for row in results.rows] == [0, 1]
+    assert [row.settled.batch for row in results.read()] == [1]
+    assert [row.settled.batch for row in results.rows] == [0, 1]
 
 
 def test_results_of_a_reading_that_was_broken_off_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -376,7 +379,7 @@ def test_results_of_a_reading_that_was_broken_off_are_read_again(tmp_path: Path,
         results.read()
     monkeypatch.setattr("json.loads", loads)
     results.read()
-    assert [row["batch"] for row in results.rows] == [0, 1]
+    assert [row.settled.batch for row in results.rows] == [0, 1]
     assert results.read() == []
 
 

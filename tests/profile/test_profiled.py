@@ -75,11 +75,11 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
 def test_every_batch_is_a_row_and_the_last_line_says_how_it_ended(process: Process) -> None:
     assert process.run(eval={"warmup_batches": 1, "repeats": 3, "max_batches": 1}) == 0
     rows = process.results.rows
-    assert [(row["batch"], row["status"], row["accuracy"]) for row in rows] == [
+    assert [(row.settled.batch, row.settled.status, row.settled.accuracy) for row in rows] == [
         (0, "scored", {"right": 1.0}),
         (1, "scored", {"right": 1.0}),
     ]
-    assert [sample["id"] for sample in rows[0]["samples"]] == ["0/0", "0/1"]
+    assert [sample.id for sample in rows[0].settled.samples] == ["0/0", "0/1"]
     assert process.results.pid == os.getpid()
     assert process.results.infos == [{"optimize": []}]
     assert (process.closing["status"], process.closing["error"], process.closing["exit_code"]) == ("complete", "", 0)
@@ -115,20 +115,21 @@ def pipeline(**arguments: Any) -> dict[str, Any]:
 
 def test_recorded_values_are_in_the_rows(process: Process) -> None:
     process.run(pipeline=pipeline())
-    assert [row["recorded"] for row in process.results.rows] == [[["boxes", 0.0, "{box}"]], [["boxes", 1.0, "{box}"]]]
+    assert [row.recorded for row in process.results.rows] == [[("boxes", 0.0, "{box}")], [("boxes", 1.0, "{box}")]]
 
 
 def test_a_stage_that_fails_is_the_error(process: Process) -> None:
     assert process.run(batches=3, eval={"warmup_batches": 0}, pipeline=pipeline(fails_at=1)) == 1
     message = "batch 1: stage count raised RuntimeError: out of plates"
-    assert [(row["status"], row["error"]) for row in process.results.rows] == [("scored", ""), ("failed", message)]
+    ends = [(row.settled.status, row.settled.error) for row in process.results.rows]
+    assert ends == [("scored", ""), ("failed", message)]
     assert (process.closing["status"], process.closing["error"], process.closing["exit_code"]) == ("failed", message, 1)
     assert [event for event, *_ in process.captures] == ["begin", "end"]
 
 
 def test_a_signal_ends_it_with_what_was_measured(process: Process) -> None:
     assert process.run(eval={"warmup_batches": 0}, pipeline=pipeline(ends_at=1)) == 143
-    assert [row["status"] for row in process.results.rows] == ["scored"]
+    assert [row.settled.status for row in process.results.rows] == ["scored"]
     assert (process.closing["status"], process.closing["error"]) == ("interrupted", "")
     assert process.closing["accuracy"] == {"right": 1.0}
 

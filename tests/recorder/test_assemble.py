@@ -8,10 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlotel_cli.recorder import assemble
-from mlotel_cli.recorder.assemble import Assembler, Settled, Stamp, unpack
-from mlotel_cli.records import BATCH_SIZE, KIND, RECORDED, SCORED, BatchRecord, SpanRecord, StageTime
-from mlotel_cli.telemetry.clock import Clock
-from mlotel_cli.telemetry.tracer import Provider, Recording
+from mlotel_cli.recorder.assemble import Assembler
+from mlotel_cli.records import BATCH_SIZE, KIND, SCORED, BatchRecord, SpanRecord, StageTime
+from mlotel_cli.wire import Settled, Stamp
 
 MS = 1_000_000
 
@@ -62,40 +61,6 @@ def one(assembler, *items, now=0.0) -> BatchRecord:
     return record
 
 
-def test_unpack_reads_what_a_span_packs():
-    ended = []
-    ticks = iter(range(100, 1000, 100))
-    recording = Recording(ended.append, clock=Clock(now=lambda: next(ticks), epoch_offset_ns=5_000), first_id=1)
-    tracer = Provider(recording).get_tracer("mine")
-    root_span = tracer.start_as_current_span("batch", attributes={"batch.index": 3, "batch.size": 2})
-    with root_span, tracer.start_as_current_span("reader") as reader:
-        reader.record("boxes", 4.0, "{box}")
-        reader.set_attribute("threshold", 0.5)
-    inner, outer = (unpack(ended_span.pack()) for ended_span in ended)
-    assert inner.span == SpanRecord(
-        trace_id=1,
-        span_id=2,
-        parent_id=1,
-        batch=3,
-        name="reader",
-        kind="INTERNAL",
-        scope="mine",
-        thread="MainThread",
-        start_ns=5_200,
-        end_ns=5_300,
-        attributes={"threshold": 0.5},
-    )
-    assert (inner.opened, inner.recorded) == (None, [("boxes", 4.0, "{box}")])
-    assert (outer.opened, outer.recorded) == (2, [])
-    assert (outer.span.start_ns, outer.span.end_ns, outer.span.attributes[BATCH_SIZE]) == (5_100, 5_400, 2)
-
-
-def test_values_recorded_through_a_foreign_sdk_come_as_attributes():
-    attributes = {RECORDED + "boxes": 4, RECORDED + "boxes.unit": "{box}", "other": 1.0}
-    packed = ("span", 1, 1, 0, None, 0, "s", "INTERNAL", "", "", 0, 1, None, "UNSET", "", attributes, None, None, None)
-    assert unpack(packed).recorded == [("boxes", 4.0, "{box}")]
-
-
 def test_a_row_is_there_once_the_last_of_root_children_and_settlement_came():
     items = [child("a", 1, 3), child("b", 3, 4), root(0, 5, opened=3), settled(opened=3, accuracy={"score": 0.5})]
     expected = BatchRecord(
@@ -143,11 +108,6 @@ def test_what_the_device_went_on_for_is_summed_too():
     spans = [child("reader", 1, 3, device_ms=2, lag_ns=MS), child("reader", 4, 5, device_ms=1, lag_ns=MS // 2)]
     record = one(Assembler(settle_s=5.0), *spans, root(0, 10, opened=3), settled(opened=3))
     assert record.stages == {"reader": StageTime(host_ms=3.0, device_ms=3.0, calls=2, lag_ms=1.5)}
-
-
-def test_unpack_reads_times_of_the_device():
-    packed = ("span", 1, 1, 0, None, 0, "s", "INTERNAL", "", "", 0, 9, (5, 2), "UNSET", "", None, None, None, None)
-    assert (unpack(packed).span.device_ns, unpack(packed).span.lag_ns) == (5, 2)
 
 
 def test_a_queue_without_its_stage_is_no_call():

@@ -2,13 +2,13 @@
 
 import pytest
 
-from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.recorder import ending
 from mlotel_cli.recorder.ending import summarise_monitor, summarise_run
 from mlotel_cli.recorder.parquet_sink import ParquetSink
 from mlotel_cli.records import BatchRecord, StageTime
 from mlotel_cli.store.run_json import Totals
 from mlotel_cli.summary import Throughput
+from mlotel_cli.wire import Closing
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def run_dir(tmp_path):
 
 def monitor(run_dir, *, num_rows, totals=None, **closing):
     totals = totals or Totals.from_json({"batches": {"failed": 10, "done": 90}, "items": 400, "items_done": 360})
-    return summarise_monitor(run_dir, closing, executor={}, totals=totals, started_ns=0, num_rows=num_rows)
+    return summarise_monitor(run_dir, Closing(**closing), executor={}, totals=totals, started_ns=0, num_rows=num_rows)
 
 
 def test_every_row(run_dir):
-    summary = summarise_run(run_dir, {"wall_s": 10.0}, executor={}, mean_scores=False)
+    summary = summarise_run(run_dir, Closing(wall_s=10.0), executor={}, mean_scores=False)
     assert summary.batches == {"done": 90, "failed": 10}
     assert summary.latency_ms.batch.max == 98.0
     assert summary.throughput.wall_items_per_s == 36.0

@@ -1,6 +1,7 @@
 """What an evaluation hands to OTLP: every span as it arrives, and metrics only where somebody wants them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -8,8 +9,9 @@ from mlotel_cli.recorder import exports
 from mlotel_cli.recorder.exports import NoExports, OtlpExports, start_otlp
 from mlotel_cli.recorder.otlp.otlp_sink import NullOtlp
 from mlotel_cli.records import BatchRecord, SpanRecord, StageTime
+from mlotel_cli.wire import MonitorOptions, Opening, Report
 
-OPENING = {"identity": {"service.name": "lpr"}, "max_names": 10, "otlp": {}, "started_ns": 5}
+OPENING = Opening(mode="eval", name="lpr", run_id="abc", started_ns=5, identity={"service.name": "lpr"}, max_names=10)
 
 
 class FakeOtlp:
@@ -100,11 +102,13 @@ def test_nobody_to_send_to_costs_nothing_a_span(monkeypatch):
     assert made.deliver(1.0) == {"otlp": None}
 
 
-@pytest.mark.parametrize(("live", "expected"), [(None, 5), ({"restarts": 0}, 5), ({"restarts": 1}, "now")])
-def test_counts_begin_with_the_recorder(monkeypatch, live, expected):
+@pytest.mark.parametrize(
+    ("monitor", "expected"), [(None, 5), (MonitorOptions(), 5), (MonitorOptions(restarts=1), "now")]
+)
+def test_counts_begin_with_the_recorder(monkeypatch, monitor, expected):
     given = {}
     monkeypatch.setattr(exports, "create_otlp", lambda settings, **options: given.update(options))
-    start_otlp(OPENING | {"live": live}, measurements=None, say=print)
+    start_otlp(replace(OPENING, monitor=monitor), measurements=None, say=print)
     assert (given["started_ns"] == 5) == (expected == 5)
     assert given["started_ns"] == 5 or given["started_ns"] > 1_700_000_000_000_000_000
 
@@ -112,7 +116,7 @@ def test_counts_begin_with_the_recorder(monkeypatch, live, expected):
 def test_no_exports_do_nothing():
     made = NoExports()
     made.add_batch(row())
-    made.take_live("nonsense")
+    made.take_report(Report())
     made.tick()
     made.end()
     made.close()

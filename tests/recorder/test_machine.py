@@ -11,6 +11,7 @@ from mlotel_cli.recorder.machine import (
     open_nvml,
     process_families,
 )
+from mlotel_cli.wire import ProcessReport
 
 
 class FakeNvml:
@@ -129,7 +130,7 @@ def test_the_watch_of_no_gpu_ends_at_once():
 
 
 def test_both_processes_by_opentelemetrys_names():
-    cpu, memory = process_families({"cpu_s": 12.5, "rss_bytes": 1000, "pid": 3})
+    cpu, memory = process_families(ProcessReport(rss_bytes=1000, cpu_s=12.5, pid=3))
     assert (cpu.name, cpu.kind, cpu.unit) == ("process.cpu.time", "counter", "s")
     assert (memory.name, memory.kind, memory.unit) == ("process.memory.usage", "gauge", "By")
     assert {point.attributes["mlotel.process"]: point.value for point in cpu.points}["workload"] == 12.5
@@ -139,5 +140,5 @@ def test_both_processes_by_opentelemetrys_names():
 
 
 def test_a_workload_that_has_not_reported_is_absent():
-    cpu, _ = process_families({})
+    cpu, _ = process_families(ProcessReport())
     assert [point.attributes["mlotel.process"] for point in cpu.points] == ["recorder"]

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from mlotel_cli.columns import BATCH_TYPES, SAMPLE_TYPES, SPAN_TYPES
+from mlotel_cli.config.policies import Retention
 from mlotel_cli.recorder.parquet_sink import ParquetSink, RollingParquetSink, batch_row, create_parquet
 from mlotel_cli.records import BatchRecord, Sample, SpanRecord, StageTime
 from mlotel_cli.store import writing
@@ -83,7 +84,7 @@ def test_a_metric_or_value_called_calls_is_no_count(tmp_path):
 def test_samples_are_one_row_each(tmp_path):
     sink = ParquetSink(tmp_path)
     sink.write(record(4, samples=[Sample("a", {"f1": 1.0}, "1", "0"), Sample("b", {"f1": None, "iou": 0.5})]))
-    sink.close({})
+    sink.close()
     assert read_table(tmp_path / "samples.parquet").rows(named=True) == [
         {"batch": 4, "id": "a", "prediction": "1", "target": "0", "score.f1": 1.0, "score.iou": None},
         {"batch": 4, "id": "b", "prediction": None, "target": None, "score.f1": None, "score.iou": 0.5},
@@ -98,7 +99,7 @@ def test_parts_that_cannot_be_merged_stay(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # fails a write as a full disk does
     try:
-        sink.close({})
+        sink.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     parts = sorted(part.name for part in (tmp_path / "batches.parquet").iterdir())
@@ -110,7 +111,7 @@ def test_parts_that_cannot_be_merged_stay(tmp_path):
 
 # -- a monitor's, which rolls -----------------------------------------------------------------------------------------
 
-RETENTION = {"max_gb": 1.0, "max_age_h": 1.0, "compact_s": 3600.0}
+RETENTION = Retention(max_gb=1.0, max_age_h=1.0)
 
 
 def fill(sink: RollingParquetSink, *indexes: int) -> None:
@@ -134,7 +135,7 @@ def test_the_end_merges_what_there_is_in_a_process_of_its_own(tmp_path: Path, mo
     monkeypatch.setattr("mlotel_cli.store.rolling.LAST_COMPACTION_S", 60.0)  # a busy machine starts it late
     sink = rolling_sink(tmp_path)
     fill(sink, 0, 1, 2)
-    sink.close({})
+    sink.close()
     for table in ("batches", "spans"):
         folder = tmp_path / f"{table}.parquet"
         assert [part.name for part in folder.iterdir()] == ["part-000001-000003.parquet"]

@@ -6,6 +6,8 @@ import os
 import time
 
 from mlotel_cli.recorder.pipe import Answers
+from mlotel_cli.snapshot import Snapshot
+from mlotel_cli.typed_json import to_json
 
 
 @contextlib.contextmanager
@@ -36,23 +38,23 @@ def test_what_is_said_is_one_line_and_in_the_log(capsys):
 def test_a_snapshot_waits_for_nobody():
     with answering() as (answers, read_end):
         for number in range(1000):
-            answers.live({"n": number, "padding": "x" * 10_000})
-        assert [line["live"]["n"] for line in lines(read_end)] == [0]
-        answers.live({"n": 1000})
-        assert lines(read_end) == [{"live": {"n": 1000}}]
+            answers.snapshot(Snapshot(batches=number, http="x" * 10_000))
+        assert [line["snapshot"]["batches"] for line in lines(read_end)] == [0]
+        answers.snapshot(Snapshot(batches=1000))
+        assert lines(read_end) == [{"snapshot": to_json(Snapshot(batches=1000))}]
 
 
 def test_a_large_snapshot_does_not_block_while_its_reader_is_stopped():
     with answering() as (answers, read_end):
         began = time.perf_counter()
-        answers.live({"padding": "x" * 200_000})
-        answers.live({"n": 1})
+        answers.snapshot(Snapshot(http="x" * 200_000))
+        answers.snapshot(Snapshot(batches=1))
         assert time.perf_counter() - began < 1
-        assert lines(read_end) == [{"live": {"n": 1}}]
+        assert lines(read_end) == [{"snapshot": to_json(Snapshot(batches=1))}]
 
 
 def test_a_workload_that_is_gone_needs_no_answer():
     with answering() as (answers, read_end):
         os.close(read_end)
-        answers.live({"n": 1})
+        answers.snapshot(Snapshot(batches=1))
         answers.result({})

@@ -13,55 +13,66 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from mlotel_cli.recorder.process import Answers, read_frames, record
+from mlotel_cli.records import Sample
+from mlotel_cli.snapshot import Gaps, SourceReport
 from mlotel_cli.store.reading import Run, read_run
+from mlotel_cli.wire import (
+    Closing,
+    Info,
+    Message,
+    MonitorOptions,
+    Opening,
+    Report,
+    Settled,
+    SpanMessage,
+    TrackerOptions,
+    split_frames,
+)
 from tests.support.wandb_file import find_wandb_file, read_wandb_file
+from tests.support.wire import frame
 
-OPENING = {
-    "mode": "eval",
-    "name": "by-hand",
-    "run_id": "abc",
-    "started_ns": 1,
-    "overrides": ["seed=1"],
-    "config": {"seed": 1},
-    "identity": {"mlotel.run.id": "abc", "service.name": "by-hand"},
-    "tracker": {"mode": "disabled", "project": "mlotel", "entity": None, "group": None},
-    "settle_s": 5.0,
-    "part_s": 1.0,
-    "max_names": 200,
-    "settle_roots": False,
-}
+OPENING = Opening(
+    mode="eval",
+    name="by-hand",
+    run_id="abc",
+    started_ns=1,
+    overrides=["seed=1"],
+    config={"seed": 1},
+    identity={"mlotel.run.id": "abc", "service.name": "by-hand"},
+    tracker=TrackerOptions(mode="disabled"),
+)
 
 
-def opened(**changes) -> tuple:
-    return ("open", json.dumps(OPENING | changes))
+def opened(**changes) -> Opening:
+    return replace(OPENING, **changes)
 
 
-def span(batch, name="batch", *, opened=None, start=0, end=10_000_000, attributes=None) -> tuple:
-    times = (start, end, None)
-    return ("span", 1, 2, 0, opened, batch, name, "INTERNAL", "t", "Main", *times, "UNSET", "", attributes, *[None] * 3)
+def span(batch, name="batch", *, opened=None, start=0, end=10_000_000, attributes=None) -> SpanMessage:
+    return SpanMessage(1, 2, 0, opened, batch, name, "INTERNAL", "t", "Main", start, end, attributes=attributes)
 
 
-def settle(batch, *, opened, status="scored", accuracy=None, samples=()) -> tuple:
-    return ("settle", batch, batch, 0, 1, status, opened, 0, 0.5, None, accuracy or {}, list(samples), "")
+def settle(batch, *, opened, status="scored", accuracy=None, samples=()) -> Settled:
+    return Settled(batch, batch, 0, 1, status, opened, 0, 0.5, accuracy=accuracy or {}, samples=list(samples))
 
 
-def whole_batch(batch) -> list[tuple]:
-    sample = (f"{batch}.0", {"score": 1.0}, "1", "0")
+def whole_batch(batch) -> list[Message]:
+    sample = Sample(f"{batch}.0", {"score": 1.0}, "1", "0")
     last = settle(batch, opened=2, accuracy={"score": 0.5}, samples=[sample])
     return [span(batch, "reader"), span(batch, opened=2), last]
 
 
-def close(*, emitted, **closing) -> tuple:
-    return ("close", json.dumps({"status": "complete", "error": ""} | closing), emitted)
+def close(*, emitted, **closing) -> Closing:
+    return Closing(spans_emitted=emitted, **closing)
 
 
-def frame(*items: tuple) -> bytes:
+def raw_frame(*items: tuple) -> bytes:
+    """A frame of anything, as no workload writes it."""
     payload = marshal.dumps(list(items))
     return struct.pack("<I", len(payload)) + payload
 
@@ -107,13 +118,13 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 def test_a_run_from_opening_to_closing(tmp_path):
-    told = ("info", json.dumps({"environment": {"python": "3"}, "config": {"more": 2}, "notes": ["said"]}))
+    told = Info.of({"environment": {"python": "3"}, "config": {"more": 2}, "notes": ["said"]})
     ended = run_recorder(
         tmp_path,
         frame(opened(), told),
         frame(*whole_batch(0), *whole_batch(1)),
         frame(span(None, "outside")),
-        frame(close(emitted=6, accuracy={"score": 0.75}, wall_s=2.0, telemetry={"span_cost_us": 3.0})),
+        frame(close(emitted=6, accuracy={"score": 0.75}, wall_s=2.0, span_cost_us=3.0)),
     )
     info = ended.run.info
     assert ended.ok
@@ -153,7 +164,7 @@ def test_a_workload_that_never_opened_leaves_nothing(tmp_path):
 def test_a_workload_that_dies_without_a_word_leaves_an_interrupted_run(tmp_path):
     ended = run_recorder(tmp_path, frame(opened()), frame(*whole_batch(0), span(1, "reader")))
     assert ended.ok
-    assert (ended.run.status, ended.run.info["error"]) == ("interrupted", "the workload ended without a word")
+    assert (ended.run.status, ended.run.info["error"]) == ("interrupted", "the workload ended before it closed the run")
     assert ended.run.batches.select("batch", "status").rows() == [(0, "scored"), (1, "incomplete")]
     assert ended.run.summary.telemetry.spans_lost is None
     assert ended.run.summary.throughput.items_per_s == pytest.approx(100.0)  # by the rows: 1 item in 10 ms
@@ -180,8 +191,10 @@ def test_bytes_that_are_no_frame_end_the_run_with_everything_before_them(tmp_pat
 
 
 def test_an_item_that_makes_no_sense_costs_only_itself(tmp_path, capsys):
-    bad = [("span", "too", "short"), (), ("settle", 1), ("info", "{"), span(9, opened="many")]
-    ended = run_recorder(tmp_path, frame(opened()), frame(*bad, *whole_batch(0), close(emitted=4)))
+    bad = [("span", "too", "short"), (), ("settle", 1), ("info", "{"), ("close", '{"wall_s": "long"}'), ("nonsense",)]
+    ended = run_recorder(
+        tmp_path, frame(opened()), raw_frame(*bad), frame(span(9, opened="many"), *whole_batch(0), close(emitted=4))
+    )
     assert ended.ok
     assert ended.run.status == "complete"
     assert ended.run.summary.telemetry.items_refused >= 4
@@ -204,11 +217,10 @@ def test_an_own_loop_is_settled_by_its_roots_and_scored_by_its_attributes(tmp_pa
     assert ended.run.summary.accuracy["recall"].value == 0.5
 
 
-@pytest.mark.parametrize(("tracker", "reason"), [({"mode": "loud"}, "tracker.mode=loud"), ({"volume": 11}, "volume")])
-def test_an_opening_that_cannot_be_followed_is_said(tmp_path, tracker, reason):
-    ended = run_recorder(tmp_path, frame(opened(tracker=OPENING["tracker"] | tracker)))
+def test_an_opening_that_cannot_be_followed_is_said(tmp_path):
+    ended = run_recorder(tmp_path, frame(opened(tracker=TrackerOptions(mode="loud"))))
     assert not ended.ok
-    assert reason in ended.said[0]
+    assert "tracker.mode=loud" in ended.said[0]
 
 
 def test_a_full_disk_is_said_and_what_was_written_stays_readable(tmp_path, monkeypatch):
@@ -226,7 +238,7 @@ def test_a_full_disk_is_said_and_what_was_written_stays_readable(tmp_path, monke
         yield from read_frames(read_fd, tick_s=tick_s)  # ends: the pipe is closed
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
         taken += 1
-        yield many
+        yield next(split_frames(bytearray(frame(*many))))
 
     os.close(write_end)
     monkeypatch.setattr("mlotel_cli.recorder.process.read_frames", read_then_fill)
@@ -251,7 +263,7 @@ def test_parts_that_could_not_be_merged_are_noted_and_fail_nothing(tmp_path, mon
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mlotel_cli.store.tables.scan_parts", lambda parts: NoRoom())
-    told = ("info", json.dumps({"notes": ["said"]}))
+    told = Info.of({"notes": ["said"]})
     first, second = frame(opened(part_s=0.0), told, *whole_batch(0)), frame(*whole_batch(1), close(emitted=4))
     ended = run_recorder(tmp_path, first, second)
     assert ended.ok
@@ -264,7 +276,7 @@ def test_parts_that_could_not_be_merged_are_noted_and_fail_nothing(tmp_path, mon
 def test_frames_are_put_together_from_any_pieces():
     read_end, write_end = os.pipe()
     sent = [[("a", n, "x" * n)] for n in range(30)]
-    data = b"".join(frame(*items) for items in sent)
+    data = b"".join(raw_frame(*items) for items in sent)
     frames = read_frames(read_end, tick_s=0.0)
     assert next(frames) is None
     got = []
@@ -278,28 +290,20 @@ def test_frames_are_put_together_from_any_pieces():
     os.close(read_end)
 
 
-LIVE = {
-    "http": {"host": "127.0.0.1", "port": 0},
-    "window_s": 15.0,
-    "slow_ms": None,
-    "background_rate": 0.01,
-    "retention": {"max_gb": 1.0, "max_age_h": 1.0, "compact_s": 3600.0},
-    "restarts": 0,
-}
-TOLD = json.dumps({"source": {"kind": "data", "state": "connected", "received": 2}, "gaps": {"batches_lost": 1}})
+TOLD = Report(SourceReport("data", "connected", 2), gaps=Gaps(batches_lost=1))
 
 
-def monitoring(**changes) -> tuple:
-    return opened(mode="monitor", live=LIVE | changes)
+def monitoring(*, restarts=0, **changes) -> Opening:
+    return opened(mode="monitor", monitor=MonitorOptions(restarts=restarts), **changes)
 
 
-def done_batch(batch, *, status="done") -> list[tuple]:
+def done_batch(batch, *, status="done") -> list[Message]:
     return [span(batch, "reader"), span(batch, opened=2), settle(batch, opened=2, status=status)]
 
 
 def test_a_monitor_is_summed_up_by_what_was_counted(tmp_path):
     batches = [*done_batch(0), *done_batch(1), *done_batch(2, status="skipped")]
-    ended = run_recorder(tmp_path, frame(monitoring(), *batches, ("live", TOLD), close(emitted=6, wall_s=2.0)))
+    ended = run_recorder(tmp_path, frame(monitoring(), *batches, TOLD, close(emitted=6, wall_s=2.0)))
     info = ended.run.info
     assert ended.ok
     assert info["totals"] == {"batches": {"done": 2, "skipped": 1}, "items": 3, "items_done": 2, "spans": 6}
@@ -315,8 +319,10 @@ def test_an_evaluation_has_neither_totals_nor_a_server(tmp_path):
     assert not {"totals", "http"} & set(ended.run.info)
 
 
-def test_a_live_message_that_makes_no_sense_costs_only_itself(tmp_path, capsys):
-    ended = run_recorder(tmp_path, frame(monitoring(), ("live", "{"), *done_batch(0), close(emitted=2)))
+def test_a_report_that_makes_no_sense_costs_only_itself(tmp_path, capsys):
+    ended = run_recorder(
+        tmp_path, frame(monitoring()), raw_frame(("report", "{")), frame(*done_batch(0), close(emitted=2))
+    )
     assert ended.ok
     assert ended.run.summary.telemetry.items_refused == 1
     assert ended.run.summary.batches == {"done": 1}
@@ -345,8 +351,8 @@ class Recorder:
         os.close(read_end)
         os.close(write_end)
 
-    def send(self, *items: tuple) -> None:
-        os.write(self.pipe, frame(*items))
+    def send(self, *messages: Message) -> None:
+        os.write(self.pipe, frame(*messages))
 
     def finish(self, *, timeout_s: float = 60) -> list[dict]:
         """Close the pipe; what it answered."""
@@ -405,23 +411,23 @@ def test_a_recorder_killed_leaves_what_it_had_written(tmp_path):
 @pytest.mark.slow
 def test_a_monitors_recorder_serves_metrics_tells_the_workload_and_its_successor_goes_on(tmp_path):
     first = Recorder(tmp_path, "polars")
-    first.send(opened(mode="monitor", live=LIVE, part_s=0.05), *done_batch(0), ("live", TOLD))
+    first.send(monitoring(part_s=0.05), *done_batch(0), TOLD)
     first.wait_for(lambda: first.status and read_run(tmp_path).info.get("totals", {}).get("spans") == 2)
     with os.fdopen(os.dup(first.answers)) as answers:
-        live = json.loads(answers.readline())["live"]
+        live = json.loads(answers.readline())["snapshot"]
     assert (live["batches"], live["source"]["received"]) == (1, 2)
     assert live["sinks"]["parquet"]["sent"] == 3  # a batch and its spans
     url = read_run(tmp_path).info["http"]
     assert url == live["http"]
     with urllib.request.urlopen(f"{url}/metrics", timeout=5) as reply:
         assert 'mlotel_batches_total{service_name="by-hand",status="done"} 1.0' in reply.read().decode()
-    first.send(("info", json.dumps({"environment": {"python": "3"}})))
+    first.send(Info.of({"environment": {"python": "3"}}))
     first.wait_for(lambda: read_run(tmp_path).info["environment"])
     first.process.kill()
     first.finish()
 
     second = Recorder(tmp_path, "polars")
-    second.send(opened(mode="monitor", started_ns=99, live=LIVE | {"restarts": 1}), *done_batch(5))
+    second.send(monitoring(started_ns=99, restarts=1), *done_batch(5))
     second.wait_for(lambda: read_run(tmp_path).info["recorder_pid"] == second.process.pid)
     assert read_run(tmp_path).info["http"] == url  # a page that is open finds it again
     second.send(close(emitted=2, wall_s=2.0))
@@ -455,7 +461,7 @@ def test_a_workload_that_is_gone_needs_no_answer(tmp_path):
 @pytest.mark.slow
 def test_a_killed_workload_leaves_a_finished_offline_wandb_run(tmp_path):
     recorder = Recorder(tmp_path, "polars", "wandb")
-    tracker = OPENING["tracker"] | {"mode": "offline", "system_metrics": False}
+    tracker = TrackerOptions(mode="offline")
     recorder.send(opened(tracker=tracker), *whole_batch(0), *whole_batch(1))
     said = recorder.finish()
     assert any("recording offline" in line.get("say", "") for line in said)

@@ -11,6 +11,7 @@ import torch
 from mlotel_cli.config.policies import SourcePolicy, WhenFull
 from mlotel_cli.errors import DataError, UsageError
 from mlotel_cli.records import Batch
+from mlotel_cli.snapshot import SourceReport
 from mlotel_cli.sources import Arrival, Endless, Health, Intake
 from mlotel_cli.sources import intake as intake_module
 from mlotel_cli.sources.intake import CONNECTED, CONNECTING, ENDED
@@ -53,7 +54,7 @@ def started(intake: Intake, opened: list[Intake]) -> Intake:
 
 
 def received(intake: Intake, count: int) -> None:
-    until(lambda: intake.report()["received"] == count)
+    until(lambda: intake.report().received == count)
 
 
 def values(batch: Batch) -> list[Any]:
@@ -65,7 +66,7 @@ def test_what_finds_no_room_is_dropped_and_counted(when_full: str, kept: list[st
     source = HandFed(*"abcde")
     intake = started(Intake(source, SourcePolicy(when_full, queue_size=3)), opened)
     received(intake, 5)
-    assert intake.report()["dropped"] == {"full": 2}
+    assert intake.report().dropped == {"full": 2}
     assert intake.depth == (3, 3)
     batches = iter(intake)
     assert [values(next(batches)) for _ in range(3)] == [[item] for item in kept]
@@ -77,7 +78,7 @@ def test_a_source_that_may_wait_loses_nothing(opened: list[Intake]) -> None:
     intake = started(Intake(source, SourcePolicy(WhenFull.block, queue_size=2)), opened)
     until(lambda: intake.depth == (2, 2))
     assert [values(batch) for batch in intake] == [[n] for n in range(50)]
-    assert (intake.report()["received"], intake.report()["dropped"]) == (50, {})
+    assert (intake.report().received, intake.report().dropped) == (50, {})
 
 
 def test_a_full_queue_drops_by_default_only_what_comes_by_itself() -> None:
@@ -232,16 +233,16 @@ def test_stop_drops_what_waits(opened: list[Intake]) -> None:
     received(intake, 3)
     intake.stop()
     assert list(intake) == []
-    assert intake.report()["dropped"] == {"stopped": 3}
+    assert intake.report().dropped == {"stopped": 3}
 
 
 def test_stop_ends_a_reader_that_waits_for_room(opened: list[Intake]) -> None:
     intake = started(Intake(HandFed(*"abc"), SourcePolicy(WhenFull.block, queue_size=1)), opened)
-    until(lambda: intake.report()["received"] == 2)
+    until(lambda: intake.report().received == 2)
     intake.stop()
     intake._reader.join(5)
     assert not intake._reader.is_alive()
-    assert intake.report()["dropped"] == {"stopped": 2}
+    assert intake.report().dropped == {"stopped": 2}
 
 
 def test_close_closes_the_source_and_ends_its_thread() -> None:
@@ -267,19 +268,18 @@ def test_what_came_during_the_warm_up_is_forgotten(opened: list[Intake]) -> None
     received(intake, 3)
     intake.count_dropped("warmup", 2)
     intake.forget_waiting("warmup")
-    assert (intake.report()["dropped"], intake.depth[0]) == ({"warmup": 5}, 0)
+    assert (intake.report().dropped, intake.depth[0]) == ({"warmup": 5}, 0)
 
 
 def test_the_report_of_a_plain_source(opened: list[Intake]) -> None:
     source = HandFed()
     intake = started(Intake(source, SourcePolicy()), opened)
-    plain = {"kind": "handfed", "received": 0, "dropped": {}, "reconnects": 0}
-    assert intake.report() == {**plain, "state": CONNECTING}
+    assert intake.report() == SourceReport("handfed", CONNECTING)
     source.feed("a")
     received(intake, 1)
-    assert intake.report() == {**plain, "received": 1, "state": CONNECTED}
+    assert intake.report() == SourceReport("handfed", CONNECTED, received=1)
     source.end()
-    until(lambda: intake.report()["state"] == ENDED)
+    until(lambda: intake.report().state == ENDED)
 
 
 def test_the_report_of_a_source_that_keeps_its_health(opened: list[Intake]) -> None:
@@ -288,13 +288,7 @@ def test_the_report_of_a_source_that_keeps_its_health(opened: list[Intake]) -> N
     source.health.dropped["corrupt"] = 4
     intake = started(Intake(source, SourcePolicy(WhenFull.drop_newest, queue_size=1)), opened)
     received(intake, 2)
-    assert intake.report() == {
-        "kind": "camera",
-        "state": CONNECTED,
-        "received": 2,
-        "dropped": {"full": 1, "corrupt": 4},
-        "reconnects": 3,
-    }
+    assert intake.report() == SourceReport("camera", CONNECTED, 2, {"full": 1, "corrupt": 4}, reconnects=3)
 
 
 def test_a_source_that_cannot_be_iterated_is_refused() -> None:

@@ -131,7 +131,7 @@ def test_tables_are_read_anew_at_every_access(tmp_path):
     assert run.spans["name"].to_list() == ["s2", "s0", "s1"]
     assert run.samples["id"].to_list() == ["2", "0", "1"]
     sink.write(BatchRecord(3, 3, 0, 1, 1, "scored"))
-    sink.close({})
+    sink.close()
     assert run.batches["batch"].to_list() == [0, 1, 2, 3]
 
 

@@ -3,15 +3,17 @@
 import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.records import BatchRecord
 from mlotel_cli.store.run_json import Before, RunFile, Totals, mark_failed, read_info, rows_written, wandb_id
+from mlotel_cli.wire import MonitorOptions
 from tests.recorder.test_process import OPENING
 
-RESTARTED = OPENING | {"mode": "monitor", "live": {"restarts": 2}}
+RESTARTED = replace(OPENING, mode="monitor", monitor=MonitorOptions(restarts=2))
 
 
 def read(folder) -> dict:

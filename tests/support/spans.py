@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlotel_cli.recorder.assemble import unpack
 from mlotel_cli.records import SpanRecord
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.clock import Clock
 from mlotel_cli.telemetry.faults import Faults
 from mlotel_cli.telemetry.tracer import Recording
+from tests.support.wire import received
 
 STEP_NS = 1000
 """Every reading of the clock is this much later than the one before."""
@@ -47,7 +47,7 @@ def recording(**options: Any) -> Generator[Recorded]:
     api.install()
 
     def emit(span: Any) -> None:
-        stamp = unpack(span.pack())
+        stamp = received(span.pack())
         recorded.spans.append(stamp.span)
         recorded.values.extend(stamp.recorded)
 

@@ -99,7 +99,7 @@ def write_run(folder: Path, traces: Iterable[Trace], rows: Iterable[BatchRecord]
             sink.write_span(span)
     for record in [row(trace) for trace in traces] if rows is None else rows:
         sink.write(record)
-    sink.close({})
+    sink.close()
     about = {"mode": "eval", "name": "test", "run_id": "abc", "status": "complete", "identity": {"service.name": "s"}}
     (folder / "run.json").write_text(json.dumps({**about, **info}))
     return folder

@@ -7,11 +7,11 @@ import pytest
 
 from mlotel_cli import read_run
 from mlotel_cli.analysis.bottleneck import ExecutorSettings, model_of, top_stages
-from mlotel_cli.analysis.closing import Closing
 from mlotel_cli.analysis.pipeline_model import PipelineModel
 from mlotel_cli.dummy import SineModel
 from mlotel_cli.store.traces import load_spans
 from mlotel_cli.typed_json import to_json
+from mlotel_cli.wire import Closing
 from tests.support.evaluation import command, conf, target
 
 pytestmark = [pytest.mark.system, pytest.mark.alone]

@@ -20,7 +20,7 @@ from tests.telemetry.test_tracer import run_program
 
 
 def recorded(span: Any) -> Any:
-    return span.pack()[-1]
+    return span.pack().recorded
 
 
 # -- span and batch ---------------------------------------------------------------------------------------------------

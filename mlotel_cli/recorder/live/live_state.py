@@ -15,18 +15,14 @@ from mlotel_cli.recorder.sketch import RollingSketch, Sketch, mean
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import COUNTED, BatchRecord
 from mlotel_cli.snapshot import (
-    Gaps,
     LatencyFigures,
-    QueueDepth,
     SinkHealth,
     Snapshot,
-    SourceReport,
     StageNow,
     ValueNow,
 )
 from mlotel_cli.stats.thresholds import MIN_EFFECTIVE_N
 from mlotel_cli.store.run_json import Totals
-from mlotel_cli.typed_json import from_json
 
 SLOT_S = 1.0
 WINDOW_SLOTS = 60
@@ -224,9 +220,9 @@ class LiveState:
             slow_ms=self.slow_ms,
             latency_ms=_latency(self._latency.window.sketch()),
             stages={name: self._stage(name, seconds=seconds) for name in self._host | self._queue},
-            queues={name: QueueDepth(*depth) for name, depth in workload.queues.items()},
-            source=None if workload.heard_s is None else from_json(SourceReport, workload.source),
-            gaps=from_json(Gaps, workload.gaps),
+            queues=dict(workload.queues),
+            source=None if workload.heard_s is None else workload.source,
+            gaps=workload.gaps,
             data={name: self._value(name, series) for name, series in self._data.items()},
             sinks=dict(sinks),
             http=http,

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from mlotel_cli.recorder.wandb.wandb_rows import AXIS, SECTIONS
 from mlotel_cli.recorder.wandb.wandb_windows import WINDOW_AXIS, WINDOW_SECTIONS, Bins
+from mlotel_cli.wire import Attachment
 
 Mode = Literal["online", "offline"]
 FLUSH_INTERVAL_S = 1.0
@@ -87,16 +88,8 @@ class TrackerRun(Protocol):
         """Add to the run's config."""
         ...
 
-    def attach(self, attachment: Mapping[str, Any]) -> str | None:
-        """Log a profile's table, chart and files.
-
-        Args:
-            attachment: `name`; `columns` and `rows` of a table; `chart`, its columns of labels and values, and a
-                title; `files`, paths of an artifact.
-
-        Returns:
-            What went wrong, as text for the user; None when all was logged.
-        """
+    def attach(self, attachment: Attachment) -> str | None:
+        """Log what a profile has beside its rows. Returns what went wrong, in words."""
         ...
 
     def finish(self, summary: Mapping[str, Any], *, table: tuple[list[Any], list[Any]], exit_code: int) -> str | None:
@@ -207,15 +200,15 @@ class WandbRun:
         _teardown()
         return first_line(error) if status is None else f"wandb-core ended with status {status}"
 
-    def attach(self, attachment: Mapping[str, Any]) -> str | None:
+    def attach(self, attachment: Attachment) -> str | None:
         """Log a table, a bar chart of it and an artifact of files, in at most half of `finish_timeout_s`."""
         import wandb
 
-        name, files = str(attachment["name"]), [Path(path) for path in attachment["files"]]
+        name, files = attachment.name, [Path(path) for path in attachment.files]
 
         def log() -> None:
-            table = wandb.Table(columns=list(attachment["columns"]), data=list(attachment["rows"]))
-            label, value, title = attachment["chart"]
+            table = wandb.Table(columns=list(attachment.columns), data=list(attachment.rows))
+            label, value, title = attachment.chart
             self._run.log({name: table, f"{name}_chart": wandb.plot.bar(table, label, value, title=title)})
             artifact = wandb.Artifact(f"{name}-{self.id}", type="profile")
             for path in files:

@@ -5,7 +5,6 @@ run that fails once, counts the rows it loses, and never raises into the recorde
 wandb_run.py calls wandb.
 """
 
-import contextlib
 import json
 import threading
 import time
@@ -19,6 +18,7 @@ from mlotel_cli.recorder.wandb.wandb_rows import BatchOrder, Row, RowBuilder, Ro
 from mlotel_cli.recorder.wandb.wandb_run import TrackerRun, TrackerSettings, first_line, mode_of_environment, open_run
 from mlotel_cli.recorder.wandb.wandb_windows import Window, WindowBuilder, WindowRowBuilder
 from mlotel_cli.records import BatchRecord
+from mlotel_cli.wire import Attachment, Report
 
 __all__ = ["NullTracker", "TrackerSettings", "WandbSink", "WindowedWandbSink", "create_tracker"]
 
@@ -52,13 +52,13 @@ class NullTracker:
     def update_config(self, config: Mapping[str, Any]) -> None:
         """Do nothing."""
 
-    def attach(self, attachment: Mapping[str, Any]) -> None:
+    def attach(self, attachment: Attachment) -> None:
         """Do nothing."""
 
     def write(self, record: BatchRecord) -> None:
         """Do nothing."""
 
-    def take_live(self, text: str) -> None:
+    def take_report(self, report: Report) -> None:
         """Do nothing."""
 
     def close(self, summary: Mapping[str, Any], *, exit_code: int = 0) -> None:
@@ -97,7 +97,7 @@ class WandbSink:
         self._changed = threading.Condition()
         self._queue: deque[BatchRecord] = deque()
         self._config: dict[str, Any] = {}
-        self._attachments: list[Mapping[str, Any]] = []
+        self._attachments: list[Attachment] = []
         self._ending: tuple[Mapping[str, Any], int] | None = None
         self._stalled = False
         self._failed = False
@@ -117,8 +117,8 @@ class WandbSink:
             self._config.update(_plain(config))
             self._changed.notify_all()
 
-    def attach(self, attachment: Mapping[str, Any]) -> None:
-        """Log a table, a chart and files at the end of the run; see `wandb_run.TrackerRun.attach`."""
+    def attach(self, attachment: Attachment) -> None:
+        """Log a table, a chart and files with the run's end; see `wandb_run.TrackerRun.attach`."""
         self._attachments.append(attachment)
 
     def write(self, record: BatchRecord) -> None:
@@ -134,8 +134,8 @@ class WandbSink:
             self._queue.append(record)
             self._changed.notify_all()
 
-    def take_live(self, text: str) -> None:
-        """Ignore a report of the workload: rows of batches do not contain it."""
+    def take_report(self, report: Report) -> None:
+        """What a monitor's workload reports; rows of batches have no use for it."""
 
     def close(self, summary: Mapping[str, Any], *, exit_code: int = 0) -> None:
         """Log what waits, the summary and the worst samples, and finish the run.
@@ -305,10 +305,10 @@ class WindowedWandbSink(WandbSink):
             self._close_window(self._windows.due(self._clock()))
             self._windows.add(record)
 
-    def take_live(self, text: str) -> None:
-        """Add a report of the workload. One that cannot be read is ignored: the exports refuse and log it."""
-        with self._changed, contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
-            self._windows.take_live(text)
+    def take_report(self, report: Report) -> None:
+        """Count what the workload reports."""
+        with self._changed:
+            self._windows.take_report(report)
 
     def describe(self) -> dict[str, Any]:
         """Return the `wandb` part of run.json; `rows_logged` counts batches here too, `windows` counts rows.

@@ -4,16 +4,14 @@ Pure. Quantiles are within 1 % of a measured value (`recorder.sketch`), means an
 with the number of batches.
 """
 
-import json
 import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from mlotel_cli.recorder.sketch import GROWTH, Sketch, mean, middle
 from mlotel_cli.recorder.wandb.wandb_rows import KeyNames
 from mlotel_cli.records import BatchRecord
+from mlotel_cli.wire import Report
 
 WINDOW_AXIS = "window"
 """The key on the x axis of every chart: the number of the window in the run, from 0."""
@@ -101,23 +99,16 @@ class WindowBuilder:
             if math.isfinite(value):
                 window.recorded.setdefault(name, Sketch()).add(value)
 
-    def take_live(self, text: str) -> None:
-        """Read a report of the workload: counters since the start of the run, and the present depths of queues.
-
-        Raises:
-            ValueError, TypeError, LookupError, AttributeError: when the report has another form.
-        """
-        reported: Mapping[str, Any] = json.loads(text)
-        source: Mapping[str, Any] = reported.get("source") or {}
-        dropped: Mapping[str, Any] = source.get("dropped") or {}
-        counters = {f"drop/{reason}": float(count) for reason, count in dropped.items()}
-        counters["source/received"] = float(source.get("received") or 0)
-        counters["source/reconnects"] = float(source.get("reconnects") or 0)
+    def take_report(self, report: Report) -> None:
+        """Take the counters since the start of the run, and the queues as they are."""
+        source = report.source
+        counters = {f"drop/{reason}": float(count) for reason, count in source.dropped.items()}
+        counters["source/received"] = float(source.received)
+        counters["source/reconnects"] = float(source.reconnects)
         if self._reported is None:  # a second recorder of the run starts from the counts it finds
             self._counters = counters if self._window.number else {}
         self._reported = counters
-        queues: Mapping[str, Any] = reported.get("queues") or {}
-        self._depths = {str(name): float(depth) for name, (depth, _) in queues.items()}
+        self._depths = {name: float(depth) for name, (depth, _) in report.queues.items()}
 
     def due(self, now_s: float) -> Window | None:
         """End the window and return it once its time is over, else return None."""

@@ -18,6 +18,8 @@ from mlotel_cli.snapshot import (
     ValueNow,
 )
 from mlotel_cli.store.run_json import Totals
+from mlotel_cli.typed_json import to_json
+from mlotel_cli.wire import Report
 
 PARQUET = {"parquet": SinkHealth(ok=True, sent=5)}
 
@@ -118,7 +120,7 @@ def test_before_anything_happened_every_figure_is_there_and_none():
     assert found.latency_ms == LatencyFigures(count=0, p50=None, p95=None, p99=None, max=None)
     assert (found.items_per_s, found.stages, found.source, found.queues) == (0.0, {}, None, {})
     assert (found.ready, found.http, found.sinks) == (True, None, PARQUET)
-    json.dumps(found.to_json(), allow_nan=False)
+    json.dumps(to_json(found), allow_nan=False)
 
 
 def test_a_batch_that_failed_counts_as_such_and_in_no_latency():
@@ -219,19 +221,17 @@ def test_what_was_published_does_not_change_any_more():
     live.add(row(data={"n": 1.0}), now=0.5)
     live.advance(now=1.0)
     before = publish(live, now=1.0)
-    kept = json.dumps(before.snapshot.to_json())
+    kept = json.dumps(to_json(before.snapshot))
     for second in range(1, 40):
         live.add(row(status="failed"), now=second)
         live.add(row(data={"n": 2.0}), now=second)
         live.advance(now=second + 1.0)
-    assert json.dumps(before.snapshot.to_json()) == kept
+    assert json.dumps(to_json(before.snapshot)) == kept
     assert (len(before.failed), before.charts["data", "n"]) == (1, ())
 
 
 def test_what_the_workload_says_is_in_the_snapshot():
-    text = json.dumps(
-        {"source": {"state": "connected", "dropped": {"full": 1}}, "queues": {"a": [1, 2]}, "gaps": {"batches_lost": 3}}
-    )
-    found = publish(LiveState(now=0.0), now=0.0, workload=Workload.from_json(text, now=0.0)).snapshot
-    assert found.source == SourceReport(kind="", state="connected", received=0, reconnects=0, dropped={"full": 1})
+    told = Report(SourceReport(state="connected", dropped={"full": 1}), {"a": (1, 2)}, gaps=Gaps(batches_lost=3))
+    found = publish(LiveState(now=0.0), now=0.0, workload=Workload.of(told, now=0.0)).snapshot
+    assert found.source == SourceReport(state="connected", dropped={"full": 1})
     assert (found.queues, found.gaps) == ({"a": QueueDepth(1, 2)}, Gaps(batches_lost=3))

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,6 +14,7 @@ from mlotel_cli.recorder.live.page import Status, environment, number, render_pa
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord, StageTime
 from mlotel_cli.snapshot import SinkHealth
+from mlotel_cli.wire import Report, from_plain
 
 VOID = {"meta", "link", "br", "line", "rect", "polyline", "polygon"}
 HOSTILE = "<script>alert(1)</script>\"'&\x00\udc80"
@@ -55,7 +55,7 @@ def row(batch=0, **fields) -> BatchRecord:
 def show(
     live: LiveState | None = None, *, told=None, now=60.0, problem="", identity=None, sinks=None, name="lpr"
 ) -> str:
-    workload = Workload() if told is None else Workload.from_json(json.dumps(told), now=now)
+    workload = Workload() if told is None else Workload.of(from_plain(told, Report), now=now)
     sinks = {"parquet": SinkHealth(sent=1234)} if sinks is None else sinks
     published = (live or LiveState(now=0.0)).publish(
         now=now, workload=workload, sinks=sinks, http=None, ready=not problem

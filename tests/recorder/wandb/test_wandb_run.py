@@ -22,6 +22,7 @@ from PIL import Image
 from mlotel_cli.recorder.wandb.wandb_run import as_wandb
 from mlotel_cli.recorder.wandb.wandb_sink import TrackerSettings, WandbSink, create_tracker
 from mlotel_cli.records import BatchRecord, Sample, StageTime
+from mlotel_cli.wire import Attachment
 from tests.support.wandb_backend import WandbBackend
 from tests.support.wandb_file import WandbFile, find_wandb_file, read_wandb_file, records
 
@@ -432,13 +433,13 @@ def test_a_profile_leaves_its_table_its_chart_and_its_files(tmp_path: Path):
     sink.start()
     sink.write(record(0))
     sink.attach(
-        {
-            "name": "stages",
-            "columns": ["stage", "host_p50_ms"],
-            "rows": [["detector", 1.5], ["reader", None]],
-            "chart": ["stage", "host_p50_ms", "host p50"],
-            "files": [str(report)],
-        }
+        Attachment(
+            "stages",
+            columns=["stage", "host_p50_ms"],
+            rows=[["detector", 1.5], ["reader", None]],
+            chart=("stage", "host_p50_ms", "host p50"),
+            files=[str(report)],
+        )
     )
     sink.close({})
 

@@ -1,6 +1,5 @@
 """A monitor's W&B sink: on a run in memory, on the real wandb offline, and online against the loopback backend."""
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +12,8 @@ from mlotel_cli.recorder.wandb import wandb_sink as wandb
 from mlotel_cli.recorder.wandb.wandb_run import TrackerSettings
 from mlotel_cli.recorder.wandb.wandb_sink import WindowedWandbSink, anchored_clock, create_tracker
 from mlotel_cli.records import BatchRecord, StageTime
+from mlotel_cli.snapshot import SourceReport
+from mlotel_cli.wire import Report
 from tests.recorder.wandb.test_wandb_run import KEY, _own_process_state  # noqa: F401 - an autouse fixture
 from tests.recorder.wandb.test_wandb_sink import FakeRun, wait_for
 from tests.support.wandb_backend import WandbBackend
@@ -127,10 +128,9 @@ def test_a_run_that_fails_is_said_once_and_batches_are_counted_as_lost():
     assert len(desk.said) == 1
 
 
-def test_what_the_workload_reports_is_in_the_row_and_nonsense_is_not():
+def test_what_the_workload_reports_is_in_the_row():
     desk = Desk(FakeRun())
-    desk.sink.take_live("nonsense")
-    desk.sink.take_live(json.dumps({"source": {"received": 7, "dropped": {"full": 2}}, "queues": {}}))
+    desk.sink.take_report(Report(SourceReport(received=7, dropped={"full": 2})))
     desk.sink.start()
     desk.sink.close({})
     assert (desk.run.rows[0]["drop/full"], desk.run.rows[0]["source/received"]) == (2, 7)

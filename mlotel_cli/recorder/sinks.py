@@ -1,0 +1,119 @@
+"""Everything that the recorder of a run feeds, chosen once: that of an evaluation, or that of a monitor."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlotel_cli.config.credentials import hide_in
+from mlotel_cli.recorder.ending import summarise_monitor, summarise_run
+from mlotel_cli.recorder.exports import Exports, OtlpExports
+from mlotel_cli.recorder.monitor_exports import MonitorExports
+from mlotel_cli.recorder.parquet_sink import ParquetSink, create_parquet
+from mlotel_cli.recorder.pipe import Answers
+from mlotel_cli.recorder.wandb.wandb_run import TrackerSettings
+from mlotel_cli.recorder.wandb.wandb_sink import NullTracker, WandbSink, create_tracker
+from mlotel_cli.store.run_json import RunFile, Totals, wandb_id
+from mlotel_cli.summary import Summary
+from mlotel_cli.wire import Closing, MonitorOptions, Opening
+
+Summarise = Callable[[Closing, Totals], Summary]
+
+
+@dataclass(slots=True)
+class Sinks:
+    """The sinks of one run.
+
+    Attributes:
+        parquet: the tables.
+        tracker: W&B.
+        exports: OTLP, and what a monitor serves.
+        summarise: makes the summary, from the closing and what was counted.
+        keeps_totals: whether run.json holds the totals while the run goes on.
+    """
+
+    parquet: ParquetSink
+    tracker: WandbSink | NullTracker
+    exports: Exports
+    summarise: Summarise
+    keeps_totals: bool
+
+
+def create_sinks(opening: Opening, run_dir: Path, *, answers: Answers, file: RunFile) -> Sinks:
+    """Build what `opening` asks for. The tracker is started later, by `start_tracker`."""
+    if opening.monitor is None:
+        return _of_evaluation(opening, run_dir, answers=answers)
+    return _of_monitor(opening, opening.monitor, run_dir, answers=answers, file=file)
+
+
+def start_tracker(sinks: Sinks, opening: Opening) -> None:
+    """Open the W&B run, with the configuration and what identifies the run."""
+    sinks.tracker.start()
+    sinks.tracker.update_config({**hide_in(opening.config), **opening.identity})
+
+
+def _of_evaluation(opening: Opening, run_dir: Path, *, answers: Answers) -> Sinks:
+    # A program's own loop has no executor, whatever its configuration calls so.
+    executor: Mapping[str, Any] = {} if opening.settle_roots else opening.config.get("executor") or {}
+
+    def summarise(closing: Closing, totals: Totals) -> Summary:
+        return summarise_run(run_dir, closing, executor=executor, mean_scores=opening.settle_roots)
+
+    return Sinks(
+        parquet=create_parquet(run_dir, None, say=answers.say),
+        tracker=create_tracker(_tracker_settings(opening, run_dir), say=answers.say),
+        exports=OtlpExports(opening, say=answers.say),
+        summarise=summarise,
+        keeps_totals=False,
+    )
+
+
+def _of_monitor(opening: Opening, monitor: MonitorOptions, run_dir: Path, *, answers: Answers, file: RunFile) -> Sinks:
+    executor: Mapping[str, Any] = opening.config.get("executor") or {}
+    started_ns = int(file.info["started_ns"])
+    parquet = create_parquet(run_dir, monitor.retention, say=answers.say)
+    tracker = create_tracker(_tracker_settings(opening, run_dir), say=answers.say)
+
+    def summarise(closing: Closing, totals: Totals) -> Summary:
+        return summarise_monitor(run_dir, closing, executor=executor, totals=totals, started_ns=started_ns)
+
+    exports = MonitorExports(
+        opening,
+        run_dir=run_dir,
+        answer=answers.snapshot,
+        say=answers.say,
+        sinks=lambda: _describe(parquet, tracker),
+        before=file.before,
+    )
+    return Sinks(parquet=parquet, tracker=tracker, exports=exports, summarise=summarise, keeps_totals=True)
+
+
+def _describe(parquet: ParquetSink, tracker: WandbSink | NullTracker) -> dict[str, dict[str, Any]]:
+    """Health of the sinks that are no exports."""
+    sinks: dict[str, dict[str, Any]] = {"parquet": parquet.describe()}
+    wandb = tracker.describe()
+    if wandb["mode"] != "disabled":
+        detail = wandb["error"] or wandb["url"] or wandb["mode"]
+        sent, lost = wandb["rows_logged"], wandb["rows_lost"]
+        sinks["wandb"] = {"ok": not wandb["error"], "sent": sent, "lost": lost, "detail": detail}
+    return sinks
+
+
+def _tracker_settings(opening: Opening, run_dir: Path) -> TrackerSettings:
+    options, monitor = opening.tracker, opening.monitor
+    return TrackerSettings(
+        mode=options.mode,
+        project=options.project,
+        entity=options.entity,
+        name=opening.name,
+        group=options.group,
+        job_type=opening.mode,
+        dir=run_dir,
+        tags=options.tags,
+        notes=options.notes,
+        init_timeout_s=options.init_timeout_s,
+        finish_timeout_s=options.finish_timeout_s,
+        window_s=None if monitor is None else monitor.window_s,
+        started_s=opening.started_ns / 1e9,
+        resume_id=wandb_id(run_dir) if opening.restarts else None,
+    )
