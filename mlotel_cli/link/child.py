@@ -1,6 +1,6 @@
-"""One recorder process: how it is started, the two pipes to it, and in words how it ended.
+"""One recorder process: its start, the two pipes to and from it, and its end as text for the user.
 
-It starts `python -m mlotel_cli.recorder` by name and never imports it. It knows no run and no queue.
+This module starts `python -m mlotel_cli.recorder` by name and never imports it.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.store.layout import RECORDER_LOG
@@ -28,33 +28,12 @@ _FULL_S = 0.1
 """How long a write waits for room in a full pipe before it calls `on_full`."""
 
 
-class Child(Protocol):
-    """What is asked of a process: `subprocess.Popen`'s."""
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        ...
-
-    def poll(self) -> int | None:
-        """The exit code; None while it runs."""
-        ...
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        """The exit code, once there is one."""
-        ...
-
-    def kill(self) -> None:
-        """End it."""
-        ...
-
-
 class RecorderProcess:
     """A running recorder. `write` is called by one thread; `hear` is called on a thread of its own.
 
     Attributes:
         result: the recorder's last answer, run.json's content; None before it came.
-        bytes_written: what the pipe has taken so far.
+        bytes_written: bytes that the pipe has taken so far.
     """
 
     def __init__(
@@ -78,7 +57,7 @@ class RecorderProcess:
         Raises:
             RecorderError: when the process cannot be started.
         """
-        self._log = run_dir / "recorder.log"
+        self._log = run_dir / RECORDER_LOG
         self._log_begins = self._log.stat().st_size if self._log.exists() else 0
         self._hear = hear
         self._on_full = on_full
@@ -125,13 +104,13 @@ class RecorderProcess:
                     raise BrokenPipeError from None
 
     def close_pipe(self) -> None:
-        """Close this side of the pipe: the recorder then finishes. Again is harmless."""
+        """Close this side of the pipe: the recorder then finishes. A second call does nothing."""
         if self._pipe >= 0:
             os.close(self._pipe)
             self._pipe = -1
 
     def wait_for_answers(self, timeout_s: float | None = None) -> bool:
-        """Wait until it answers no more; False when that took longer than `timeout_s`."""
+        """Wait for the last answer; return False when that took longer than `timeout_s`."""
         self._listening.join(timeout_s)
         return not self._listening.is_alive()
 
@@ -165,10 +144,10 @@ class RecorderProcess:
 
 def start_recorder(
     run_dir: Path, imports: Sequence[str], *, listener: socket.socket | None = None
-) -> tuple[Child, int, int]:
-    """Start `python -m mlotel_cli.recorder`; returns the process, the pipe to it and the pipe from it.
+) -> tuple[subprocess.Popen[bytes], int, int]:
+    """Start `python -m mlotel_cli.recorder`; return the process, the pipe to it and the pipe from it.
 
-    A session of its own keeps a Ctrl-C in the terminal from reaching it: it ends when the pipe closes.
+    The process has a session of its own, so that a Ctrl-C in the terminal does not reach it.
 
     Raises:
         RecorderError: when it cannot be started.
@@ -198,13 +177,13 @@ def start_recorder(
     return process, to_recorder, from_recorder
 
 
-def how_it_ended(process: Child, log: Path, *, after: int) -> str:
-    """Exit code and cause. Its last lines in the log, from byte `after` on, explain only an exit of its own."""
+def how_it_ended(process: subprocess.Popen[bytes], log: Path, *, after: int) -> str:
+    """Exit code and cause. Unless a signal ended it, the last lines of the log after byte `after` are the cause."""
     try:
         code = process.wait(2)
     except subprocess.TimeoutExpired:
         return "it closed its pipe, and still runs"
-    if code is not None and code < 0:
+    if code < 0:
         hint = ", as by a kernel that is short of memory" if code == -signal.SIGKILL else ""
         return f"exit code {code}: {_signal_name(-code)}{hint}"
     with contextlib.suppress(OSError), log.open("rb") as file:

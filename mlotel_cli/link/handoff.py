@@ -1,6 +1,6 @@
-"""The link of a run that loses nothing: it holds the source back while the recorder is behind, and ends with it.
+"""The link of a run that loses nothing: it pauses the source while the recorder is behind, and ends with the recorder.
 
-One background thread hands over what the outbox holds, every 50 ms, so that the recorder reads everything in one order.
+Every 50 ms one background thread writes what the outbox holds to the pipe, so that the order is kept.
 """
 
 import logging
@@ -47,12 +47,12 @@ class HandOver:
         self.moved_s = now()
 
     def finish(self) -> None:
-        """The run is over: hand over the rest."""
+        """Hand over the rest, then end the loop."""
         self.is_closing = True
         self._wake.set()
 
     def wake(self) -> None:
-        """Hand over now instead of with the next turn."""
+        """Start the next turn at once."""
         self._wake.set()
 
     def wait(self, timeout_s: float) -> None:
@@ -81,7 +81,7 @@ class HandOver:
                 raise BrokenPipeError
 
     def discard(self) -> None:
-        """There is no recorder any more: forget what comes, until the run is over."""
+        """Drop everything until the run is over, because the recorder is gone."""
         while not self.is_closing:
             self._outbox.clear()
             self.wait(self.flush_s)
@@ -94,7 +94,7 @@ class RecorderLink:
     Attributes:
         run_dir: the run directory.
         emit: takes an ended span.
-        paused_s: how long `wait_for_room` held the source back, seconds.
+        paused_s: seconds for which `wait_for_room` paused the source.
     """
 
     def __init__(
@@ -143,11 +143,11 @@ class RecorderLink:
 
     @property
     def is_open(self) -> bool:
-        """Whether what is emitted now still arrives: not after the end, not in a forked child."""
+        """Whether the recorder still takes spans: False after the end, and in a forked child."""
         return self._recorder.has_pipe and not self._is_dead and not self._handover.is_closing
 
     def open(self, opening: Opening, *, flush_ms: int = 50) -> None:
-        """Begin the run: the recorder writes run.json and starts its sinks; from now on the outbox is handed over."""
+        """Begin the run: the recorder writes run.json and starts its sinks, and the hand-over thread starts."""
         self._handover.flush_s = flush_ms / 1000
         self._handover.moved_s = self._now()
         self._outbox.put_first(opening)
@@ -158,7 +158,7 @@ class RecorderLink:
         self._outbox.emit(message)
 
     def wait_for_room(self) -> None:
-        """Between batches: wait while the recorder is far behind. Counts the time.
+        """Wait while the recorder is far behind, and count the time; call it between batches.
 
         Raises:
             RecorderError: when the recorder has died, or took nothing for `HUNG_S`.
@@ -168,7 +168,7 @@ class RecorderLink:
             raise self._died()
 
     def pause(self) -> None:
-        """As `wait_for_room`, for a program that a dead recorder must not end."""
+        """Wait as `wait_for_room` does, but return when the recorder has died."""
         if len(self._outbox) <= HIGH_WATER:
             return
         start, began_s = time.perf_counter(), self._now()
@@ -280,12 +280,12 @@ def end_unopened(recorder: RecorderProcess) -> None:
 
 
 def died(recorder: RecorderProcess, run_dir: Path) -> RecorderError:
-    """The error for a recorder that ended by itself."""
+    """Return the error for a recorder that ended by itself."""
     return RecorderError(f"The recorder process ended ({recorder.how_it_ended()}). {readable_in(run_dir)}")
 
 
 def readable_in(run_dir: Path) -> str:
-    """What a user can do when the recorder is gone."""
+    """Return what a user can do when the recorder is gone."""
     return f"What it had recorded is readable in {run_dir}; start the run again for the rest."
 
 

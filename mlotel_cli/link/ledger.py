@@ -1,6 +1,6 @@
-"""Which batches of a run without end are under way, and what is missing from its record. Used on one thread only.
+"""Which batches of a run without end are under way, and what is missing from its record. One thread uses it.
 
-A recorder that cannot take everything loses whole batches, oldest first, never parts of one. It knows no process.
+When the recorder cannot take everything, whole batches are dropped, oldest first, never parts of one.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ REMEMBERED = 10_000
 
 
 class Ledger:
-    """Books of a monitor's link.
+    """Counts of a monitor's link, and the decision which batches it drops.
 
     Attributes:
         infos: every different `Info` so far, for a recorder that takes the place of another.
@@ -27,7 +27,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        """Nothing is missing yet."""
+        """Start with nothing missing."""
         self.infos: list[Info] = []
         self.restarts = 0
         self.batches_lost = 0
@@ -40,18 +40,8 @@ class Ledger:
         """What is missing from the record so far."""
         return Gaps(recorder_restarts=self.restarts, batches_lost=self.batches_lost)
 
-    @property
-    def num_under_way(self) -> int:
-        """Batches that were handed over in part."""
-        return len(self._under_way)
-
-    @property
-    def num_shedding(self) -> int:
-        """Batches whose rest is still to be dropped."""
-        return len(self._shedding)
-
     def admit(self, message: Message) -> Message | None:
-        """Book a message on its way out; None for what belongs to a batch that is shed."""
+        """Count a message on its way out; return None for one of a batch that is dropped."""
         if isinstance(message, SpanMessage):
             return self._admit_span(message)
         if isinstance(message, Settled):
@@ -68,7 +58,7 @@ class Ledger:
         return message
 
     def count_death(self, *, rows_written: int) -> None:
-        """A recorder died; all recorders so far have written `rows_written` batches. What it had half is lost."""
+        """Count what a dead recorder lost, when all recorders so far have written `rows_written` batches."""
         died = self._num_settled - self._num_died - rows_written
         self._num_died += max(0, died)
         self.batches_lost += max(0, died) + len(self._under_way)

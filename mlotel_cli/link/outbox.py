@@ -1,6 +1,6 @@
 """What waits to be handed to the recorder: ended spans and messages, in the order in which they came.
 
-Any thread adds; one thread takes. A span goes out once its device time is known. It knows no process and no pipe.
+Any thread adds; one thread takes. A span leaves once its device time is known.
 """
 
 import logging
@@ -18,7 +18,7 @@ FRAME_MESSAGES = 2_000
 
 Item = Span | Message
 Admit = Callable[[Message], Message | None]
-"""Looks at a message before it goes out, and may replace it, or keep it back with None."""
+"""Sees a message before it leaves; returns it, another one, or None to drop it."""
 
 
 def admit_all(message: Message) -> Message:
@@ -35,7 +35,7 @@ class Outbox:
     """
 
     def __init__(self, admit: Admit = admit_all) -> None:
-        """Nothing waits; every message passes `admit` on its way out."""
+        """Start empty; every message passes `admit` on its way out."""
         self._queue: deque[Item] = deque()
         self._unresolved: list[Span] = []
         self._admit = admit
@@ -48,7 +48,7 @@ class Outbox:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits at all."""
+        """Whether nothing waits, spans without device time included."""
         return not self._queue and not self._unresolved
 
     def put_first(self, *messages: Message) -> None:
@@ -56,7 +56,7 @@ class Outbox:
         self._queue.extendleft(reversed(messages))
 
     def take_all(self) -> list[Item]:
-        """Take everything out as it is; `put_back` returns what shall stay."""
+        """Take everything out; `put_back` returns what shall stay."""
         return [self._queue.popleft() for _ in range(len(self._queue))]
 
     def put_back(self, items: list[Item]) -> None:
@@ -64,7 +64,7 @@ class Outbox:
         self._queue.extendleft(reversed(items))
 
     def clear(self) -> None:
-        """Forget what waits."""
+        """Drop what waits."""
         self._queue.clear()
 
     def frames(self) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
-"""The link of a run without end: it never holds the workload back, and it outlives its recorder.
+"""The link of a run without end: it never pauses the workload, and it outlives its recorder.
 
-It sheds what a recorder that is far behind, hung or gone cannot take, and counts it (`ledger`). It replaces a recorder
-that died by another one in the same run directory, at a limited rate.
+While the recorder is far behind, hung or gone, the link drops whole batches and counts them (`ledger`). It replaces a
+recorder that died by another one in the same run directory, at a limited rate.
 """
 
 import logging
@@ -38,12 +38,12 @@ STEADY_S = 120.0
 
 
 class PersistentLink:
-    """As RecorderLink, for `mlotel monitor`. `emit` and `send` may be called from any thread.
+    """The `RecorderLink` of `mlotel monitor`. `emit` and `send` may be called from any thread.
 
     Attributes:
         run_dir: the run directory.
         emit: takes an ended span.
-        paused_s: always 0: it never holds the source back.
+        paused_s: always 0, because it never pauses the source.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class PersistentLink:
 
     @property
     def is_open(self) -> bool:
-        """Whether what is emitted now may still arrive: not after the end, not in a forked child."""
+        """Whether a recorder may still take spans: False after the end, and in a forked child."""
         return self._recorder.has_pipe and not self._is_dead and not self._handover.is_closing
 
     def open(self, opening: Opening, *, flush_ms: int = 50) -> None:
-        """Begin the run: the recorder writes run.json and starts its sinks; from now on the outbox is handed over."""
+        """Begin the run; see `RecorderLink.open`."""
         self._opening = opening
         self._handover.flush_s = flush_ms / 1000
         self._born_s = self._now()
@@ -122,7 +122,7 @@ class PersistentLink:
         self._outbox.emit(message)
 
     def wait_for_room(self) -> None:
-        """Return at once: a camera does not wait either."""
+        """Return at once, because a live source does not wait."""
 
     def pause(self) -> None:
         """Return at once."""
@@ -147,7 +147,7 @@ class PersistentLink:
         end_unopened(self._recorder)
 
     def forget_in_child(self) -> None:
-        """Let go of pipe and port in a forked child, which would keep both open."""
+        """Close pipe and port in a forked child, which would keep both open."""
         if self._listener is not None:
             self._listener.close()
         self._recorder.close_pipe()
@@ -181,7 +181,7 @@ class PersistentLink:
             self._handover.discard()
 
     def _replace(self) -> bool:
-        """Start another recorder when its time has come; False when the run is closing and that failed as well."""
+        """Start another recorder after the delay; return False when the run is closing and that failed too."""
         self._recorder.close_pipe()
         self._recorder.wait_for_answers(2)  # its last answer says what it had written
         reason = f"The recorder process ended ({self._recorder.how_it_ended()})"
@@ -221,7 +221,7 @@ class PersistentLink:
         self._ledger.shed_excess(self._outbox)
 
     def _on_full(self) -> None:
-        """While the pipe is full: shed, and kill a recorder that takes nothing for too long."""
+        """Drop batches while the pipe is full, and kill a recorder that takes nothing for too long."""
         self._shed_excess()
         now_s, written = self._now(), self._recorder.bytes_written
         if written != self._bytes_seen:

@@ -208,7 +208,7 @@ def test_the_rest_of_a_batch_whose_beginning_died_is_left_out(link: PersistentLi
     until(lambda: second.settled() == [6])
     assert second.spans_of() == {6: 4}
     assert link.gaps.batches_lost == 1
-    assert link._ledger.num_shedding == 0
+    assert not link._ledger._shedding
 
 
 def test_restarts_come_at_a_limited_rate(link: PersistentLink, recorders: Recorders, said: list[str]) -> None:
@@ -260,7 +260,7 @@ def test_a_recorder_that_hangs_makes_whole_batches_go(
     assert link.gaps.batches_lost == 40 - len(kept[1:])
     assert 5 <= len(kept) <= 15
     assert link.emitted == 41 * 4, "what was shed counts as lost in the summary"
-    assert link._ledger.num_shedding == 0
+    assert not link._ledger._shedding
 
 
 def test_a_recorder_that_hangs_for_good_is_killed_and_replaced(
@@ -296,7 +296,7 @@ def test_spans_that_come_after_their_batch_do_not_fill_the_memory(
     for index in range(10):
         link.emit(batch_of_spans(link, index)[0])
     until(lambda: len(reading.spans_of()) == 10)
-    assert link._ledger.num_under_way == 3
+    assert len(link._ledger._under_way) == 3
 
 
 def test_closing_counts_the_gaps(link: PersistentLink, recorders: Recorders) -> None:
