@@ -1,4 +1,4 @@
-"""Imports only go down: every import of the package, read from its source, lands on a lower layer."""
+"""The shape of the package, read from its source: imports only go down, names are unique, modules are tested."""
 
 import ast
 import functools
@@ -142,6 +142,91 @@ def f():
 """
     known = {"errors", "telemetry", "telemetry.tracer", "config", "records"}
     assert sorted(imported(source, known)) == ["__init__", "config", "errors", "records", "telemetry.tracer"]
+
+
+SEAMS = {
+    "recorder.otlp.otlp_json": "OTLP's JSON stays beside OTLP's protobuf; `trace` writes it",
+}
+"""Modules of under 60 lines with one importer, and why they are on their own."""
+
+
+def plain_modules() -> dict[str, Path]:
+    """Return the modules but for `__init__` and `__main__`."""
+    return {name: path for name, path in MODULES.items() if path.stem not in (PUBLIC, "__main__")}
+
+
+def test_no_two_modules_share_a_name() -> None:
+    by_name: dict[str, list[str]] = {}
+    for name, path in plain_modules().items():
+        by_name.setdefault(path.stem, []).append(name)
+    assert [names for names in by_name.values() if len(names) > 1] == []
+
+
+def test_a_small_module_with_one_importer_is_a_seam() -> None:
+    importers: dict[str, set[str]] = {name: set() for name in MODULES}
+    for name, target in edges():
+        importers.setdefault(target, set()).add(name)
+    small = {
+        name
+        for name, path in plain_modules().items()
+        if len(path.read_text().splitlines()) < 60 and len(importers[name] - {name}) <= 1
+    }
+    assert small == set(SEAMS)
+
+
+MANY_PARAMETERS = {
+    "cli.command": "an option of the command line each",
+    "telemetry.span.__init__": "OpenTelemetry's start_as_current_span",
+    "telemetry.tracer.start_as_current_span": "OpenTelemetry's",
+    "telemetry.backends.nvtx.current_span": "OpenTelemetry's start_as_current_span",
+    "telemetry.backends.torch_ranges.current_span": "OpenTelemetry's start_as_current_span",
+}
+"""Functions of more than 8 parameters, and who set them."""
+
+
+def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count the parameters without self and cls."""
+    given = function.args
+    names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def test_no_function_has_more_than_8_parameters() -> None:
+    found = {
+        f"{name}.{node.name}"
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and num_parameters(node) > 8
+    }
+    assert found == set(MANY_PARAMETERS)
+
+
+def test_parameters_are_counted_without_self() -> None:
+    (function,) = ast.parse("def f(self, a, /, b, *rest, c, d=1, **more): ...").body
+    assert isinstance(function, ast.FunctionDef)
+    assert num_parameters(function) == 4
+
+
+TESTED_ELSEWHERE = {
+    "errors": "classes; each command's test raises them",
+    "config.policies": "settings; tests/config/test_check.py",
+    "config.schema": "settings; tests/config/test_check.py",
+    "execute.batches": "tests/execute/test_arrivals.py and test_sequential.py",
+    "recorder.measurements": "data; tests of the exporters that read them",
+    "stats.description": "data; tests/stats/test_describe.py",
+    "stats.thresholds": "constants; tests/stats/test_describe.py",
+}
+"""Modules without a test file of their own, and where they are tested."""
+
+
+def test_every_module_has_a_test_file_where_it_is_looked_for() -> None:
+    tests = Path(__file__).parent
+    missing = {
+        name
+        for name, path in plain_modules().items()
+        if not (tests / path.relative_to(PACKAGE).with_name(f"test_{path.stem}.py")).exists()
+    }
+    assert missing == set(TESTED_ELSEWHERE)
 
 
 def test_heavy_imports_at_module_level_are_the_listed_ones() -> None:
