@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlotel_cli.config.policies import Retention
 from mlotel_cli.records import BATCH_SIZE, RECORDED, Sample, SpanRecord
 from mlotel_cli.snapshot import Gaps, SourceReport
 from mlotel_cli.summary import Telemetry, Warmup
@@ -26,7 +27,6 @@ from mlotel_cli.wire import (
     OtlpOptions,
     ProcessReport,
     Report,
-    RetentionOptions,
     Settled,
     SpanMessage,
     TrackerOptions,
@@ -57,7 +57,7 @@ MESSAGES: list[Message] = [
             http=HttpOptions(port=9, fd=3),
             window_s=2.0,
             slow_ms=1.5,
-            retention=RetentionOptions(max_gb=1.0, max_age_h=2.0, compact_s=3.0),
+            retention=Retention(max_gb=1.0, max_age_h=2.0, compact_s=3.0),
             restarts=2,
         ),
         settle_roots=True,
