@@ -1,4 +1,4 @@
-"""Ranges of a profiler become spans of the recorder, so that one path makes rows of both."""
+"""Sends the ranges of a profiler to the recorder as spans, so that a profile gets its rows as an evaluation does."""
 
 import itertools
 import os
@@ -26,14 +26,14 @@ _COLUMNS = {
 
 
 class Link(Protocol):
-    """What takes the spans."""
+    """The workload's end of the pipe to the recorder, as replay uses it."""
 
     def send(self, message: Message) -> None:
         """Queue a message."""
         ...
 
     def wait_for_room(self) -> None:
-        """Wait while the other side is far behind."""
+        """Wait while the recorder is far behind."""
         ...
 
 
@@ -44,16 +44,16 @@ def replay(
     started_ns: int | None,
     recorded: Mapping[int, Sequence[Sequence[Any]]] | None = None,
 ) -> dict[int, int]:
-    """Send every range of a batch to the recorder. As in an evaluation, it ends when the device has done its work.
+    """Send every range of a batch to the recorder as a span.
 
     Args:
         attributed: the recording.
-        link: to the recorder.
-        started_ns: when the recording began, ns since the epoch; used where the recording itself does not say.
-        recorded: values of `record()` by batch: (name, value, unit).
+        link: takes the spans.
+        started_ns: start of the recording, in ns since the epoch; used where the recording has no time of its own.
+        recorded: values given to `record()`, by batch: (name, value, unit).
 
     Returns:
-        Number of spans by batch.
+        The number of spans, by batch.
     """
     ranges = _of_batches(attributed.timeline.ranges)
     if not ranges:
@@ -79,7 +79,7 @@ def replay(
 
 
 def _message(each: Range, work: Work | None, *, ids: Mapping[Range, int], trace_id: int, offset_ns: int) -> SpanMessage:
-    """The span that a range stands for. As in an evaluation, it ends when the device has done its work."""
+    """Return the span of a range. As in an evaluation, it ends when the device has done its work."""
     on_device = work if work is not None and work.has_device_work else None
     lag_ns = max(0, on_device.last_ns - each.end_ns) if on_device else None
     return SpanMessage(
@@ -101,7 +101,7 @@ def _message(each: Range, work: Work | None, *, ids: Mapping[Range, int], trace_
 
 
 def _of_batches(ranges: Sequence[Range]) -> list[Range]:
-    """Those of batches whose root was recorded, in the order in which they end."""
+    """Return the ranges of batches whose root was recorded, by end."""
     rooted = {each.batch for each in ranges if each.is_root and each.batch is not None}
     return sorted((each for each in ranges if each.batch in rooted), key=lambda each: each.end_ns)
 
@@ -112,7 +112,7 @@ def _attributes(each: Range) -> Mapping[str, Any] | None:
 
 
 def _recorded(stages: Mapping[str, StageBatch], given: Sequence[Sequence[Any]]) -> list[tuple[str, float, str]]:
-    """The values of a batch: those that the program recorded, then those of the device."""
+    """Return the values of a batch: those that the program recorded, then those of the device."""
     values = [(str(name), float(value), str(unit)) for name, value, unit in given]
     return values + [
         (f"{name}.{column}", figures[column], unit)

@@ -89,7 +89,7 @@ class TrackerRun(Protocol):
         ...
 
     def attach(self, attachment: Attachment) -> str | None:
-        """Log what a profile has beside its rows. Returns what went wrong, in words."""
+        """Log a profile's table, chart and files. Returns what went wrong, as text for the user."""
         ...
 
     def finish(self, summary: Mapping[str, Any], *, table: tuple[list[Any], list[Any]], exit_code: int) -> str | None:

@@ -118,7 +118,7 @@ class WandbSink:
             self._changed.notify_all()
 
     def attach(self, attachment: Attachment) -> None:
-        """Log a table, a chart and files with the run's end; see `wandb_run.TrackerRun.attach`."""
+        """Log a table, a chart and files at the end of the run; see `wandb_run.TrackerRun.attach`."""
         self._attachments.append(attachment)
 
     def write(self, record: BatchRecord) -> None:
@@ -135,7 +135,7 @@ class WandbSink:
             self._changed.notify_all()
 
     def take_report(self, report: Report) -> None:
-        """What a monitor's workload reports; rows of batches have no use for it."""
+        """Ignore a report of the workload: rows of batches do not contain it."""
 
     def close(self, summary: Mapping[str, Any], *, exit_code: int = 0) -> None:
         """Log what waits, the summary and the worst samples, and finish the run.
@@ -306,7 +306,7 @@ class WindowedWandbSink(WandbSink):
             self._windows.add(record)
 
     def take_report(self, report: Report) -> None:
-        """Count what the workload reports."""
+        """Add a report of the workload to the open window."""
         with self._changed:
             self._windows.take_report(report)
 

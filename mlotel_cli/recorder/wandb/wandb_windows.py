@@ -100,7 +100,7 @@ class WindowBuilder:
                 window.recorded.setdefault(name, Sketch()).add(value)
 
     def take_report(self, report: Report) -> None:
-        """Take the counters since the start of the run, and the queues as they are."""
+        """Take a report of the workload: counters since the start of the run, and the present depths of queues."""
         source = report.source
         counters = {f"drop/{reason}": float(count) for reason, count in source.dropped.items()}
         counters["source/received"] = float(source.received)
