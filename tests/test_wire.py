@@ -11,7 +11,7 @@ import pytest
 
 from mlotel_cli.config.policies import Retention
 from mlotel_cli.records import BATCH_SIZE, RECORDED, Sample, SpanRecord
-from mlotel_cli.snapshot import Gaps, SourceReport
+from mlotel_cli.snapshot import Gaps, Snapshot, SourceReport
 from mlotel_cli.summary import Telemetry, Warmup
 from mlotel_cli.telemetry.clock import Clock
 from mlotel_cli.telemetry.tracer import Provider, Recording
@@ -203,7 +203,7 @@ def test_a_settlement_survives_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [Answer(say="a\nb"), Answer(snapshot={"batches": 3}), Answer(result={"status": "complete"})]
+    "answer", [Answer(say="a\nb"), Answer(snapshot=Snapshot(batches=3)), Answer(result={"status": "complete"})]
 )
 def test_an_answer_is_one_line(answer: Answer) -> None:
     line = encode_answer(answer)
