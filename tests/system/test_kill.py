@@ -1,4 +1,4 @@
-"""`mlotel eval` ended in every violent way: what was measured is on disk, and nobody is left behind.
+"""`mlotel eval` ended in every violent way: what was measured is on disk, and no process is left.
 
 The data set of these runs tells: whenever it is asked for the next batch, the one before is scored and settled, and it
 appends that batch's index and the time (a clock that all processes share) to a file. So what must be readable is known.

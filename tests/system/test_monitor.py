@@ -38,7 +38,7 @@ class Slow:
 
 
 class Ticks:
-    '''A number every `every_s`, `count` of them, whoever takes them.'''
+    '''A number every `every_s`, `count` of them, taken or not.'''
 
     def __init__(self, *, every_s, count=None):
         self.every_s, self.count, self.closed = every_s, count, threading.Event()

@@ -84,7 +84,7 @@ def test_a_camera_that_is_not_there_yet(tmp_path: Path, conf: Path) -> None:
     assert monitor.printed.count("cannot be reached yet") == 1
 
 
-def test_it_ends_at_once_while_nobody_answers_and_keeps_the_password(tmp_path: Path, conf: Path) -> None:
+def test_it_ends_at_once_while_no_camera_answers_and_keeps_the_password(tmp_path: Path, conf: Path) -> None:
     with Camera() as gone:
         url = gone.url.replace("://", "://guard:s3cr3t@")
     words = watching(conf, url, "source.max_delay_s=600", "tracker.mode=offline")

@@ -46,7 +46,7 @@ def complaints(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_it_fits_refreshes_itself_and_asks_nobody_else(page: Page, monitor: Monitor, width: int) -> None:
+def test_it_fits_refreshes_itself_and_asks_no_other_host(page: Page, monitor: Monitor, width: int) -> None:
     look(page, monitor, width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.querySelector('.pill').textContent") == "ready"
