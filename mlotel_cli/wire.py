@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 
-from mlotel_cli.config.policies import Retention
+from mlotel_cli.config.policies import OtlpSettings, Retention, TrackerOptions
 from mlotel_cli.records import Recorded, Sample, SpanRecord, Status, recorded_in
 from mlotel_cli.snapshot import Gaps, QueueDepth, Snapshot, SourceReport
 from mlotel_cli.summary import Telemetry, Warmup
@@ -118,29 +118,10 @@ class Settled:
     error: str = ""
 
 
-@dataclass(slots=True, kw_only=True)
-class TrackerOptions:
-    """How a run appears in W&B, as far as a user chooses it; the keys of `tracker` in the configuration."""
-
-    mode: str = "auto"
-    project: str = "mlotel"
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list[str])
-    notes: str | None = None
-    init_timeout_s: float = 5.0
-    finish_timeout_s: float = 30.0
-
-
-@dataclass(slots=True, kw_only=True)
-class OtlpOptions:
+@dataclass(slots=True)
+class OtlpOptions(OtlpSettings):
     """The keys of `telemetry.otlp`. With `from_environment` false the OTEL_EXPORTER_OTLP_* variables do not apply."""
 
-    endpoint: str | None = None
-    headers: dict[str, str] = field(default_factory=dict[str, str])
-    timeout_s: float | None = None
-    queue_size: int = 20_000
-    metrics_interval_s: float = 15.0
     from_environment: bool = True
 
 

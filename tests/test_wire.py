@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlotel_cli.config.policies import Retention
+from mlotel_cli.config.policies import Retention, TrackerOptions
 from mlotel_cli.records import BATCH_SIZE, RECORDED, Sample, SpanRecord
 from mlotel_cli.snapshot import Gaps, Snapshot, SourceReport
 from mlotel_cli.summary import Telemetry, Warmup
@@ -29,7 +29,6 @@ from mlotel_cli.wire import (
     Report,
     Settled,
     SpanMessage,
-    TrackerOptions,
     decode_answer,
     encode,
     encode_answer,

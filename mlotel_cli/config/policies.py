@@ -19,6 +19,47 @@ class TrackerMode(StrEnum):
     disabled = "disabled"
 
 
+@dataclass(slots=True)
+class TrackerOptions:
+    """How a run appears in W&B, as far as a user chooses it; the keys of `tracker` in the configuration."""
+
+    mode: str = "auto"
+    """auto | online | offline | disabled."""
+    project: str = "mlotel"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user; null takes the account's default."""
+    group: str | None = None
+    """W&B group; null takes the sweep's name."""
+    tags: list[str] = field(default_factory=list[str])
+    """W&B tags."""
+    notes: str | None = None
+    """W&B notes."""
+    init_timeout_s: float = bounded(5.0, low=0.5, high=60)
+    """Seconds to reach the server; after that the run is logged offline."""
+    finish_timeout_s: float = bounded(30.0, low=1, high=3600)
+    """Seconds to wait for the upload at the end."""
+
+
+@dataclass(slots=True)
+class OtlpSettings:
+    """`telemetry.otlp`: traces and metrics to an OpenTelemetry collector, over HTTP.
+
+    For keys at null the standard variables OTEL_EXPORTER_OTLP_* apply; without them nothing is sent.
+    """
+
+    endpoint: str | None = None
+    """Base URL, such as http://127.0.0.1:4318; /v1/traces and /v1/metrics are appended."""
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    """Sent with every request."""
+    timeout_s: float | None = bounded(None, low=0.1, high=600)
+    """Seconds for one request; null: the standard variable, or 10. A failed request is repeated for up to 5 minutes."""
+    queue_size: int = bounded(20_000, low=1, high=10_000_000)
+    """Spans that may wait to be sent; further spans are dropped and counted."""
+    metrics_interval_s: float = bounded(15.0, low=0.1, high=3600)
+    """Seconds between two metric exports."""
+
+
 class WhenFull(StrEnum):
     """What a live source does with a frame when the queue is full."""
 

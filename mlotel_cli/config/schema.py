@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from mlotel_cli.config.policies import Retention, TrackerMode, bounded
+from mlotel_cli.config.policies import OtlpSettings, Retention, TrackerMode, TrackerOptions, bounded
 
 
 class OnError(StrEnum):
@@ -85,25 +85,6 @@ class ExecutorConfig:
 
 
 @dataclass(slots=True)
-class OtlpConfig:
-    """`telemetry.otlp`: traces and metrics to an OpenTelemetry collector, over HTTP.
-
-    For keys at null the standard variables OTEL_EXPORTER_OTLP_* apply; without them nothing is sent.
-    """
-
-    endpoint: str | None = None
-    """Base URL, such as http://127.0.0.1:4318; /v1/traces and /v1/metrics are appended."""
-    headers: dict[str, str] = field(default_factory=dict[str, str])
-    """Sent with every request."""
-    timeout_s: float | None = bounded(None, low=0.1, high=600)
-    """Seconds for one request; null: the standard variable, or 10. A failed request is repeated for up to 5 minutes."""
-    queue_size: int = bounded(20_000, low=1, high=10_000_000)
-    """Spans that may wait to be sent; further spans are dropped and counted."""
-    metrics_interval_s: float = bounded(15.0, low=0.1, high=3600)
-    """Seconds between two metric exports."""
-
-
-@dataclass(slots=True)
 class TelemetryConfig:
     """`telemetry`: what the spans measure, and how they reach the recorder."""
 
@@ -123,29 +104,14 @@ class TelemetryConfig:
     """Monitor: the traces of batches slower than this are kept; null: those above the p99 of the last minutes."""
     background_rate: float = bounded(0.01, low=0, high=1)
     """Monitor: share of the other batches whose traces are kept."""
-    otlp: OtlpConfig = field(default_factory=OtlpConfig)
+    otlp: OtlpSettings = field(default_factory=OtlpSettings)
 
 
 @dataclass(slots=True)
-class TrackerConfig:
+class TrackerConfig(TrackerOptions):
     """`tracker`: Weights & Biases."""
 
-    mode: TrackerMode = TrackerMode.auto
-    """auto | online | offline | disabled."""
-    project: str = "mlotel"
-    """W&B project."""
-    entity: str | None = None
-    """W&B team or user; null takes the account's default."""
-    group: str | None = None
-    """W&B group; null takes the sweep's name."""
-    tags: list[str] = field(default_factory=list[str])
-    """W&B tags."""
-    notes: str | None = None
-    """W&B notes."""
-    init_timeout_s: float = bounded(5.0, low=0.5, high=60)
-    """Seconds to reach the server; after that the run is logged offline."""
-    finish_timeout_s: float = bounded(30.0, low=1, high=3600)
-    """Seconds to wait for the upload at the end."""
+    mode: TrackerMode = TrackerMode.auto  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 @dataclass(slots=True)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.config.otlp_settings import resource_of_environment
-from mlotel_cli.config.policies import TrackerMode
+from mlotel_cli.config.policies import TrackerMode, TrackerOptions
 from mlotel_cli.errors import UsageError
 from mlotel_cli.hardware import accelerator, environment
 from mlotel_cli.store.claim import holds_run
 from mlotel_cli.telemetry.device import CudaEvents, DeviceTimer
-from mlotel_cli.wire import MonitorOptions, Opening, OtlpOptions, TrackerOptions
+from mlotel_cli.wire import MonitorOptions, Opening, OtlpOptions
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanContext
 
+from mlotel_cli.config.policies import TrackerOptions
 from mlotel_cli.errors import MlotelError
 from mlotel_cli.hardware import environment
 from mlotel_cli.link.handoff import RecorderLink
@@ -32,7 +33,7 @@ from mlotel_cli.modes.opening import (
 )
 from mlotel_cli.records import BATCH_INDEX
 from mlotel_cli.telemetry.convert import pack
-from mlotel_cli.wire import Closing, Info, OtlpOptions, SpanMessage, TrackerOptions
+from mlotel_cli.wire import Closing, Info, OtlpOptions, SpanMessage
 
 _EXPORT_SETTLE_S = 6.0
 """An exporter cannot tell whether a trace is complete; BatchSpanProcessor exports the rest within its 5 s."""

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from mlotel_cli.config.policies import TrackerOptions
 from mlotel_cli.execute.batches import Finished, Numbered
 from mlotel_cli.modes.run import Session
 from mlotel_cli.records import Batch
 from mlotel_cli.store.reading import read_run
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.device import DeviceTimer
-from mlotel_cli.wire import Opening, TrackerOptions
+from mlotel_cli.wire import Opening
 
 WORK_MS = 150.0
 """Of the device, a stage. The host's own part takes a small share of it, on a busy machine too."""

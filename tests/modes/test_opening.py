@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from mlotel_cli.config.policies import TrackerOptions
 from mlotel_cli.config.schema import EvalConfig, Job
 from mlotel_cli.errors import UsageError
 from mlotel_cli.hardware import environment
@@ -26,7 +27,6 @@ from mlotel_cli.modes.opening import (
     recorder_imports,
     tracker_options,
 )
-from mlotel_cli.wire import TrackerOptions
 
 
 class FakeSession:

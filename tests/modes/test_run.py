@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlotel_cli.config.policies import TrackerOptions
 from mlotel_cli.errors import Interrupted, RecorderError
 from mlotel_cli.execute.batches import Finished, Numbered
 from mlotel_cli.modes.run import Session, measure_span_cost
@@ -22,7 +23,7 @@ from mlotel_cli.store.reading import Run, read_run
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.tracer import Recording
-from mlotel_cli.wire import Opening, TrackerOptions
+from mlotel_cli.wire import Opening
 
 TRACKER = TrackerOptions(mode="disabled")
 

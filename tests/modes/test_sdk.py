@@ -17,12 +17,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 import mlotel_cli
+from mlotel_cli.config.policies import TrackerOptions
 from mlotel_cli.errors import UsageError
 from mlotel_cli.hardware import git_state
 from mlotel_cli.modes import sdk
 from mlotel_cli.modes.opening import tracker_options
 from mlotel_cli.modes.sdk import LoopRun, MlotelSpanProcessor, WandbSpanMetricsExporter
-from mlotel_cli.wire import Message, SpanMessage, TrackerOptions
+from mlotel_cli.wire import Message, SpanMessage
 from tests.support.wandb_file import find_wandb_file, read_wandb_file
 from tests.support.wire import received
 from tests.telemetry.test_tracer import run_program

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from mlotel_cli.config.policies import TrackerOptions
 from mlotel_cli.recorder.process import Answers, read_frames, record
 from mlotel_cli.records import Sample
 from mlotel_cli.snapshot import Gaps, SourceReport
@@ -31,7 +32,6 @@ from mlotel_cli.wire import (
     Report,
     Settled,
     SpanMessage,
-    TrackerOptions,
     split_frames,
 )
 from tests.support.wandb_file import find_wandb_file, read_wandb_file

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mlotel_cli.config.policies import TrackerOptions
 from mlotel_cli.recorder import sinks
 from mlotel_cli.recorder.exports import OtlpExports
 from mlotel_cli.recorder.monitor_exports import MonitorExports
@@ -16,7 +17,7 @@ from mlotel_cli.recorder.sinks import Sinks, create_sinks, start_tracker
 from mlotel_cli.recorder.wandb.wandb_run import TrackerSettings
 from mlotel_cli.recorder.wandb.wandb_sink import NullTracker
 from mlotel_cli.store.run_json import RunFile
-from mlotel_cli.wire import MonitorOptions, Opening, TrackerOptions
+from mlotel_cli.wire import MonitorOptions, Opening
 
 DISABLED = TrackerOptions(mode="disabled")
 

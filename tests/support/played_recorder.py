@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from mlotel_cli.config.policies import TrackerOptions
 from mlotel_cli.recorder.pipe import read_frames
 from mlotel_cli.telemetry.span import Span
 from mlotel_cli.telemetry.tracer import Provider, Recording
-from mlotel_cli.wire import Opening, TrackerOptions, unpack
+from mlotel_cli.wire import Opening, unpack
 
 
 def opening(**options: Any) -> Opening:

@@ -61,7 +61,7 @@ def create_otlp(
     say: Say,
     started_ns: int | None = None,
 ) -> "OtlpExport | NullOtlp":
-    """Start what `settings` (the fields of `OtlpConfig`) and the standard variables ask for.
+    """Start what `settings` (the fields of `OtlpSettings`) and the standard variables ask for.
 
     Settings that cannot work are reported through `say`, and nothing is sent.
 
