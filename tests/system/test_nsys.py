@@ -240,7 +240,7 @@ def test_a_ctrl_c_keeps_what_was_recorded(nsys: Path, tmp_path: Path):
     )
     results = tmp_path / "run" / ".profile.results.jsonl"
     deadline = time.monotonic() + 100
-    while (not results.exists() or results.read_text().count("settle") < 10) and time.monotonic() < deadline:
+    while (not results.exists() or results.read_text().count('{"settle":') < 10) and time.monotonic() < deadline:
         time.sleep(0.05)
     child = json.loads(results.read_text().splitlines()[0])["started"]["pid"]
     process.send_signal(signal.SIGINT)
