@@ -1,112 +1,72 @@
-"""What the main loop feeds beside Parquet and W&B, and the little of it that an evaluation has: OTLP.
+"""What the main loop feeds beside Parquet and W&B, and what an evaluation has of it: OTLP.
 
-A monitor's are in `monitor`.
+The exports of a monitor are in `monitor_exports`.
 """
 
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from mlotel_cli.recorder.machine import process_families
-from mlotel_cli.recorder.measurements import Family, Measurements
-from mlotel_cli.recorder.otlp.otlp_sink import OtlpSink, create_otlp
+from mlotel_cli.recorder.measurements import Family
+from mlotel_cli.recorder.otlp.otlp_sink import create_otlp
 from mlotel_cli.recorder.spanmetrics import SpanMetrics
 from mlotel_cli.records import BatchRecord, SpanRecord
+from mlotel_cli.summary import OtlpCounts
 from mlotel_cli.wire import Opening, ProcessReport, Report
 
 SpanTaker = Callable[[SpanRecord], None]
-Health = Mapping[str, Mapping[str, Any]]
-"""By sink: ok, sent, lost, detail."""
 
 
-class Exports(Protocol):
-    """What the main loop feeds; closed by `end`, `deliver`, `close`, in this order."""
+class Exports:
+    """What the main loop feeds; here it does nothing. `end`, `deliver` and `close` are called last, in this order.
 
-    @property
-    def span_takers(self) -> Sequence[SpanTaker]:
-        """Called with each span; none at all where nobody wants them."""
-        ...
-
-    def add_batch(self, record: BatchRecord) -> None:
-        """A row is finished."""
-        ...
-
-    def take_report(self, report: Report) -> None:
-        """Take what the workload reports once a second."""
-        ...
-
-    def tick(self) -> None:
-        """Called after every frame, and a few times a second without one."""
-        ...
-
-    def describe(self) -> Mapping[str, Any]:
-        """What run.json says of these sinks."""
-        ...
-
-    def end(self) -> None:
-        """The run is over; what is measured stays to be read until `close`."""
-        ...
-
-    def deliver(self, timeout_s: float) -> Mapping[str, Any]:
-        """Send what waits, within `timeout_s`; returns what the summary says of it under `telemetry`."""
-        ...
-
-    def close(self) -> None:
-        """Finish; bounded in time."""
-        ...
-
-
-class NoExports:
-    """A run with Parquet and W&B only."""
+    Attributes:
+        span_takers: called with each span.
+    """
 
     span_takers: Sequence[SpanTaker] = ()
 
     def add_batch(self, record: BatchRecord) -> None:
-        """Ignore it."""
+        """Take a finished row."""
 
     def take_report(self, report: Report) -> None:
-        """Ignore it."""
+        """Take what the workload reports once a second."""
 
     def tick(self) -> None:
-        """Nothing is due."""
+        """Do what is due; called after every frame, and a few times a second without one."""
 
     def describe(self) -> Mapping[str, Any]:
-        """Nothing to say."""
+        """Return what run.json says of these sinks."""
         return {}
 
     def end(self) -> None:
-        """Nothing to do."""
+        """Note that the run is over; what is measured stays readable until `close`."""
 
-    def deliver(self, timeout_s: float) -> Mapping[str, Any]:
-        """Nothing to send."""
-        return {"otlp": None}
+    def deliver(self, timeout_s: float) -> OtlpCounts | None:
+        """Send what waits, within `timeout_s`; return what became of all that was sent, None without OTLP."""
 
     def close(self) -> None:
-        """Nothing to finish."""
+        """Stop, in bounded time."""
 
 
-class OtlpExports(NoExports):
-    """An evaluation's with OTLP: every span as it arrives, and metrics where those are wanted."""
+class OtlpExports(Exports):
+    """The exports of an evaluation: every span as it arrives, and metrics where they have a target."""
 
     def __init__(self, opening: Opening, *, say: Callable[[str], None]) -> None:
-        """Start sending, if the settings or the environment name somebody to send to."""
+        """Start sending, if the settings or the environment name a target."""
         self._metrics = SpanMetrics(opening.identity, max_names=opening.max_names)
         self._arrived: list[SpanRecord] = []
-        self._otlp = start_otlp(opening, measurements=self, say=say)
-        described = self._otlp.describe()
-        self._counts = described is not None and described["metrics"] is not None
-        takers = [self._arrived.append] if wants_spans(self._otlp) else []
-        self.span_takers = (*takers, self._metrics.add_span) if self._counts else tuple(takers)
+        self._otlp = create_otlp(opening, measurements=self.families, say=say)
+        takers = [self._arrived.append] if self._otlp.sends_spans else []
+        self.span_takers = (*takers, self._metrics.add_span) if self._otlp.sends_metrics else tuple(takers)
 
     def families(self) -> Sequence[Family]:
-        """Everything measured so far; safe from any thread."""
+        """Return everything measured so far; safe from any thread."""
         return [*self._metrics.families(), *process_families(ProcessReport())]
 
     def add_batch(self, record: BatchRecord) -> None:
         """Count a row."""
-        if self._counts:
+        if self._otlp.sends_metrics:
             self._metrics.add_batch(record)
 
     def tick(self) -> None:
@@ -115,26 +75,8 @@ class OtlpExports(NoExports):
             self._otlp.add(self._arrived)
             self._arrived.clear()
 
-    def deliver(self, timeout_s: float) -> Mapping[str, Any]:
+    def deliver(self, timeout_s: float) -> OtlpCounts | None:
         """Send the rest."""
         self.tick()
         self._otlp.close(timeout_s)
-        return {"otlp": self._otlp.describe()}
-
-
-def wants_spans(otlp: OtlpSink) -> bool:
-    """Whether spans go anywhere, and not only metrics."""
-    described = otlp.describe()
-    return described is not None and described["endpoint"] is not None
-
-
-def start_otlp(opening: Opening, *, measurements: Measurements, say: Callable[[str], None]) -> OtlpSink:
-    """Start what the settings and the environment ask for; counts begin with this recorder, not with the run."""
-    return create_otlp(
-        asdict(opening.otlp),
-        environ=os.environ,
-        resource=opening.identity,
-        measurements=measurements,
-        say=say,
-        started_ns=time.time_ns() if opening.restarts else opening.started_ns,
-    )
+        return self._otlp.describe()

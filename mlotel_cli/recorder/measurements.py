@@ -1,8 +1,8 @@
 """Aggregated measurements for Prometheus and OTLP: OpenTelemetry's names, and the types of neither exporter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -55,9 +55,5 @@ class Family:
     histograms: Sequence[HistogramPoint] = ()
 
 
-class Measurements(Protocol):
-    """What an exporter reads, from any thread."""
-
-    def families(self) -> Sequence[Family]:
-        """Return everything measured so far."""
-        ...
+Measurements = Callable[[], Sequence[Family]]
+"""Returns everything measured so far, on any thread."""

@@ -6,39 +6,41 @@ The main loop calls everything here but the routes, which HTTP's threads call: t
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlotel_cli.recorder.exports import SpanTaker, start_otlp, wants_spans
+from mlotel_cli.recorder.exports import Exports
 from mlotel_cli.recorder.live import prometheus
 from mlotel_cli.recorder.live.http_server import HttpServer, Reply, Routes
 from mlotel_cli.recorder.live.live_state import LiveState
 from mlotel_cli.recorder.live.page import Status, render_page
 from mlotel_cli.recorder.machine import GpuWatch, gpu_families, process_families
 from mlotel_cli.recorder.measurements import Family, Point
+from mlotel_cli.recorder.otlp.otlp_sink import create_otlp
 from mlotel_cli.recorder.sampling import TailSampler
 from mlotel_cli.recorder.spanmetrics import SpanMetrics
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import BatchRecord
 from mlotel_cli.snapshot import SinkHealth, Snapshot
 from mlotel_cli.store.run_json import Before
-from mlotel_cli.typed_json import from_json
+from mlotel_cli.summary import OtlpCounts
 from mlotel_cli.wire import MonitorOptions, Opening, Report
 
 STALE_S = 10.0
-"""Without a batch, a word of the workload or a turn of the main loop for so long, something is wrong."""
+"""The longest time without a batch, a report of the workload or a turn of the main loop."""
 USUAL_GAPS = 3
-"""Nor is a batch missing before as many of the usual gaps between two have passed."""
+"""A batch is missing only after as many of the usual gaps between two."""
 _STATUSES = ("done", "failed", "skipped", "incomplete")
 FRESH_S = 0.2
-"""An answer is given again for so long: however many ask, they cost the main loop little."""
+"""How long an answer is repeated, so that many requests cost the main loop little."""
 
-Health = Mapping[str, Mapping[str, Any]]
-"""By sink: ok, sent, lost, detail."""
+Health = Mapping[str, SinkHealth]
+"""By the name of the sink."""
 
 
-class MonitorExports:
-    """A monitor's: span metrics over HTTP and OTLP, live figures for the workload and the status page."""
+class MonitorExports(Exports):
+    """Span metrics over HTTP and OTLP, traces worth sending, live figures for the workload and the status page."""
 
     def __init__(
         self,
@@ -78,15 +80,14 @@ class MonitorExports:
         self._is_ending = False
         self._own_sinks: Health = {}
         self._published = self._live.publish(now=clock(), workload=self._workload, sinks={}, http=None, ready=False)
-        self._otlp = start_otlp(opening, measurements=self, say=say)
-        self._wants_spans = wants_spans(self._otlp)
+        self._otlp = create_otlp(opening, measurements=self.families, say=say)
         http = monitor.http
         self._http = HttpServer(self._routes(), host=http.host, port=http.port or before.port, fd=http.fd)
         if self._http.error:
             say(f"No /metrics and no status page: {self._http.error}. The run goes on without; set monitor.http.port.")
         self._publish()
         takers = (self._metrics.add_span, self._sampler.add)
-        self.span_takers: Sequence[SpanTaker] = takers if self._wants_spans else takers[:1]
+        self.span_takers = takers if self._otlp.sends_spans else takers[:1]
 
     def add_batch(self, record: BatchRecord) -> None:
         """Count a row."""
@@ -112,24 +113,25 @@ class MonitorExports:
 
     def describe(self) -> Mapping[str, Any]:
         """Where it is served, and what every sink of the run has taken so far."""
-        counts = ("sent", "lost", "queued")
-        sinks = {name: {key: sink[key] for key in counts if key in sink} for name, sink in self._all_sinks().items()}
+        sinks = {
+            name: {key: count for key in ("sent", "lost", "queued") if (count := getattr(sink, key)) is not None}
+            for name, sink in self._all_sinks().items()
+        }
         return {"http": self._http.url, "sinks": sinks}
 
     def end(self) -> None:
         """From now on not ready; figures are served until `close`."""
         self._is_ending = True
 
-    def deliver(self, timeout_s: float) -> Mapping[str, Any]:
+    def deliver(self, timeout_s: float) -> OtlpCounts | None:
         """Send the rest to the collector."""
         self.tick()
         self._otlp.close(timeout_s)
-        described = self._otlp.describe()
-        if described is not None:
-            described = self._before.with_sink("otlp", described)
-            if described["metrics"] is not None:
-                described["metrics"] = self._before.with_sink("otlp_metrics", described["metrics"])
-        return {"otlp": described}
+        counts = self._otlp.describe()
+        if counts is None:
+            return None
+        metrics = counts.metrics and self._before.with_sink("otlp_metrics", counts.metrics)
+        return replace(self._before.with_sink("otlp", counts), metrics=metrics)
 
     def close(self) -> None:
         """Stop serving."""
@@ -143,40 +145,32 @@ class MonitorExports:
             *self._metrics.families(),
             *workload.families(self._service),
             *_sink_families(self._own_sinks, self._service),
-            *(_trace_families(self._sampler, self._service) if self._wants_spans else ()),
+            *(_trace_families(self._sampler, self._service) if self._otlp.sends_spans else ()),
             *process_families(workload.process),
             *gpu_families(self._gpus.readings),
         ]
 
     def _publish(self) -> None:
-        sinks = {name: from_json(SinkHealth, sink) for name, sink in self._all_sinks().items()}
         self._published = self._live.publish(
             now=self._clock(),
             workload=self._workload,
-            sinks=sinks,
+            sinks=self._all_sinks(),
             http=self._http.url,
             ready=not self._not_ready(),
         )
 
     def _all_sinks(self) -> Health:
         """Their health, and what they took since the start of the run."""
-        self._own_sinks = {**self._sinks(), **self._describe_otlp(), "http": self._describe_http()}
+        self._own_sinks = {**self._sinks(), **self._otlp_health(), "http": self._http.health()}
         return {name: self._before.with_sink(name, sink) for name, sink in self._own_sinks.items()}
 
-    def _describe_http(self) -> dict[str, Any]:
-        http = self._http
-        detail = http.url or http.error
-        return {"ok": http.url is not None, "sent": http.num_requests, "lost": http.num_refused, "detail": detail}
-
-    def _describe_otlp(self) -> dict[str, dict[str, Any]]:
-        described = self._otlp.describe()
-        if described is None:
-            return {}
-        sinks = {"otlp": described, "otlp_metrics": described["metrics"]}
+    def _otlp_health(self) -> Health:
+        counts = self._otlp.describe()
+        sinks = {"otlp": counts, "otlp_metrics": counts and counts.metrics}
         return {
-            name: {"ok": not sink["detail"], **{key: sink[key] for key in ("sent", "lost", "queued", "detail")}}
+            name: SinkHealth(not sink.detail, sink.sent, sink.lost, sink.queued, sink.detail)
             for name, sink in sinks.items()
-            if sink and sink["endpoint"]
+            if sink is not None and sink.endpoint
         }
 
     # -- routes: on HTTP's threads --------------------------------------------------------------------------------
@@ -232,13 +226,14 @@ def _verdict(problem: str) -> Reply:
 
 
 def _sink_families(sinks: Health, service: Mapping[str, str]) -> Sequence[Family]:
-    def points(key: str) -> list[Point]:
-        return [Point(float(sink[key]), {**service, "sink": name}) for name, sink in sinks.items()]
+    def points(value: Callable[[SinkHealth], float]) -> list[Point]:
+        return [Point(float(value(sink)), {**service, "sink": name}) for name, sink in sinks.items()]
 
+    sent, lost, ok = points(lambda sink: sink.sent), points(lambda sink: sink.lost), points(lambda sink: sink.ok)
     return [
-        Family("mlotel.sink.sent", "counter", "", "Rows, spans or answers that a sink took.", points("sent")),
-        Family("mlotel.sink.lost", "counter", "", "Rows, spans or answers that a sink dropped.", points("lost")),
-        Family("mlotel.sink.healthy", "gauge", "", "1 while a sink works, else 0.", points("ok")),
+        Family("mlotel.sink.sent", "counter", "", "Rows, spans or answers that a sink took.", sent),
+        Family("mlotel.sink.lost", "counter", "", "Rows, spans or answers that a sink dropped.", lost),
+        Family("mlotel.sink.healthy", "gauge", "", "1 while a sink works, else 0.", ok),
     ]
 
 
@@ -254,17 +249,16 @@ def _trace_families(sampler: TailSampler, service: Mapping[str, str]) -> Sequenc
 
 
 class Remembered:
-    """A route whose answer is computed by one thread at a time, and given to all who ask within `FRESH_S`."""
+    """A route that answers from memory for `FRESH_S`. One thread at a time computes."""
 
     def __init__(self, route: Callable[[], Reply], *, clock: Callable[[], float]) -> None:
-        """Nothing is computed before somebody asks."""
         self._route, self._clock = route, clock
         self._lock = threading.Lock()
         self._reply: Reply | None = None
         self._made_s = 0.0
 
     def __call__(self) -> Reply:
-        """The answer."""
+        """Return the answer."""
         with self._lock:
             if self._reply is None or self._clock() - self._made_s >= FRESH_S:
                 self._reply, self._made_s = self._route(), self._clock()

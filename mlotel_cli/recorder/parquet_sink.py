@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlotel_cli.columns import (
 from mlotel_cli.config.policies import Retention
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.records import BatchRecord, SpanRecord
+from mlotel_cli.snapshot import SinkHealth
 from mlotel_cli.store.layout import BATCHES, SAMPLES, SPANS
 from mlotel_cli.store.rolling import Rolling
 from mlotel_cli.store.tables import TableWriter, join_rows, span_columns
@@ -73,9 +75,9 @@ class ParquetSink:
         for table in self.tables:
             table.merge()
 
-    def describe(self) -> dict[str, Any]:
+    def health(self) -> SinkHealth:
         """Return how many rows were written and lost."""
-        return {"ok": True, "sent": sum(table.num_written for table in self.tables), "lost": 0, "detail": ""}
+        return SinkHealth(sent=sum(table.num_written for table in self.tables))
 
 
 class RollingParquetSink(ParquetSink):
@@ -124,16 +126,9 @@ class RollingParquetSink(ParquetSink):
         self.flush()
         self._rolling.close()
 
-    def describe(self) -> dict[str, Any]:
+    def health(self) -> SinkHealth:
         """Return how many rows were written and lost, and the last reason, even if writing works again."""
-        return {**super().describe(), "ok": self._ok, "lost": self._lost, "detail": self._problem}
-
-
-def create_parquet(
-    run_dir: Path, retention: Retention | None, *, say: Callable[[str], None]
-) -> ParquetSink | RollingParquetSink:
-    """Return the sink of a run; with `retention`, the sink of a monitor."""
-    return ParquetSink(run_dir) if retention is None else RollingParquetSink(run_dir, retention, say=say)
+        return replace(super().health(), ok=self._ok, lost=self._lost, detail=self._problem)
 
 
 def batch_row(record: BatchRecord) -> dict[str, Any]:

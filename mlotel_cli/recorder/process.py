@@ -24,8 +24,6 @@ from mlotel_cli.recorder.pipe import Answers, read_frames
 from mlotel_cli.recorder.sinks import create_sinks, start_tracker
 from mlotel_cli.records import BatchRecord
 from mlotel_cli.store.run_json import RunFile, Totals
-from mlotel_cli.summary import OtlpCounts
-from mlotel_cli.typed_json import from_json
 from mlotel_cli.wire import Attachment, Closing, Info, Opening, Received, Report, Settled, Stamp, unpack
 
 
@@ -119,9 +117,8 @@ class Recorder:
         telemetry.spans_late, telemetry.spans_unnamed = self._assembler.late, self._assembler.overflowed
         telemetry.items_refused = self._refused
         self._info.update(ended_ns=time.time_ns(), error=closing.error or None, summary=summary.to_json())
-        otlp = sinks.exports.deliver(CLOSE_S)["otlp"]
-        telemetry.otlp = None if otlp is None else from_json(OtlpCounts, otlp)
-        self._info["notes"] += notes(otlp)
+        telemetry.otlp = sinks.exports.deliver(CLOSE_S)
+        self._info["notes"] += notes(telemetry.otlp)
         self._info["summary"] = summary.to_json()
         self._write_info()  # a kill while W&B finishes must not cost the summary
         sinks.tracker.close(self._info["summary"], exit_code=0 if closing.status == "complete" else 1)

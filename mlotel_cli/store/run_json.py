@@ -5,17 +5,21 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from mlotel_cli.errors import RecorderError, UsageError
 from mlotel_cli.records import COUNTED, BatchRecord
+from mlotel_cli.snapshot import SinkHealth
 from mlotel_cli.store.layout import RUN_JSON
 from mlotel_cli.store.writing import replacing
+from mlotel_cli.summary import OtlpCounts, SenderCounts
 from mlotel_cli.wire import Opening
+
+Sink = TypeVar("Sink", SinkHealth, SenderCounts, OtlpCounts)
 
 SCHEMA_VERSION = 1
 """What this mlotel writes, and the highest that it reads."""
@@ -144,10 +148,10 @@ class Before:
     port: int = 0
     sinks: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
 
-    def with_sink(self, name: str, sink: Mapping[str, Any]) -> dict[str, Any]:
+    def with_sink(self, name: str, sink: Sink) -> Sink:
         """Return `sink` with what earlier recorders sent and lost added."""
         earlier = self.sinks.get(name, {})
-        return {**sink, **{key: sink[key] + earlier.get(key, 0) for key in ("sent", "lost")}}
+        return replace(sink, sent=sink.sent + earlier.get("sent", 0), lost=sink.lost + earlier.get("lost", 0))
 
 
 class RunFile:

@@ -1,15 +1,14 @@
 """What an evaluation hands to OTLP: every span as it arrives, and metrics only where somebody wants them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-
-import pytest
+from dataclasses import asdict
 
 from mlotel_cli.recorder import exports
-from mlotel_cli.recorder.exports import NoExports, OtlpExports, start_otlp
-from mlotel_cli.recorder.otlp.otlp_sink import NullOtlp
+from mlotel_cli.recorder.exports import Exports, OtlpExports
+from mlotel_cli.recorder.otlp.otlp_sink import OtlpSink
 from mlotel_cli.records import BatchRecord, SpanRecord, StageTime
-from mlotel_cli.wire import MonitorOptions, Opening, Report
+from mlotel_cli.summary import OtlpCounts, SenderCounts
+from mlotel_cli.wire import Opening, Report
 
 OPENING = Opening(mode="eval", name="lpr", run_id="abc", started_ns=5, identity={"service.name": "lpr"}, max_names=10)
 
@@ -18,23 +17,17 @@ class FakeOtlp:
     """Remembers what it was given."""
 
     def __init__(self, *, spans: bool, metrics: bool) -> None:
-        self.spans, self.metrics = spans, metrics
+        self.sends_spans, self.sends_metrics = spans, metrics
         self.got: list[list[SpanRecord]] = []
         self.closed_s: float | None = None
 
     def add(self, spans: Sequence[SpanRecord]) -> None:
         self.got.append(list(spans))
 
-    def describe(self):
-        one = {
-            "endpoint": "http://x",
-            "sent": sum(map(len, self.got)),
-            "lost": 0,
-            "queued": 0,
-            "retried": 0,
-            "detail": "",
-        }
-        return {**one, "endpoint": "http://x" if self.spans else None, "metrics": one if self.metrics else None}
+    def describe(self) -> OtlpCounts | None:
+        one = SenderCounts("http://x", sum(map(len, self.got)))
+        spans = one if self.sends_spans else SenderCounts()
+        return OtlpCounts(**asdict(spans), metrics=one if self.sends_metrics else None)
 
     def close(self, timeout_s: float) -> None:
         self.closed_s = timeout_s
@@ -49,7 +42,7 @@ def row() -> BatchRecord:
 
 
 def create(monkeypatch, otlp) -> OtlpExports:
-    monkeypatch.setattr(exports, "create_otlp", lambda settings, **options: otlp)
+    monkeypatch.setattr(exports, "create_otlp", lambda opening, **options: otlp)
     return OtlpExports(OPENING, say=print)
 
 
@@ -71,7 +64,7 @@ def test_every_span_once_and_the_metrics_of_all(monkeypatch):
     made.tick()
     feed(made, span("late"))
     made.add_batch(row())
-    assert made.deliver(3.0) == {"otlp": otlp.describe()}
+    assert made.deliver(3.0) == otlp.describe()
     assert [[each.name for each in spans] for spans in otlp.got] == [["reader", "reader"], ["late"]]
     assert otlp.closed_s == 3.0
     assert (count(made, "traces.span.metrics.calls"), count(made, "mlotel.batches")) == (3, 1)
@@ -95,29 +88,18 @@ def test_with_metrics_only_no_span_is_kept(monkeypatch):
 
 
 def test_nobody_to_send_to_costs_nothing_a_span(monkeypatch):
-    made = create(monkeypatch, NullOtlp())
+    made = create(monkeypatch, OtlpSink())
     assert made.span_takers == ()
     made.add_batch(row())
     assert count(made, "mlotel.batches") == 0
-    assert made.deliver(1.0) == {"otlp": None}
-
-
-@pytest.mark.parametrize(
-    ("monitor", "expected"), [(None, 5), (MonitorOptions(), 5), (MonitorOptions(restarts=1), "now")]
-)
-def test_counts_begin_with_the_recorder(monkeypatch, monitor, expected):
-    given = {}
-    monkeypatch.setattr(exports, "create_otlp", lambda settings, **options: given.update(options))
-    start_otlp(replace(OPENING, monitor=monitor), measurements=None, say=print)
-    assert (given["started_ns"] == 5) == (expected == 5)
-    assert given["started_ns"] == 5 or given["started_ns"] > 1_700_000_000_000_000_000
+    assert made.deliver(1.0) is None
 
 
 def test_no_exports_do_nothing():
-    made = NoExports()
+    made = Exports()
     made.add_batch(row())
     made.take_report(Report())
     made.tick()
     made.end()
     made.close()
-    assert (made.span_takers, made.describe(), made.deliver(1.0)) == ((), {}, {"otlp": None})
+    assert (made.span_takers, made.describe(), made.deliver(1.0)) == ((), {}, None)

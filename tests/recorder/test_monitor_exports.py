@@ -10,13 +10,13 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlotel_cli.recorder import exports
+from mlotel_cli.recorder import monitor_exports
 from mlotel_cli.recorder.live.http_server import Reply
 from mlotel_cli.recorder.machine import GpuReading, GpuWatch
 from mlotel_cli.recorder.monitor_exports import MonitorExports, Remembered
-from mlotel_cli.recorder.otlp.otlp_sink import NullOtlp
+from mlotel_cli.recorder.otlp.otlp_sink import OtlpSink
 from mlotel_cli.records import BatchRecord, SpanRecord, StageTime
-from mlotel_cli.snapshot import Snapshot, SourceReport
+from mlotel_cli.snapshot import SinkHealth, Snapshot, SourceReport
 from mlotel_cli.store.run_json import Before, Totals
 from mlotel_cli.typed_json import to_json
 from mlotel_cli.wire import HttpOptions, MonitorOptions, Opening, ProcessReport, Report
@@ -46,7 +46,7 @@ class Made:
         self.now = 1000.0
         self.answers: list[Snapshot] = []
         self.said: list[str] = []
-        self.sinks = {"parquet": {"ok": True, "sent": 0, "lost": 0, "detail": ""}}
+        self.sinks = {"parquet": SinkHealth()}
         self.gpus = GpuWatch(opener=lambda: None)
         self.exports = MonitorExports(
             opening,
@@ -97,7 +97,7 @@ class Made:
 
 @contextlib.contextmanager
 def making(monkeypatch, *, otlp=None, opening=OPENING, before=None) -> Iterator[Made]:
-    monkeypatch.setattr(exports, "create_otlp", lambda settings, **options: otlp or NullOtlp())
+    monkeypatch.setattr(monitor_exports, "create_otlp", lambda opening, **options: otlp or OtlpSink())
     made = Made(opening, before)
     try:
         yield made
@@ -191,8 +191,8 @@ def test_drops_are_rates_too(made):
 def test_a_scrape_has_every_family(made):
     made.gpus.readings = (GpuReading("GPU-1", "H200", 0.5, 10.0, 20.0, 300.0, 40.0),)
     made.sinks = {
-        "parquet": {"ok": True, "sent": 7, "lost": 1, "detail": ""},
-        "wandb": {"ok": False, "sent": 0, "lost": 0, "detail": "x"},
+        "parquet": SinkHealth(sent=7, lost=1),
+        "wandb": SinkHealth(ok=False, detail="x"),
     }
     made.tell()
     made.batch()
@@ -249,7 +249,7 @@ def test_traces_are_sent_when_slow_or_failed_and_metrics_count_all(monkeypatch):
         assert found["mlotel_traces"] == {"failed": 1, "slow": 1, "background": 0, "dropped": 1}
         assert found["mlotel_sink_sent"]["otlp"] == 4
         assert found["mlotel_sink_healthy"]["otlp_metrics"] == 1
-        assert made.exports.deliver(2.0)["otlp"]["sent"] == 4
+        assert made.exports.deliver(2.0).sent == 4
         assert otlp.closed_s == 2.0
 
 
@@ -315,8 +315,8 @@ def test_sinks_count_on_for_people_and_anew_for_prometheus(monkeypatch):
         assert (told["otlp"].sent, told["otlp"].lost, told["parquet"].sent) == (7, 2, 5)
         assert made.exports.describe()["sinks"]["otlp"] == {"sent": 7, "lost": 2, "queued": 0}
         assert made.scrape()["mlotel_sink_sent"]["otlp"] == 2
-        delivered = made.exports.deliver(1.0)["otlp"]
-        assert (delivered["sent"], delivered["lost"], delivered["metrics"]["lost"]) == (7, 2, 2)
+        delivered = made.exports.deliver(1.0)
+        assert (delivered.sent, delivered.lost, delivered.metrics.lost) == (7, 2, 2)
 
 
 def test_an_answer_is_given_again_for_a_moment():

@@ -9,8 +9,9 @@ import pytest
 
 from mlotel_cli.columns import BATCH_TYPES, SAMPLE_TYPES, SPAN_TYPES
 from mlotel_cli.config.policies import Retention
-from mlotel_cli.recorder.parquet_sink import ParquetSink, RollingParquetSink, batch_row, create_parquet
+from mlotel_cli.recorder.parquet_sink import ParquetSink, RollingParquetSink, batch_row
 from mlotel_cli.records import BatchRecord, Sample, SpanRecord, StageTime
+from mlotel_cli.snapshot import SinkHealth
 from mlotel_cli.store import writing
 from mlotel_cli.store.reading import read_table
 
@@ -122,13 +123,7 @@ def fill(sink: RollingParquetSink, *indexes: int) -> None:
 
 
 def rolling_sink(folder: Path, said: list[str] | None = None) -> RollingParquetSink:
-    sink = create_parquet(folder, RETENTION, say=(said if said is not None else []).append)
-    assert isinstance(sink, RollingParquetSink)
-    return sink
-
-
-def test_only_with_retention_it_rolls(tmp_path: Path):
-    assert not isinstance(create_parquet(tmp_path, None, say=print), RollingParquetSink)
+    return RollingParquetSink(folder, RETENTION, say=(said if said is not None else []).append)
 
 
 def test_the_end_merges_what_there_is_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -141,7 +136,7 @@ def test_the_end_merges_what_there_is_in_a_process_of_its_own(tmp_path: Path, mo
         assert [part.name for part in folder.iterdir()] == ["part-000001-000003.parquet"]
         assert read_table(folder)["batch"].to_list() == [0, 1, 2]
     assert sink.notes == []
-    assert sink.describe() == {"ok": True, "sent": 6, "lost": 0, "detail": ""}
+    assert sink.health() == SinkHealth(sent=6)
 
 
 def test_a_second_sink_goes_on_behind_the_first(tmp_path: Path):
@@ -161,12 +156,12 @@ def test_a_disk_that_takes_nothing_costs_rows_and_not_the_run(tmp_path: Path, mo
 
     monkeypatch.setattr(writing.os, "replace", full)
     fill(sink, 1, 2)
-    assert sink.describe()["ok"] is False
+    assert sink.health().ok is False
     monkeypatch.setattr(writing.os, "replace", replace)
     fill(sink, 3)
     assert read_table(tmp_path / "batches.parquet")["batch"].to_list() == [0, 3]
-    described = sink.describe()
-    assert (described["ok"], described["lost"], described["sent"]) == (True, 4, 4)
+    health = sink.health()
+    assert (health.ok, health.lost, health.sent) == (True, 4, 4)
     lost, again = said
     assert "batches.parquet cannot be written: [Errno 28] No space left on device" in lost
     assert again == "Parquet is written again"

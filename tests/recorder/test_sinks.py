@@ -16,6 +16,7 @@ from mlotel_cli.recorder.pipe import Answers
 from mlotel_cli.recorder.sinks import Sinks, create_sinks, start_tracker
 from mlotel_cli.recorder.wandb.wandb_run import TrackerSettings
 from mlotel_cli.recorder.wandb.wandb_sink import NullTracker
+from mlotel_cli.snapshot import SinkHealth
 from mlotel_cli.store.run_json import RunFile
 from mlotel_cli.wire import MonitorOptions, Opening
 
@@ -118,17 +119,17 @@ def test_wandb_gets_the_configuration_without_its_secrets(
 @pytest.mark.parametrize(
     ("described", "expected"),
     [
-        ({}, {"ok": True, "sent": 3, "lost": 1, "detail": "offline"}),
-        ({"mode": "online", "url": "http://w"}, {"ok": True, "sent": 3, "lost": 1, "detail": "http://w"}),
-        ({"url": "http://w", "error": "full"}, {"ok": False, "sent": 3, "lost": 1, "detail": "full"}),
+        ({}, SinkHealth(sent=3, lost=1, detail="offline")),
+        ({"mode": "online", "url": "http://w"}, SinkHealth(sent=3, lost=1, detail="http://w")),
+        ({"url": "http://w", "error": "full"}, SinkHealth(ok=False, sent=3, lost=1, detail="full")),
         ({"mode": "disabled"}, None),
     ],
 )
 def test_health_of_the_tables_and_of_wandb(
-    tmp_path: Path, answers: Answers, described: dict[str, Any], expected: dict[str, Any] | None
+    tmp_path: Path, answers: Answers, described: dict[str, Any], expected: SinkHealth | None
 ) -> None:
     parquet = create(opening(), tmp_path, answers).parquet
     tracker: Any = FakeTracker(None, **described)  # type: ignore[arg-type]
-    health = sinks._describe(parquet, tracker)
-    assert health["parquet"] == {"ok": True, "sent": 0, "lost": 0, "detail": ""}
+    health = sinks._health(parquet, tracker)
+    assert health["parquet"] == SinkHealth()
     assert health.get("wandb") == expected

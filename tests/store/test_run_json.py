@@ -9,6 +9,7 @@ import pytest
 
 from mlotel_cli.errors import RecorderError
 from mlotel_cli.records import BatchRecord
+from mlotel_cli.snapshot import SinkHealth
 from mlotel_cli.store.run_json import Before, RunFile, Totals, mark_failed, read_info, rows_written, wandb_id
 from mlotel_cli.wire import MonitorOptions
 from tests.recorder.test_process import OPENING
@@ -73,9 +74,9 @@ def test_a_recorder_that_takes_over_goes_on_where_the_last_one_died(tmp_path):
     new = Totals()
     new.add(row("done", 1))
     assert second.before.port == 41234
-    now = {"ok": True, "sent": 10, "lost": 0, "queued": 7}
-    assert second.before.with_sink("otlp", now) == {"ok": True, "sent": 15, "lost": 3, "queued": 7}
-    assert second.before.with_sink("parquet", now)["sent"] == 14
+    now = SinkHealth(sent=10, queued=7)
+    assert second.before.with_sink("otlp", now) == SinkHealth(sent=15, lost=3, queued=7)
+    assert second.before.with_sink("parquet", now).sent == 14
     assert second.before.with_sink("wandb", now) == now
     assert 1_000_000_000 < second.before.seconds < time.time()
     both = second.before.totals.plus(new)

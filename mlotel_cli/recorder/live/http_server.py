@@ -18,6 +18,8 @@ from io import BufferedIOBase
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, cast
 
+from mlotel_cli.snapshot import SinkHealth
+
 MAX_CONNECTIONS = 16
 """Connections served at the same time. One more ends the oldest, such as that of a client that sends no request."""
 DEADLINE_S = 10.0
@@ -92,15 +94,11 @@ class HttpServer:
         )
         self._thread.start()
 
-    @property
-    def num_requests(self) -> int:
-        """Number of requests answered so far."""
-        return 0 if self._server is None else self._server.num_requests
-
-    @property
-    def num_refused(self) -> int:
-        """Number of connections that were ended to make room."""
-        return 0 if self._server is None else self._server.num_refused
+    def health(self) -> SinkHealth:
+        """Return the number of requests answered and of connections ended to make room, with the address."""
+        server = self._server
+        sent, lost = (0, 0) if server is None else (server.num_requests, server.num_refused)
+        return SinkHealth(self.url is not None, sent, lost, detail=self.url or self.error)
 
     def close(self) -> None:
         """Stop listening and close all connections."""

@@ -5,13 +5,14 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlotel_cli.config.otlp_settings import Target
 from mlotel_cli.recorder.measurements import Measurements
 from mlotel_cli.recorder.otlp.span_queue import SpanQueue
 from mlotel_cli.records import SpanRecord
+from mlotel_cli.summary import SenderCounts
 
 if TYPE_CHECKING:
     from mlotel_cli.recorder.otlp.delivery import Delivery
@@ -33,17 +34,6 @@ _GRACE_S = 0.5
 Say = Callable[[str], None]
 
 
-@dataclass(slots=True)
-class SinkCounts:
-    """What became of the spans, or the data points of metrics, that a sink was given."""
-
-    sent: int = 0
-    lost: int = 0
-    queued: int = 0
-    retried: int = 0
-    detail: str = ""
-
-
 class Sender(ABC):
     """A thread that delivers to one target. Subclasses produce the payloads and count under the lock."""
 
@@ -51,7 +41,7 @@ class Sender(ABC):
         """Prepare; `start` starts the thread. A payload that cannot be delivered for `give_up_s` is lost."""
         self.target = target
         self._give_up_s = give_up_s
-        self.counts = SinkCounts()
+        self.counts = SenderCounts(endpoint=target.url)
         self._say = say
         self._changed = threading.Condition()
         self._stopping = False
@@ -82,13 +72,13 @@ class Sender(ABC):
             self.counts.lost += self._in_flight + self._forget()
             self._in_flight = 0
 
-    def describe(self) -> dict[str, Any]:
-        """Return the sender's part of run.json."""
+    def describe(self) -> SenderCounts:
+        """Return what became of what was handed over."""
         with self._changed:
             if self._delivery is not None:
                 self.counts.retried, self.counts.detail = self._delivery.retried, self._delivery.detail
             self.counts.queued = self._waiting() + self._in_flight
-            return {"endpoint": self.target.url, **asdict(self.counts)}
+            return replace(self.counts)
 
     def _work(self) -> None:
         from mlotel_cli.recorder.otlp.delivery import Delivery
@@ -244,6 +234,6 @@ class MetricSender(Sender):
         """Return the number of data points and the request that holds them."""
         from mlotel_cli.recorder.otlp.encode import count_points, encode_metrics
 
-        families = self._measurements.families()
+        families = self._measurements()
         times = {"started_ns": self._started_ns, "now_ns": time.time_ns()}
         return count_points(families), encode_metrics(families, resource=resource, **times)

@@ -189,7 +189,7 @@ def test_clients_that_never_ask_make_room_for_one_that_does():
         held = [connect(server) for _ in range(3 * module.MAX_CONNECTIONS)]
         for _ in range(5):
             assert ask(server)[1] == b"hello\n"
-        assert server.num_refused >= 2 * module.MAX_CONNECTIONS
+        assert server.health().lost >= 2 * module.MAX_CONNECTIONS
         for client in held[: module.MAX_CONNECTIONS]:
             assert read_all(client) == b""
         for client in held:
@@ -211,7 +211,7 @@ def test_one_connection_too_many_ends_the_oldest_and_no_other():
             held[-1].sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert entered.acquire(timeout=5)
         assert ask(server, "/x")[1] == b"x"
-        assert server.num_refused == 1
+        assert server.health().lost == 1
         leave.set()
         assert [read_all(client).endswith(b"waited") for client in held] == [False, *[True] * (len(held) - 1)]
         for client in held:
@@ -232,7 +232,7 @@ def test_a_client_that_does_not_read_is_ended_by_its_deadline():
     with serving(routes, deadline_s=0.05) as server, connect(server) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         deadline = time.monotonic() + 5
-        while server._server._open or not server.num_requests:
+        while server._server._open or not server.health().sent:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert ask(server, "/x")[1] == b"x"
@@ -244,7 +244,7 @@ def test_a_port_that_is_taken_is_said_and_no_exception():
         second = HttpServer({}, host="127.0.0.1", port=port)
         assert second.url is None
         assert second.error == f"cannot listen on 127.0.0.1:{port}: Address already in use"
-        assert (second.num_requests, second.num_refused) == (0, 0)
+        assert (second.health().sent, second.health().lost) == (0, 0)
         second.close()
 
 

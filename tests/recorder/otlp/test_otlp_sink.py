@@ -2,14 +2,17 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from mlotel_cli.recorder.measurements import Family, Point
-from mlotel_cli.recorder.otlp.otlp_sink import NullOtlp, OtlpSink, create_otlp, notes
+from mlotel_cli.recorder.otlp import otlp_sink
+from mlotel_cli.recorder.otlp.otlp_sink import OtlpSink, create_otlp, notes
 from mlotel_cli.records import SpanRecord
+from mlotel_cli.summary import SenderCounts
+from mlotel_cli.wire import MonitorOptions, Opening, OtlpOptions
 from tests.support.otlp_receiver import receiving
 
 
@@ -38,13 +41,15 @@ class Counted:
 def start(
     url: str | None, *, measurements=None, said: list[str] | None = None, environ=None, **settings: Any
 ) -> OtlpSink:
+    given: dict[str, Any] = {"endpoint": url, "timeout_s": 5.0, "queue_size": 10_000, "metrics_interval_s": 3600}
+    identity = {"service.name": "s", "git.commit": None}
     return create_otlp(
-        {"endpoint": url, "headers": {}, "timeout_s": 5.0, "queue_size": 10_000, "metrics_interval_s": 3600} | settings,
+        Opening(
+            mode="eval", name="s", run_id="x", started_ns=5, identity=identity, otlp=OtlpOptions(**given | settings)
+        ),
         environ=environ or {},
-        resource={"service.name": "s", "git.commit": None},
-        measurements=measurements or NoMeasurements(),
+        measurements=(measurements or NoMeasurements()).families,
         say=(said if said is not None else []).append,
-        started_ns=5,
     )
 
 
@@ -55,13 +60,13 @@ def until(true: Callable[[], object], *, within_s: float = 10) -> None:
         time.sleep(0.002)
 
 
-def counts(described: Mapping[str, Any]) -> tuple[int, int, int]:
-    return described["sent"], described["lost"], described["queued"]
+def counts(counted: SenderCounts) -> tuple[int, int, int]:
+    return counted.sent, counted.lost, counted.queued
 
 
 def test_without_a_target_nothing_is_sent():
     export = start(None)
-    assert isinstance(export, NullOtlp)
+    assert (export.sends_spans, export.sends_metrics) == (False, False)
     export.add(spans(1))
     export.close(1)
     assert export.describe() is None
@@ -70,15 +75,15 @@ def test_without_a_target_nothing_is_sent():
 
 def test_the_environment_may_belong_to_another_sdk():
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
-    assert isinstance(start(None, environ=environ, from_environment=False), NullOtlp)
+    assert start(None, environ=environ, from_environment=False).describe() is None
     export = start(None, environ=environ)
     export.close(1)
-    assert export.describe()["endpoint"] == "http://127.0.0.1:1/v1/traces"
+    assert export.describe().endpoint == "http://127.0.0.1:1/v1/traces"
 
 
 def test_settings_that_cannot_work_are_said_and_end_nothing():
     said: list[str] = []
-    assert isinstance(start(None, said=said, environ={"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4318"}), NullOtlp)
+    assert start(None, said=said, environ={"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4318"}).describe() is None
     (line,) = said
     assert line.startswith("OTLP: OTEL_EXPORTER_OTLP_ENDPOINT=c:4318: allowed: ")
 
@@ -96,7 +101,7 @@ def test_everything_is_sent_with_what_identifies_the_run():
     assert (resource["service.name"], resource["deployment"]) == ("s", "lab")
     described = export.describe()
     assert counts(described) == (1200, 0, 0)
-    assert (described["endpoint"], described["retried"]) == (f"{receiver.url}/v1/traces", 0)
+    assert (described.endpoint, described.retried) == (f"{receiver.url}/v1/traces", 0)
     assert notes(described) == []
 
 
@@ -106,8 +111,21 @@ def test_metrics_only():
         export.add(spans(3))
         export.close(5)
     assert (receiver.spans, len(receiver.metrics)) == ([], 1)
-    assert export.describe()["endpoint"] is None
+    assert export.describe().endpoint is None
     assert counts(export.describe()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "expected"), [(None, 5), (MonitorOptions(), 5), (MonitorOptions(restarts=1), "now")]
+)
+def test_counts_begin_with_the_recorder(monkeypatch, monitor, expected):
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(otlp_sink, "MetricSender", lambda target, **options: given.update(options))
+    opening = Opening(mode="eval", name="s", run_id="x", started_ns=5, monitor=monitor)
+    environ = {"OTEL_METRICS_EXPORTER": "otlp"}
+    create_otlp(opening, measurements=NoMeasurements().families, say=print, environ=environ)
+    assert (given["started_ns"] == 5) == (expected == 5)
+    assert given["started_ns"] == 5 or given["started_ns"] > 1_700_000_000_000_000_000
 
 
 def test_a_protocol_that_does_not_apply_is_said():

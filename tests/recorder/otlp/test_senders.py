@@ -20,7 +20,7 @@ def test_spans_leave_before_the_end(monkeypatch):
         export = start(receiver.url)
         export.add(spans(3))
         until(lambda: len(receiver.spans) == 3)
-        until(lambda: export.describe()["sent"] == 3)
+        until(lambda: export.describe().sent == 3)
         export.close(5)
 
 
@@ -33,8 +33,8 @@ def test_a_server_that_is_busy_once_gets_everything_once():
         export.close(5)
     assert len(receiver.spans) == 10
     assert counts(export.describe()) == (10, 0, 0)
-    assert export.describe()["retried"] == 1
-    assert export.describe()["metrics"] is None
+    assert export.describe().retried == 1
+    assert export.describe().metrics is None
     assert [line.partition(": ")[2].partition(" (")[0] for line in said] == ["not delivered", "delivered again"]
 
 
@@ -61,7 +61,7 @@ def test_refused_requests_are_lost_and_do_not_stop_the_next():
     with receiving(lambda number, path: Reply(status=400) if number == 0 else None) as receiver:
         export = start(receiver.url, environ={"OTEL_METRICS_EXPORTER": "none"})
         export.add(spans(senders.MAX_SPANS))
-        until(lambda: export.describe()["lost"] == senders.MAX_SPANS)
+        until(lambda: export.describe().lost == senders.MAX_SPANS)
         export.add(spans(5, first=senders.MAX_SPANS))
         export.close(5)
     assert counts(export.describe()) == (5, senders.MAX_SPANS, 0)
@@ -140,11 +140,11 @@ def test_while_the_recorder_is_behind_it_has_the_interpreter_for_itself(monkeypa
         export = start(receiver.url)
         export.add(given)
         if is_behind:
-            until(lambda: export.describe()["sent"])
+            until(lambda: export.describe().sent)
             time.sleep(0.05)  # time in which nothing may happen
-            assert export.describe()["sent"] == senders.MAX_SPANS
+            assert export.describe().sent == senders.MAX_SPANS
         else:
-            until(lambda: export.describe()["sent"] >= 3 * senders.MAX_SPANS)
+            until(lambda: export.describe().sent >= 3 * senders.MAX_SPANS)
         export.close(5)
     assert counts(export.describe()) == (2000, 0, 0)
 
@@ -194,8 +194,8 @@ def test_metrics_are_sent_every_interval_and_at_the_end():
     assert [point.as_double for point in points] == list(range(1, measurements.looks + 1))
     assert {point.start_time_unix_nano for point in points} == {5}
     assert attributes(receiver.metrics[0].resource_metrics[0].resource.attributes)["service.name"] == "s"
-    described = export.describe()["metrics"]
-    assert (described["sent"], described["lost"]) == (measurements.looks, 0)
+    described = export.describe().metrics
+    assert (described.sent, described.lost) == (measurements.looks, 0)
 
 
 def test_metrics_that_were_not_taken_are_counted_and_said_apart_from_spans():
@@ -205,7 +205,7 @@ def test_metrics_that_were_not_taken_are_counted_and_said_apart_from_spans():
         export.close(5)
     described = export.describe()
     assert counts(described) == (3, 0, 0)
-    assert (described["metrics"]["sent"], described["metrics"]["lost"]) == (0, 1)
+    assert (described.metrics.sent, described.metrics.lost) == (0, 1)
     assert notes(described) == [f"OTLP metrics: 1 of 1 data points did not reach {receiver.url}/v1/metrics"]
 
 
