@@ -18,7 +18,7 @@ from typing import Literal
 from rich.text import Text
 
 from mlotel_cli.hardware import cpu_model, environment_variables, memory_bytes, usable_cores, version_of
-from mlotel_cli.nsys import importer_fix, output
+from mlotel_cli.nsys import importer_fix, output, version
 from mlotel_cli.screen import print_table, stdout, text_column
 
 State = Literal["ok", "absent", "problem"]
@@ -27,6 +27,7 @@ State = Literal["ok", "absent", "problem"]
 EXTRAS = {"video": "av", "detection": "faster-coco-eval"}
 PROBE_NAME = "mlotel-probe"
 PROBE_RANGES = 3
+_RECORD = "profile -t nvtx -s none --cpuctxsw=none --export=sqlite -f true"
 _PROBE = f"""
 import nvtx
 for _ in range({PROBE_RANGES}):
@@ -134,11 +135,10 @@ def find_nsys() -> Finding:
     if nsys is None:
         fix = "install Nsight Systems (Debian non-free: nsight-systems); only `mlotel profile` needs it"
         return Finding("nsys", "not found on PATH", "absent", fix)
-    version = output([nsys, "--version"]).strip().rpartition(" ")[2]
-    found = f"{version} ({nsys})"
+    found = f"{version(Path(nsys))} ({nsys})"
     with tempfile.TemporaryDirectory(prefix="mlotel-") as folder:
         report = Path(folder, "probe")
-        said = output([nsys, *_probe_arguments(report), sys.executable, "-c", _PROBE])
+        said = output([nsys, *_RECORD.split(), "-o", str(report), sys.executable, "-c", _PROBE])
         if not report.with_suffix(".sqlite").exists():
             return Finding("nsys", f"{found}, writes no readable report", "problem", importer_fix(Path(nsys), said))
         ranges = count_ranges(report.with_suffix(".sqlite"), PROBE_NAME)
@@ -146,22 +146,6 @@ def find_nsys() -> Finding:
         lost = f"{found}, records {ranges} of {PROBE_RANGES} ranges of nvtx {version_of('nvtx')}"
         return Finding("nsys", lost, "problem", "pip install 'nvtx<0.2.12' or a newer nsys")
     return Finding("nsys", f"{found}, records the ranges of nvtx {version_of('nvtx')}")
-
-
-def _probe_arguments(report: Path) -> list[str]:
-    return [
-        "profile",
-        "-t",
-        "nvtx",
-        "-s",
-        "none",
-        "--cpuctxsw=none",
-        "--export=sqlite",
-        "-f",
-        "true",
-        "-o",
-        str(report),
-    ]
 
 
 def count_ranges(database: Path, name: str) -> int:
@@ -179,10 +163,10 @@ def count_ranges(database: Path, name: str) -> int:
 
 def find_extra(extra: str, distribution: str) -> Finding:
     """Find an extra of mlotel."""
-    version = version_of(distribution)
-    if version is None:
+    installed = version_of(distribution)
+    if installed is None:
         return Finding(f"extra {extra}", f"{distribution} is not installed", "absent", f"pip install 'mlotel[{extra}]'")
-    return Finding(f"extra {extra}", f"{distribution} {version}")
+    return Finding(f"extra {extra}", f"{distribution} {installed}")
 
 
 CHECKS = {

@@ -25,7 +25,6 @@ class SineModel(nn.Module):
     """Waits 50 +- 25 ms times `time_scale`, by a sine over the batch index."""
 
     def __init__(self, period: int, *, time_scale: float) -> None:
-        """Set the `period` of the sine, in batches."""
         super().__init__()
         self._period = period
         self._time_scale = time_scale
@@ -79,17 +78,14 @@ class DummyData:
     """Numbered batches with labels of 0 and 1."""
 
     def __init__(self, *, num_batches: int = 1000, batch_size: int = 1, seed: int = 0) -> None:
-        """Set the size and the seed of the data set."""
         self._num_batches = num_batches
         self._batch_size = batch_size
         self._seed = seed
 
     def __len__(self) -> int:
-        """Return the number of batches."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the same batches in every pass."""
         draw = random.Random(self._seed)
         for index in range(self._num_batches):
             labels_B = torch.tensor([draw.randrange(2) for _ in range(self._batch_size)])
@@ -105,7 +101,6 @@ class Score:
     """Share of right labels: the accuracy of the dummy pipeline."""
 
     def __init__(self) -> None:
-        """Start without batches."""
         self._num_right = 0
         self._num_items = 0
 

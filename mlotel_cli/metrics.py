@@ -54,7 +54,6 @@ class TorchMetric:
     """
 
     def __init__(self, metric: Any) -> None:
-        """Wrap a `torchmetrics.Metric`."""
         self._metric = metric
         self._device: Any = None
 
@@ -134,7 +133,6 @@ class Scorer:
     """Scores batches by all metrics of a run; an error names the metric and the batch."""
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
-        """Take the metrics by name."""
         self._metrics = dict(metrics)
         self._worst: list[float] = []
 

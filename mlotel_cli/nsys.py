@@ -168,7 +168,6 @@ def _line_with(text: str, *parts: str) -> str:
 
 
 def _temporary() -> Path:
-    """Return the folder for nsys's temporary files."""
     return Path(os.environ.get("TMPDIR") or "/tmp")
 
 

@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 
 from mlotel_cli.errors import DataError, StageError
 from mlotel_cli.execute import Executor, Finished, Numbered
@@ -14,22 +13,9 @@ from mlotel_cli.records import Batch
 from mlotel_cli.summary import Warmup
 
 
-@dataclass(slots=True)
-class WarmUp:
-    """What a warm-up came to.
-
-    Attributes:
-        figures: `Closing.warmup`.
-        error: why the data could not be read further; None when it could.
-    """
-
-    figures: Warmup
-    error: DataError | None
-
-
 def warm_up(
     executor: Executor, batches: Iterator[Batch], wait_for_result: Callable[[], int], *, one_by_one: bool = False
-) -> WarmUp:
+) -> tuple[Warmup, DataError | None]:
     """Run `batches` with spans off; stop after one that fails, because the run itself meets it again and says so.
 
     Args:
@@ -38,6 +24,9 @@ def warm_up(
         wait_for_result: see `result_waiter`.
         one_by_one: read and run one batch before the next is read, on the calling thread: a source that blocks then
             cannot keep a warm-up from stopping.
+
+    Returns:
+        `Closing.warmup`, and why the data could not be read further.
     """
     times_s: list[float] = []
     began = time.perf_counter()
@@ -51,7 +40,7 @@ def warm_up(
         error = raised
     took_s = time.perf_counter() - began
     total_s = min(sum(times_s), took_s)  # less than the sum where batches overlap
-    return WarmUp(Warmup(len(times_s), times_s[0] * 1e3 if times_s else None, total_s), error)
+    return Warmup(len(times_s), times_s[0] * 1e3 if times_s else None, total_s), error
 
 
 def _run_through(

@@ -48,7 +48,7 @@ def build(cfg: "DictConfig") -> Parts:
     Raises:
         UsageError: when the configuration does not describe them.
     """
-    pipeline = config.instantiate(cfg.pipeline, "pipeline")
+    built = build_pipeline(cfg)
     data = config.instantiate(cfg.data, "data")
     metrics = {str(name): config.instantiate(node, f"metrics.{name}") for name, node in cfg.metrics.items()}
     for name, metric in metrics.items():
@@ -60,7 +60,7 @@ def build(cfg: "DictConfig") -> Parts:
             f"eval.repeats={cfg.eval.repeats}: the data, a {type(data).__name__}, can be iterated once only; "
             "give a data set that starts anew"
         )
-    return Parts(_with_executor(cfg, pipeline), batches, Scorer(metrics))
+    return Parts(built, batches, Scorer(metrics))
 
 
 def build_pipeline(cfg: "DictConfig") -> Built:
@@ -69,10 +69,7 @@ def build_pipeline(cfg: "DictConfig") -> Built:
     Raises:
         UsageError: when the configuration does not describe them.
     """
-    return _with_executor(cfg, config.instantiate(cfg.pipeline, "pipeline"))
-
-
-def _with_executor(cfg: "DictConfig", pipeline: Any) -> Built:
+    pipeline = config.instantiate(cfg.pipeline, "pipeline")
     stages = stages_of(pipeline)
     return Built(pipeline, stages, executor_of(cfg, stages), inference_of(cfg))
 

@@ -57,7 +57,6 @@ class Evaluation:
     """Runs one or more passes over the data; scores and settles every batch."""
 
     def __init__(self, cfg: "DictConfig", session: Settling, parts: Parts, console: Console) -> None:
-        """Prepare; `run` does the work."""
         self._cfg = cfg
         self._session = session
         self._parts = parts
@@ -96,7 +95,7 @@ class Evaluation:
             raise StageError(f"{self._num_batches} batches ran, but {'; '.join(reasons)}")
 
     def _run_batches(self, progress: Progress) -> None:
-        with closing(self._executor.run(self._numbered(), wait_for_room=self._session.link.wait_for_room)) as running:
+        with closing(self._executor.run(self._numbered(), wait_for_room=self._session.wait_for_room)) as running:
             for finished in running:
                 self._num_batches += 1
                 waited_ns = self._wait_for_result()
@@ -161,14 +160,14 @@ class Evaluation:
         """Run the first batches, with spans off. The run takes them again, also when the data has only one pass."""
         data = self._parts.data
         passing = iter(data)
-        warmed = warm_up(self._executor, self._first(passing), self._wait_for_result)
-        if warmed.error is not None:  # the run meets it again at the same batch
-            passing = _raising(warmed.error)
+        warmup, error = warm_up(self._executor, self._first(passing), self._wait_for_result)
+        if error is not None:  # the run meets it again at the same batch
+            passing = _raising(error)
         if data.is_one_shot:
             self._rest = passing
         else:
             self._head.clear()
-        self._session.closing.warmup = warmed.figures
+        self._session.closing.warmup = warmup
 
     def _first(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in itertools.islice(batches, self._cfg.eval.warmup_batches):

@@ -83,7 +83,7 @@ def start_run(
 def _batches_of(session: Session, machine: Mapping[str, Any]) -> Generator[None]:
     """Hold the program's batches back while the recorder is far behind; note how long they took, and on which GPU."""
     started = time.perf_counter()
-    api.call_before_batches(session.link.wait_for_room)
+    api.call_before_batches(session.wait_for_room)
     try:
         yield
     finally:

@@ -41,7 +41,6 @@ class Feed:
     """The intake's batches in one pass; the first ones can be looked at beforehand."""
 
     def __init__(self, intake: Intake) -> None:
-        """Prepare; reading begins with the first batch that is asked for."""
         self.intake = intake
         self._head: list[Batch] = []
         self._rest = iter(intake)
@@ -81,7 +80,6 @@ class Loop:
     """
 
     def __init__(self, cfg: "DictConfig", session: Settling, feed: Feed, built: Built, ending: Ending) -> None:
-        """Prepare; `run` does the work."""
         self._cfg = cfg
         self._session = session
         self._built = built
@@ -121,7 +119,7 @@ class Loop:
             self._session.closing.scoring_s = self._session.closing.caller_s = 0.0
 
     def _run_batches(self) -> None:
-        with closing(self._executor.run(self._numbered(), wait_for_room=self._session.link.wait_for_room)) as running:
+        with closing(self._executor.run(self._numbered(), wait_for_room=self._session.wait_for_room)) as running:
             for finished in running:
                 self._wait_for_result()
                 self.settle(finished)
@@ -147,12 +145,12 @@ class Loop:
 
     def _warm_up(self) -> None:
         """Run the first batches, with spans off. The run takes them again; live input is dropped instead."""
-        warmed = warm_up(self._executor, self._first(), self._wait_for_result, one_by_one=True)
-        if warmed.error is not None:
-            raise warmed.error
+        warmup, error = warm_up(self._executor, self._first(), self._wait_for_result, one_by_one=True)
+        if error is not None:
+            raise error
         if self.feed.intake.is_live:
             self.feed.forget("warmup")
-        self._session.closing.warmup = warmed.figures
+        self._session.closing.warmup = warmup
 
     def _first(self) -> Iterator[Batch]:
         for batch in self.feed.look(self._cfg.eval.warmup_batches):

@@ -78,7 +78,6 @@ class Ticker(threading.Thread):
         say: Callable[[str], None],
         every_s: float = 1.0,
     ) -> None:
-        """Prepare; `start` begins."""
         super().__init__(name="mlotel-live", daemon=True)
         self._loop = loop
         self._link = link
@@ -108,7 +107,6 @@ class Changes:
     """Says what an operator should know at once, and nothing twice."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        """`say` takes a line."""
         self._say = say
         self._state = ""
         self._was_connected = False

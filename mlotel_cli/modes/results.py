@@ -70,7 +70,6 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
 

@@ -33,22 +33,13 @@ _CLOSING_GRACE_S = 60.0
 """Added to the tracker's own time limit: for merging Parquet and computing intervals."""
 
 
-class Room(Protocol):
-    """Tells a loop to wait."""
-
-    def wait_for_room(self) -> None:
-        """Wait while the recorder is far behind; call it between batches."""
-        ...
-
-
 class Settling(Protocol):
     """What a loop over batches needs of its run: `Session`, or under a profiler `profile.profiled.ResultFile`."""
 
     closing: Closing
 
-    @property
-    def link(self) -> Room:
-        """Tells the loop to wait between batches."""
+    def wait_for_room(self) -> None:
+        """Wait while the recorder is far behind; call it between batches."""
         ...
 
     def record(self) -> None:
@@ -70,6 +61,7 @@ class Session:
     Attributes:
         closing: how the run ended; the mode fills it in.
         info: run.json's content, once closed.
+        link: to the recorder.
     """
 
     def __init__(
@@ -107,13 +99,8 @@ class Session:
         self._on_signal = on_signal
         self._now = now
         self._signalled_s: float | None = None
-        self._link: RecorderLink | PersistentLink = link or RecorderLink(run_dir, imports=imports, say=say)
+        self.link: RecorderLink | PersistentLink = link or RecorderLink(run_dir, imports=imports, say=say)
         api.install()
-
-    @property
-    def link(self) -> RecorderLink | PersistentLink:
-        """The recorder's other end."""
-        return self._link
 
     def __enter__(self) -> Self:
         """Take over the signals: SIGTERM and SIGHUP end the run like a Ctrl-C, with everything measured so far."""
@@ -148,7 +135,7 @@ class Session:
         self._finish_s = opening.tracker.finish_timeout_s
         if backend == "otel":
             self._recording = Recording(
-                self._link.emit,
+                self.link.emit,
                 faults=self._faults,
                 device=device,
                 resource_attributes=opening.identity,
@@ -158,7 +145,7 @@ class Session:
             from mlotel_cli.telemetry.backends.nvtx import Nvtx
 
             self._backend = Nvtx(faults=self._faults, max_names=opening.max_names)
-        self._link.open(opening, flush_ms=flush_ms)
+        self.link.open(opening, flush_ms=flush_ms)
         self._opened = True
 
     def record(self) -> None:
@@ -170,15 +157,19 @@ class Session:
 
     def tell(self, info: Mapping[str, Any]) -> None:
         """Add to run.json; its `config` goes to the tracker's config."""
-        self._link.send(Info.of(info))
+        self.link.send(Info.of(info))
 
     def attach(self, attachment: Attachment) -> None:
         """Give the tracker a table and files to keep with the run."""
-        self._link.send(attachment)
+        self.link.send(attachment)
 
     def settle(self, settled: Settled) -> None:
         """Say that the mode is done with a batch."""
-        self._link.send(settled)
+        self.link.send(settled)
+
+    def wait_for_room(self) -> None:
+        """Wait while the recorder is far behind."""
+        self.link.wait_for_room()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -192,7 +183,7 @@ class Session:
         api.use(OFF)
         try:
             if not self._opened:
-                self._link.abandon()
+                self.link.abandon()
             else:
                 self._close(error)
         finally:
@@ -212,9 +203,9 @@ class Session:
         if device is not None:
             telemetry.device_abandoned, telemetry.device_captured = device.abandoned, device.captured
             telemetry.device_elsewhere = device.elsewhere
-        telemetry.source_paused_s, telemetry.faults = self._link.paused_s, self._faults.counts()
+        telemetry.source_paused_s, telemetry.faults = self.link.paused_s, self._faults.counts()
         try:
-            self.info = self._link.close(closing, timeout_s=self._finish_s + _CLOSING_GRACE_S)
+            self.info = self.link.close(closing, timeout_s=self._finish_s + _CLOSING_GRACE_S)
         except Exception:
             mark_failed(self.run_dir, closing.error or "the recorder process ended")
             if error is None:

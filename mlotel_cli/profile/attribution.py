@@ -98,7 +98,6 @@ class BusyTime:
     """The time in which a device was busy: disjoint intervals, in order."""
 
     def __init__(self, intervals: Iterable[tuple[int, int]]) -> None:
-        """Merge intervals that overlap or touch."""
         self._starts: list[int] = []
         self._ends: list[int] = []
         for start, end in sorted(intervals):

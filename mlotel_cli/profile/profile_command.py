@@ -86,7 +86,6 @@ class Results:
     """What the profiled process wrote so far; see `profile.profiled.ResultFile`."""
 
     def __init__(self, path: Path) -> None:
-        """Prepare; the file at `path` may come later."""
         self.path = path
         self.pid: int | None = None
         self.started_ns: int | None = None
@@ -139,7 +138,6 @@ class Profile:
     def __init__(
         self, cfg: "DictConfig", run_dir: Path, session: Session, profiler: Profiler, console: Console
     ) -> None:
-        """Prepare; `run` does the work."""
         self.stages: ProfileSummary | None = None
         self._cfg = cfg
         self._run_dir = run_dir
@@ -309,7 +307,7 @@ class Profile:
         opened = replay(attributed, link, started_ns=started_ns, recorded=recorded) if attributed else {}
         for row in rows:
             self._session.settle(replace(row.settled, opened=opened.get(row.settled.batch, 0)))
-            self._session.link.wait_for_room()
+            self._session.wait_for_room()
         self._take_closing()
         return missing
 

@@ -72,11 +72,6 @@ class ResultFile:
         """Take the backend of spans, and what is entered when the warm-up is over."""
         self._backend, self._capture = backend, capture
 
-    @property
-    def link(self) -> "ResultFile":
-        """The file itself tells the loop to wait."""
-        return self
-
     def wait_for_room(self) -> None:
         """Return at once: a file always has room."""
 

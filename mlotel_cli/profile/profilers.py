@@ -100,7 +100,6 @@ class TorchProfiler:
     backend = "torch"
 
     def __init__(self, run_dir: Path) -> None:
-        """Prepare; the trace goes to `run_dir`."""
         self.trace = run_dir.absolute() / f"{PROFILE}.trace.json"
 
     def command(self, spec: Path) -> list[str]:

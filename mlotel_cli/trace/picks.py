@@ -121,7 +121,6 @@ def _picked(frame: "pl.LazyFrame", traced: "pl.DataFrame", figure: Mapping[str, 
 
 
 def _times(schema: Mapping[str, DataType]) -> list[StageColumn]:
-    """Return the columns with times of stages and of the queues before them."""
     return [time for time in parse_columns(schema).times if time.measure in ("host_ms", "queue_ms")]
 
 

@@ -40,7 +40,6 @@ class Selection:
         return self.first == self.last
 
     def __str__(self) -> str:
-        """Return the batches as a title names them."""
         return f"batch {self.first}" if self.is_single else f"batches {self.first} to {self.last}"
 
 
@@ -140,7 +139,6 @@ def _load(run: Run, selection: Selection, known: tuple[int, int], *, limit: int)
 
 
 def _title(spans: Sequence[SpanRecord], selection: Selection) -> str:
-    """Return a title: the batch, its role, and how long it took."""
     start_ns, end_ns = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
     role = f" ({selection.role})" if selection.role else ""
     return f"{selection}{role}: {format_ms(end_ns - start_ns)} ms"

@@ -40,9 +40,8 @@ class Noting:
     spans: Recorded | None = None
     on_room: Callable[[], None] = lambda: None
 
-    @property
-    def link(self) -> Any:
-        return SimpleNamespace(wait_for_room=self.on_room)
+    def wait_for_room(self) -> None:
+        self.on_room()
 
     def record(self) -> None:
         if self.spans is not None:

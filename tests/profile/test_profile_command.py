@@ -89,6 +89,9 @@ class FakeSession:
     def settle(self, settled: Settled) -> None:
         self.settled.append(settled)
 
+    def wait_for_room(self) -> None:
+        pass
+
 
 @dataclass
 class FakeProfiler:
