@@ -4,9 +4,8 @@ No option here repeats a configuration key: those are Hydra overrides. Nothing h
 """
 
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from typer.core import TyperCommand
@@ -99,31 +98,9 @@ mlotel runs outputs/eval --json
 """
 
 
-class TraceFormat(StrEnum):
-    """What --format writes."""
-
-    perfetto = "perfetto"
-    otlp_json = "otlp-json"
-    svg = "svg"
-
-
-class ConfigKind(StrEnum):
-    """What --cfg prints."""
-
-    job = "job"
-    hydra = "hydra"
-    all = "all"
-
-
-class InfoKind(StrEnum):
-    """What --info prints."""
-
-    all = "all"
-    config = "config"
-    defaults = "defaults"
-    defaults_tree = "defaults-tree"
-    plugins = "plugins"
-    searchpath = "searchpath"
+TraceFormat = Literal["perfetto", "otlp-json", "svg"]
+ConfigKind = Literal["job", "hydra", "all"]
+InfoKind = Literal["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
 
 
 class HydraCommand(TyperCommand):
@@ -131,10 +108,10 @@ class HydraCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Complete a bare --info before the options are read."""
-        kinds = {kind.value for kind in InfoKind}
+        kinds = get_args(InfoKind)
         for position in reversed([n for n, text in enumerate(args) if text in ("--info", "-i")]):
             if args[position + 1 : position + 2] == [] or args[position + 1] not in kinds:
-                args.insert(position + 1, InfoKind.all)
+                args.insert(position + 1, "all")
         return super().parse_args(ctx, args)
 
 

@@ -67,28 +67,24 @@ def print_findings() -> None:
     print_table(console, [text_column(each) for each in ("", "found", "fix")], rows, title=title)
 
 
-def find_python() -> Finding:
-    """Find the interpreter."""
+def _find_python() -> Finding:
     return Finding("python", f"{platform.python_version()} ({sys.executable})")
 
 
-def find_torch() -> Finding:
-    """Find torch and the CUDA version that it was built for."""
+def _find_torch() -> Finding:
     import torch
 
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     return Finding("torch", f"{torch.__version__} ({build})")
 
 
-def find_cpu() -> Finding:
-    """Find the processor and the memory."""
+def _find_cpu() -> Finding:
     memory = memory_bytes()
     size = f", {memory / 2**30:.0f} GiB memory" if memory else ""
     return Finding("cpu", f"{cpu_model()}, {usable_cores()} cores{size}")
 
 
-def find_gpu() -> Finding:
-    """Find the GPUs that torch sees."""
+def _find_gpu() -> Finding:
     import torch
 
     if torch.cuda.is_available():
@@ -120,8 +116,7 @@ def find_wandb() -> Finding:
     return Finding("wandb", f"{wandb.__version__}, a key for {host} is configured")
 
 
-def find_nvtx() -> Finding:
-    """Find the NVTX package."""
+def _find_nvtx() -> Finding:
     import nvtx
 
     if not nvtx.enabled():
@@ -170,11 +165,11 @@ def find_extra(extra: str, distribution: str) -> Finding:
 
 
 CHECKS = {
-    "python": find_python,
-    "torch": find_torch,
-    "cpu": find_cpu,
-    "gpu": find_gpu,
+    "python": _find_python,
+    "torch": _find_torch,
+    "cpu": _find_cpu,
+    "gpu": _find_gpu,
     "wandb": find_wandb,
-    "nvtx": find_nvtx,
+    "nvtx": _find_nvtx,
     "nsys": find_nsys,
 }

@@ -69,11 +69,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def environment(*, with_torch: bool = False) -> dict[str, Any]:
-    """Describe machine, software and working copy for run.json.
-
-    Args:
-        with_torch: see `accelerator`.
-    """
+    """Describe machine, software and working copy for run.json; see `accelerator` for `with_torch`."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

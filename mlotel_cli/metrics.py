@@ -78,10 +78,6 @@ class TorchMetric:
             raise ValueError("no batch was scored")
         return float(self._metric.compute())
 
-    def reset(self) -> None:
-        """Forget every batch."""
-        self._metric.reset()
-
     def state(self) -> dict[str, Any]:
         """Return a copy of the accumulated state, on the CPU, and its number of updates."""
         states = {name: _copy(getattr(self._metric, name)) for name in self._metric._defaults}

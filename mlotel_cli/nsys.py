@@ -44,13 +44,8 @@ def profile_command(
 ) -> list[str]:
     """Return the command `nsys profile` without the program that it runs.
 
-    Args:
-        nsys: path of nsys.
-        report: path of the report, without a suffix.
-        trace: cuda,nvtx and the like.
-        capture: NAME@DOMAIN of the range during which nsys records.
-        graph_trace: node | graph; only used when CUDA is traced.
-        args: more arguments.
+    `report` has no suffix. `capture` is the NAME@DOMAIN of the range during which nsys records. `graph_trace`, node or
+    graph, is only used when CUDA is traced.
     """
     return [
         str(nsys),

@@ -265,12 +265,11 @@ def test_a_state_is_a_copy() -> None:
 
 def test_update_returns_the_batchs_own_score() -> None:
     metric = TorchMetric(torchmetrics.Accuracy("multiclass", num_classes=3))
+    with pytest.raises(ValueError, match=r"^no batch was scored$"):
+        metric.compute()
     assert metric.update(torch.tensor([0, 1]), torch.tensor([0, 1])) == 1.0
     assert metric.update(torch.tensor([0, 1]), torch.tensor([1, 1])) == 0.5
     assert metric.compute() == 0.75
-    metric.reset()
-    with pytest.raises(ValueError, match=r"^no batch was scored$"):
-        metric.compute()
 
 
 @pytest.mark.filterwarnings("ignore:The variance of predictions or target is close to zero")

@@ -42,7 +42,8 @@ def start_run(
                         boxes = detector(images)
                     mlotel_cli.score("recall", recall(boxes))
 
-    Prints the closing table. Call it from the main thread for Ctrl-C and SIGTERM to end the run in order.
+    Gives the run directory, and prints the closing table. Call it from the main thread for Ctrl-C and SIGTERM to end
+    the run in order.
 
     Args:
         name: of the run.
@@ -53,12 +54,8 @@ def start_run(
         group: W&B group.
         mode: auto | online | offline | disabled, for W&B.
 
-    Yields:
-        The run directory.
-
     Raises:
-        UsageError: when the directory holds a run already or cannot be made, `mode` is none of those, or the program
-            has an OpenTelemetry provider of its own.
+        UsageError: the directory holds a run or cannot be made, `mode` is unknown, or the program has a provider.
         RecorderError: when the recorder cannot be started, or died.
     """
     tracker = tracker_options(project=project, entity=entity, group=group, mode=mode)

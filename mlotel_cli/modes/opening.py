@@ -3,6 +3,7 @@
 A configured run opens with `open_run`; a program's own loop or SDK provider with `create_opening`.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -62,15 +63,7 @@ def open_run(
 def create_opening(
     *, mode: str, name: str, config: dict[str, Any], tracker: TrackerOptions, machine: Mapping[str, Any]
 ) -> Opening:
-    """Describe a run that starts now, with an identity of its own.
-
-    Args:
-        mode: eval | profile | monitor | loop.
-        name: of the run.
-        config: the resolved configuration.
-        tracker: see `Opening.tracker`.
-        machine: `hardware.environment()`.
-    """
+    """Describe a run that starts now, with an identity of its own; `machine` is `hardware.environment()`."""
     run_id = new_run_id()
     return Opening(
         mode=mode,
@@ -135,12 +128,10 @@ def _new_directory() -> Path:
     first = Path("outputs", "loop", f"{datetime.now().astimezone():%Y-%m-%d_%H-%M-%S}")
     first.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
-        folder = first if number == 1 else first.with_name(f"{first.name}_{number}")
-        try:
+        with contextlib.suppress(FileExistsError):
+            folder = first if number == 1 else first.with_name(f"{first.name}_{number}")
             folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
+            return folder
     raise AssertionError("unreachable")
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class LoopRun:
         directory: the run directory.
     """
 
-    def __init__(self, *, name: str, directory: Path | None, tracker: TrackerOptions, settle_s: float) -> None:
+    def __init__(self, *, name: str, directory: str | Path | None, tracker: TrackerOptions, settle_s: float) -> None:
         """Start and open a recorder.
 
         Raises:
@@ -74,7 +74,7 @@ class LoopRun:
                 otlp=OtlpOptions(from_environment=False),  # the program's own exporters read it already
             )
         )
-        self._tell({"environment": self._machine})
+        self._link.send(Info.of({"environment": self._machine}))
 
     @property
     def is_open(self) -> bool:
@@ -97,14 +97,11 @@ class LoopRun:
         self._closed = True
         try:
             if (more := changed_environment(self._machine)) is not None:
-                self._tell(more)
+                self._link.send(Info.of(more))
             self._link.close(Closing(), timeout_s=_CLOSE_TIMEOUT_S)
             _say(f"run: {self.directory}")
         except MlotelError as error:
             _say(str(error))
-
-    def _tell(self, info: Mapping[str, Any]) -> None:
-        self._link.send(Info.of(info))
 
 
 def _say(text: str) -> None:
@@ -150,25 +147,16 @@ class MlotelSpanProcessor(SpanProcessor):
         mode: str = "auto",
         settle_s: float = 5.0,
     ) -> None:
-        """Start a run.
+        """Start a run. The arguments are those of `mlotel_cli.start_run`.
 
-        Args:
-            name: of the run.
-            directory: run directory; default outputs/loop/<date>_<time>.
-            project: W&B project.
-            entity: W&B team or user.
-            group: W&B group.
-            mode: auto | online | offline | disabled, for W&B.
-            settle_s: how long a batch whose root has ended waits for children that have not.
+        Beside them, `settle_s` is how long a batch whose root has ended waits for children that have not.
 
         Raises:
-            UsageError: when `directory` holds a run already, or `mode` is none of these.
+            UsageError: when `directory` holds a run already, or `mode` is unknown.
             RecorderError: when the recorder cannot be started.
         """
         tracker = tracker_options(project=project, entity=entity, group=group, mode=mode)
-        self._run = LoopRun(
-            name=name, directory=Path(directory) if directory else None, tracker=tracker, settle_s=settle_s
-        )
+        self._run = LoopRun(name=name, directory=directory, tracker=tracker, settle_s=settle_s)
         self._lock = threading.RLock()  # a generator that is garbage-collected inside may end its span
         self._of_span: dict[int, _Batch] = {}
         self._of_trace: OrderedDict[int, _Batch | None] = OrderedDict()
@@ -272,11 +260,9 @@ class WandbSpanMetricsExporter(SpanExporter):
         group: str | None = None,
         mode: str = "auto",
     ) -> None:
-        """Start a run; the arguments are those of MlotelSpanProcessor."""
+        """Start a run; the arguments are those of `mlotel_cli.start_run`."""
         tracker = tracker_options(project=project, entity=entity, group=group, mode=mode)
-        self._run = LoopRun(
-            name=name, directory=Path(directory) if directory else None, tracker=tracker, settle_s=_EXPORT_SETTLE_S
-        )
+        self._run = LoopRun(name=name, directory=directory, tracker=tracker, settle_s=_EXPORT_SETTLE_S)
         self._lock = threading.RLock()
         self._index = itertools.count()
         self._of_trace: OrderedDict[int, int] = OrderedDict()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlotel_cli.errors import DataError
-from mlotel_cli.profile.timeline import Activity, Call, Range, Timeline
+from mlotel_cli.profile.timeline import Activity, Call, Kind, Range, Timeline
 
 DOMAIN = "mlotel"
 CAPTURE = "mlotel capture"
@@ -50,8 +50,9 @@ class _Reader:
         if "NVTX_EVENTS" in self._columns:
             self._read_ranges(timeline)
         timeline.calls.extend(self._calls())
-        for activities in (self._kernels(), self._copies(), self._simple("MEMSET", "memset"), self._graphs()):
-            timeline.activities.extend(activities)
+        # Graphs traced as a whole; with --cuda-graph-trace=node there are none, but kernels and copies.
+        graphs = self._simple("GRAPH_TRACE", "graph")
+        timeline.activities.extend((*self._kernels(), *self._copies(), *self._simple("MEMSET", "memset"), *graphs))
         return timeline
 
     def _select(self, table: str, columns: Sequence[str], where: str = "") -> Iterator[tuple[Any, ...]]:
@@ -125,11 +126,7 @@ class _Reader:
             direction = labels.get(kind, f"kind {kind}")
             yield Activity("memcpy", direction, start, end, device, process >> 24, correlation, direction, size)
 
-    def _simple(self, table: str, kind: Any) -> Iterator[Activity]:
+    def _simple(self, table: str, kind: Kind) -> Iterator[Activity]:
         columns = ["start", "end", "deviceId", "globalPid", "correlationId"]
         for start, end, device, process, correlation in self._select(f"{_PREFIX}{table}", columns):
             yield Activity(kind, kind, start, end, device, process >> 24, correlation)
-
-    def _graphs(self) -> Iterator[Activity]:
-        """Yield CUDA graphs traced as a whole. With --cuda-graph-trace=node there are none, but kernels and copies."""
-        yield from self._simple("GRAPH_TRACE", "graph")

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mlotel_cli import nsys
 from mlotel_cli.errors import MlotelError, UsageError
@@ -16,35 +16,12 @@ if TYPE_CHECKING:
 CAPTURE = "mlotel capture@mlotel"
 
 
-class Profiler(Protocol):
-    """Records the ranges of a process, and the device's work."""
-
-    backend: str
-    """Telemetry backend of the process that is profiled."""
-
-    def command(self, spec: Path) -> list[str]:
-        """Return the command line that runs the workload described in `spec`."""
-        ...
-
-    def read(self, said: str) -> Timeline:
-        """Read the recording; `said` is what the process printed.
-
-        Raises:
-            MlotelError: when there is none, with the reason.
-        """
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Return kind and version, for run.json."""
-        ...
-
-    def files(self) -> list[Path]:
-        """Return the files in the run directory that the tracker should keep."""
-        ...
-
-
 class NsysProfiler:
-    """Nsight Systems. See `Profiler`."""
+    """Nsight Systems, around the process.
+
+    Attributes:
+        backend: of spans, in the process that is profiled.
+    """
 
     backend = "nvtx"
 
@@ -62,7 +39,7 @@ class NsysProfiler:
         self._args: Sequence[str] = list(settings.args)
 
     def command(self, spec: Path) -> list[str]:
-        """Return `nsys profile` with this Python."""
+        """Return the command line that runs the workload described in `spec`: `nsys profile` with this Python."""
         profile = nsys.profile_command(
             self._nsys,
             report=self._report,
@@ -74,7 +51,11 @@ class NsysProfiler:
         return [*profile, *_workload(spec)]
 
     def read(self, said: str) -> Timeline:
-        """Read the SQLite file that nsys exported."""
+        """Read the SQLite file that nsys exported; `said` is what the process printed.
+
+        Raises:
+            MlotelError: when there is none, with the reason.
+        """
         from mlotel_cli.profile.nsys_export import read_timeline
 
         database = self._report.with_suffix(".sqlite")
@@ -86,16 +67,16 @@ class NsysProfiler:
         return timeline
 
     def describe(self) -> dict[str, Any]:
-        """Return path, version and what is traced."""
+        """Return kind, path, version and what is traced, for run.json."""
         return {"kind": "nsys", "path": str(self._nsys), "version": nsys.version(self._nsys), "trace": self._trace}
 
     def files(self) -> list[Path]:
-        """Return the report that the nsys GUI opens."""
+        """Return what the tracker keeps: the report that the nsys GUI opens."""
         return [path for path in (self._report.with_suffix(".nsys-rep"),) if path.exists()]
 
 
 class TorchProfiler:
-    """torch.profiler, in the process itself. See `Profiler`."""
+    """torch.profiler, in the process itself. It has what NsysProfiler has."""
 
     backend = "torch"
 
@@ -118,7 +99,7 @@ class TorchProfiler:
         return timeline
 
     def describe(self) -> dict[str, Any]:
-        """Return the version of torch."""
+        """Return kind and version."""
         from mlotel_cli.hardware import version_of
 
         return {"kind": "torch", "version": version_of("torch")}
@@ -126,6 +107,9 @@ class TorchProfiler:
     def files(self) -> list[Path]:
         """Return the Chrome trace."""
         return [path for path in (self.trace,) if path.exists()]
+
+
+Profiler = NsysProfiler | TorchProfiler
 
 
 def make_profiler(cfg: "DictConfig", run_dir: Path) -> Profiler:

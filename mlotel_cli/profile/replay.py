@@ -5,13 +5,15 @@ import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from mlotel_cli.link.handoff import RecorderLink
+from mlotel_cli.link.persistent import PersistentLink
 from mlotel_cli.profile.attribution import Attributed, Work
 from mlotel_cli.profile.stages import StageBatch, by_batch, measured
 from mlotel_cli.profile.timeline import Range
 from mlotel_cli.records import KIND
-from mlotel_cli.wire import Message, SpanMessage
+from mlotel_cli.wire import SpanMessage
 
 _KINDS = ("server", "client", "producer", "consumer")
 _COLUMNS = {
@@ -25,21 +27,9 @@ _COLUMNS = {
 """Figures of the device that become columns of a batch's row, with their units."""
 
 
-class Link(Protocol):
-    """The workload's end of the pipe to the recorder, as replay uses it."""
-
-    def send(self, message: Message) -> None:
-        """Queue a message."""
-        ...
-
-    def wait_for_room(self) -> None:
-        """Wait while the recorder is far behind."""
-        ...
-
-
 def replay(
     attributed: Attributed,
-    link: Link,
+    link: RecorderLink | PersistentLink,
     *,
     started_ns: int | None,
     recorded: Mapping[int, Sequence[Sequence[Any]]] | None = None,

@@ -38,11 +38,7 @@ def critical_path(spans: Sequence[SpanRecord]) -> list[Step]:
     Steps follow each other without a gap, from the batch's start (its arrival, for live input) to its end. A nested
     span is a step of its own; its parent's own time is the steps around it.
 
-    Args:
-        spans: the spans of one batch, in any order.
-
-    Returns:
-        The steps by time; none when the root never ended.
+    Returns the steps by time; none when the root never ended. `spans` are those of one batch, in any order.
     """
     root = next((span for span in spans if span_role(span) == "batch"), None)
     if root is None:

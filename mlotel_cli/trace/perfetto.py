@@ -24,11 +24,7 @@ def chrome_trace(spans: Sequence[SpanRecord], *, info: Mapping[str, Any]) -> dic
     """Return the content of the file, for `json.dump`.
 
     Times are microseconds since the first span, because a double cannot hold nanoseconds since the epoch. `otherData`
-    has the start of the first span.
-
-    Args:
-        spans: the spans of one or several batches.
-        info: the run.json of their run.
+    has the start of the first span. `info` is the run.json of the spans' run.
     """
     ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
     zero_ns = ordered[0].start_ns if ordered else 0

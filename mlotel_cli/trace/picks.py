@@ -53,12 +53,7 @@ class Choice:
 
 
 def choose(batches: Path, spans: Path) -> Choice:
-    """Pick median, p95, worst and failed batches of those that have spans.
-
-    Args:
-        batches: folder of the batches table.
-        spans: folder of the spans table.
-    """
+    """Pick median, p95, worst and failed batches of those that have spans; the arguments are the tables' folders."""
     import polars as pl
 
     traced = query_table(spans, lambda frame: frame.filter(pl.col("batch").is_not_null()).select("batch").unique())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from rich.cells import cell_len, chop_cells
 
-from mlotel_cli.figures import format_ms
+from mlotel_cli.figures import format_ms, format_tick
 from mlotel_cli.records import QUEUE, SpanRecord, SpanRole, span_role
 
 ROOTS = "batch"
@@ -166,3 +166,10 @@ def ticks(duration_ns: int, *, at_most: int) -> list[int]:
     magnitude = 10 ** math.floor(math.log10(step)) if step > 1 else 1
     size = next(round(magnitude * each) for each in (1, 2, 5, 10, 20) if magnitude * each >= step)
     return list(range(0, duration_ns + 1, max(1, size)))[: at_most + 1]
+
+
+def labelled_ticks(duration_ns: int, *, at_most: int) -> list[tuple[int, str]]:
+    """Return `ticks` with their labels; the first names the unit, ms."""
+    at_ns = ticks(duration_ns, at_most=at_most)
+    step_ns = at_ns[1] if len(at_ns) > 1 else duration_ns
+    return [(time_ns, format_tick(time_ns, step_ns) + ("" if time_ns else " ms")) for time_ns in at_ns]

@@ -5,8 +5,8 @@ from html import escape
 
 from rich.cells import cell_len
 
-from mlotel_cli.figures import format_ms, format_tick
-from mlotel_cli.trace.waterfall import Bar, Lane, Waterfall, bar_texts, fit, one_line, ticks, waits_for
+from mlotel_cli.figures import format_ms
+from mlotel_cli.trace.waterfall import Bar, Lane, Waterfall, bar_texts, fit, labelled_ticks, one_line, waits_for
 
 WIDTH = 960
 _ROW = 26
@@ -74,14 +74,11 @@ def _legend(waterfall: Waterfall) -> Iterator[str]:
 
 
 def _axis(waterfall: Waterfall, *, left: float, scale: float, bottom: float) -> Iterator[str]:
-    at_ns = ticks(waterfall.duration_ns, at_most=8)
-    step_ns = at_ns[1] if len(at_ns) > 1 else waterfall.duration_ns
-    for time_ns in at_ns:
+    for time_ns, label in labelled_ticks(waterfall.duration_ns, at_most=8):
         x = left + time_ns * scale
-        unit = " ms" if not time_ns else ""
         anchor = "start" if not time_ns else "middle"
         yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 10}" y2="{bottom:.1f}"/>'
-        yield f'<text x="{x:.1f}" y="{_TOP - 16}" text-anchor="{anchor}">{format_tick(time_ns, step_ns)}{unit}</text>'
+        yield f'<text x="{x:.1f}" y="{_TOP - 16}" text-anchor="{anchor}">{label}</text>'
 
 
 def _lane(lane: Lane, waterfall: Waterfall, *, left: float, scale: float, y: float) -> Iterator[str]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from mlotel_cli.figures import format_tick
-from mlotel_cli.trace.waterfall import Bar, Lane, Waterfall, bar_texts, fit, one_line, ticks
+from mlotel_cli.trace.waterfall import Bar, Lane, Waterfall, bar_texts, fit, labelled_ticks, one_line
 
 MIN_COLUMNS = 40
 MAX_ROWS = 24
@@ -70,12 +69,9 @@ def draw(waterfall: Waterfall, *, columns: int, glyphs: Glyphs = UNICODE) -> lis
 
 def _axis(duration_ns: int, width: int, glyphs: Glyphs) -> list[str]:
     """Return the labels, and the line below them with a mark per tick."""
-    at_ns = ticks(duration_ns, at_most=max(2, width // _TICK_COLUMNS))
-    step_ns = at_ns[1] if len(at_ns) > 1 else duration_ns
     labels, marks = [" "] * (width + 1), [glyphs.axis] * width
-    for time_ns in at_ns:
+    for time_ns, text in labelled_ticks(duration_ns, at_most=max(2, width // _TICK_COLUMNS)):
         column = min(width - 1, round(time_ns * width / duration_ns))
-        text = format_tick(time_ns, step_ns) + (" ms" if time_ns == at_ns[0] else "")
         if column + len(text) <= width:
             labels[column : column + len(text)] = text
         marks[column] = glyphs.tick

@@ -275,7 +275,7 @@ def test_an_exporter_remembers_a_bounded_number_of_traces(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("kind", [MlotelSpanProcessor, WandbSpanMetricsExporter])
 def test_options_reach_the_run(kind: Any) -> None:
     run = kind(name="n", directory="d", project="p", entity="e", group="g", mode="offline")._run
-    assert (run.options["name"], run.options["directory"]) == ("n", Path("d"))
+    assert (run.options["name"], run.options["directory"]) == ("n", "d")
     assert run.options["tracker"] == TrackerOptions(mode="offline", project="p", entity="e", group="g")
 
 
