@@ -1,7 +1,7 @@
 """Everything that the recorder of a run feeds, chosen once: that of an evaluation, or that of a monitor."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,20 +98,12 @@ def _health(parquet: ParquetSink, tracker: Tracker) -> dict[str, SinkHealth]:
 
 
 def _tracker_settings(opening: Opening, run_dir: Path) -> TrackerSettings:
-    options, monitor = opening.tracker, opening.monitor
     return TrackerSettings(
-        mode=options.mode,
-        project=options.project,
-        entity=options.entity,
+        **asdict(opening.tracker),
         name=opening.name,
-        group=options.group,
         job_type=opening.mode,
         dir=run_dir,
-        tags=options.tags,
-        notes=options.notes,
-        init_timeout_s=options.init_timeout_s,
-        finish_timeout_s=options.finish_timeout_s,
-        window_s=None if monitor is None else monitor.window_s,
+        window_s=None if opening.monitor is None else opening.monitor.window_s,
         started_s=opening.started_ns / 1e9,
         resume_id=wandb_id(run_dir) if opening.restarts else None,
     )

@@ -67,12 +67,11 @@ class Sketch:
 
 
 class RollingSketch:
-    """The last `num_slots` slots of one series, and the current one."""
+    """The last `num_slots` slots of one series, and the current one, in which `add` counts a value."""
 
     __slots__ = ("_closed", "_slots", "add", "current")
 
     def __init__(self, num_slots: int = 60) -> None:
-        """Begin empty. `add` counts a value in the current slot."""
         self._slots: deque[Sketch] = deque(maxlen=num_slots)
         self._closed = Sketch()
         self._open()

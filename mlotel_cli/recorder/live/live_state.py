@@ -7,20 +7,14 @@ however long the run and however fast the batches: slots of time, buckets of val
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
 from mlotel_cli.recorder.sketch import RollingSketch, Sketch, mean
 from mlotel_cli.recorder.workload import Workload
 from mlotel_cli.records import COUNTED, BatchRecord
-from mlotel_cli.snapshot import (
-    LatencyFigures,
-    SinkHealth,
-    Snapshot,
-    StageNow,
-    ValueNow,
-)
+from mlotel_cli.snapshot import LatencyFigures, SinkHealth, Snapshot, StageNow, ValueNow
 from mlotel_cli.stats.thresholds import MIN_EFFECTIVE_N
 from mlotel_cli.store.run_json import Totals
 
@@ -51,7 +45,7 @@ class Event:
     latency_ms: float | None
     stage: str
     stage_ms: float
-    error: str = ""
+    error: str
 
 
 @dataclass(slots=True, frozen=True)
@@ -64,17 +58,13 @@ class Published:
         charts: by kind and name, oldest first, one point every ten seconds.
         slow: newest first, at most one a second.
         failed: newest first.
-        batch_s: when the last batch came, on the recorder's clock.
     """
 
     at_s: float
     snapshot: Snapshot
-    charts: Mapping[tuple[str, str], tuple[Point, ...]] = field(
-        default_factory=dict[tuple[str, str], tuple[Point, ...]]
-    )
-    slow: tuple[Event, ...] = ()
-    failed: tuple[Event, ...] = ()
-    batch_s: float | None = None
+    charts: Mapping[tuple[str, str], tuple[Point, ...]]
+    slow: tuple[Event, ...]
+    failed: tuple[Event, ...]
 
 
 class Series:
@@ -83,7 +73,6 @@ class Series:
     __slots__ = ("_interval", "course", "window")
 
     def __init__(self) -> None:
-        """Begin without values."""
         self.window = RollingSketch(WINDOW_SLOTS)
         self.course: deque[tuple[Point, Point, Point]] = deque(maxlen=NUM_POINTS)
         self._interval = Sketch()
@@ -98,12 +87,11 @@ class Series:
 
 
 class Rates:
-    """Counts a second over the last minute."""
+    """Counts of the last minute, and the rates of the last half hour."""
 
     __slots__ = ("_interval", "_slots", "course", "current", "total")
 
     def __init__(self) -> None:
-        """Begin without counts."""
         self._slots: deque[int] = deque(maxlen=WINDOW_SLOTS)
         self.course: deque[Point] = deque(maxlen=NUM_POINTS)
         self._interval = self.current = self.total = 0
@@ -123,7 +111,7 @@ class Rates:
             self._interval = 0
 
     def per_s(self) -> float:
-        """The rate over the slots that have ended."""
+        """Return the rate over the slots that have ended."""
         return sum(self._slots) / (len(self._slots) * SLOT_S) if self._slots else 0.0
 
 
@@ -170,7 +158,8 @@ class LiveState:
             return
         if record.latency_ms is not None:
             self._latency.window.add(record.latency_ms)
-            if self._is_slow(record.latency_ms) and _is_slower(record, self._slowest):
+            slow_ms = self.slow_ms if self._slowest is None else self._slowest.latency_ms
+            if slow_ms is not None and record.latency_ms > slow_ms:
                 self._slowest = record
         for name, time in record.stages.items():
             if time.calls:
@@ -188,7 +177,7 @@ class LiveState:
         self._dropped.add(count)
 
     def advance(self, *, now: float) -> bool:
-        """End the slots that are over by now; True when there were any: then it is time to publish."""
+        """End the slots that are over by now. Returns whether there were any, and it is time to publish."""
         over = int((now - self._slot_began) / SLOT_S)
         for _ in range(min(over, _SLOTS_REMEMBERED)):
             self._rotate()
@@ -198,15 +187,9 @@ class LiveState:
         return over > 0
 
     def publish(
-        self,
-        *,
-        now: float,
-        workload: Workload,
-        sinks: Mapping[str, SinkHealth],
-        http: str | None,
-        ready: bool,
+        self, *, now: float, workload: Workload, sinks: Mapping[str, SinkHealth], http: str | None, ready: bool
     ) -> Published:
-        """A copy of what is known now, for other threads."""
+        """Return a copy of what is known now, for other threads."""
         seconds = max(min(now - self._began, WINDOW_SLOTS * SLOT_S), SLOT_S)
         snapshot = Snapshot(
             uptime_s=self._earlier_s + now - self._began,
@@ -228,10 +211,7 @@ class LiveState:
             http=http,
             ready=ready,
         )
-        return Published(now, snapshot, self._charts(), tuple(self._slow), tuple(self._failed), self.batch_s)
-
-    def _is_slow(self, latency_ms: float) -> bool:
-        return self.slow_ms is not None and latency_ms > self.slow_ms
+        return Published(now, snapshot, self._charts(), tuple(self._slow), tuple(self._failed))
 
     def _add(self, series: dict[str, Series], name: str, value: float) -> None:
         found = series.get(name)
@@ -297,10 +277,6 @@ def _percentiles(counts: Sketch) -> tuple[float | None, float | None, float | No
 
 def _counts(series: Series | None) -> Sketch:
     return series.window.sketch() if series else Sketch()
-
-
-def _is_slower(record: BatchRecord, other: BatchRecord | None) -> bool:
-    return other is None or (record.latency_ms or 0.0) > (other.latency_ms or 0.0)
 
 
 def _event(record: BatchRecord) -> Event:

@@ -7,10 +7,9 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from mlotel_cli.config.otlp_settings import Target
-from mlotel_cli.recorder.otlp.http_client import Answer
+from mlotel_cli.recorder.otlp.http_client import Answer, Client
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
@@ -18,14 +17,6 @@ LONGEST_ASKED_S = 3600.0
 """The longest Retry-After that is respected."""
 _CLOSING_ATTEMPTS = 2
 """Number of attempts at an unreachable server once the run is over."""
-
-
-class Post(Protocol):
-    """Sends one request; `http_client.Client` does."""
-
-    def post(self, payload: bytes, *, timeout_s: float) -> Answer:
-        """Send and wait for the answer."""
-        ...
 
 
 class Delivery:
@@ -39,7 +30,7 @@ class Delivery:
     def __init__(
         self,
         target: Target,
-        post: Post,
+        client: Client,
         *,
         say: Callable[[str], None],
         give_up_s: float = 300.0,
@@ -48,11 +39,11 @@ class Delivery:
         wait: Callable[[float], bool] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Deliver to `target` by `post`.
+        """Deliver to `target` by `client`.
 
         Args:
             target: the server and the time limit of one request.
-            post: sends one request.
+            client: sends one request.
             say: takes one line for the user.
             give_up_s: a payload that could not be delivered for this long is lost; the Collector's own limit is 300.
             clock: returns monotonic seconds.
@@ -61,7 +52,7 @@ class Delivery:
             sleep: waits the given seconds.
         """
         self._target = target
-        self._post = post
+        self._client = client
         self._say = say
         self._give_up_s = give_up_s
         self._clock = clock
@@ -91,7 +82,9 @@ class Delivery:
             return Answer("later", detail=self.detail)
         started, attempts, pauses = self._clock(), 0, 0
         while True:
-            answer = self._post.post(payload, timeout_s=min(self._target.timeout_s, self._left_s()))
+            answer = self._client.post(
+                payload, timeout_s=min(self._target.timeout_s, max(0.1, self._deadline - self._clock()))
+            )
             attempts = attempts + 1 if self._stopping.is_set() else 0
             self._note(answer)
             if answer.verdict in ("taken", "refused"):
@@ -114,9 +107,6 @@ class Delivery:
         """Wait until the server's last Retry-After is over. Returns False when that is longer than a payload waits."""
         left_s = self._not_before - self._clock()
         return left_s <= 0 or (self._wait(min(left_s, self._give_up_s), is_asked=True) and left_s <= self._give_up_s)
-
-    def _left_s(self) -> float:
-        return max(0.1, self._deadline - self._clock())
 
     def _wait(self, pause_s: float, *, is_asked: bool) -> bool:
         """Wait; unless the server asked for the pause, the end of the run cuts it short. False when time is up."""

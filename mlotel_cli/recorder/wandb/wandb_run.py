@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from mlotel_cli.config.policies import TrackerOptions
 from mlotel_cli.recorder.wandb.wandb_rows import AXIS, SECTIONS
 from mlotel_cli.recorder.wandb.wandb_windows import WINDOW_AXIS, WINDOW_SECTIONS, Bins
 from mlotel_cli.wire import Attachment
@@ -24,85 +25,36 @@ FLUSH_INTERVAL_S = 1.0
 """How often rows reach the local file: a crash of the recorder can lose those of the last second."""
 
 
-@dataclass(slots=True)
-class TrackerSettings:
+@dataclass(slots=True, kw_only=True)
+class TrackerSettings(TrackerOptions):
     """How a run appears in W&B and how long it may take.
 
+    `mode` auto obeys WANDB_MODE; where that is unset, auto is online when a key is configured for the W&B host, else
+    offline.
+
     Attributes:
-        mode: auto | online | offline | disabled. auto obeys WANDB_MODE; where that is unset, auto is online when a key
-            is configured for the W&B host, else offline.
-        project: W&B project.
-        entity: W&B user or team; None takes WANDB_ENTITY or the account's default.
         name: the run's name.
-        group: the name that the runs of a sweep share.
         job_type: the mlotel command.
-        tags: W&B tags.
-        notes: free text about the run.
         dir: the run directory; all files of W&B lie in its `wandb` folder.
-        init_timeout_s: how long the server may take to accept the run; then the run is recorded offline.
-        finish_timeout_s: how long the upload may take at the end.
         rows_per_minute: online, rows above this rate are merged.
         max_queued_rows: number of rows that may wait for W&B before `write` blocks.
         write_timeout_s: how long `write` may block before rows are dropped.
-        system_metrics: let W&B sample CPU, memory and GPU every 15 s.
-        workload_pid: the process that W&B samples; None means the parent of this one.
+        system_metrics: let W&B sample CPU, memory and GPU of the workload every 15 s.
         window_s: seconds that one row of a monitor sums up; None means one row per batch.
         started_s: start of the run, in seconds since the epoch; windows count from it.
         resume_id: the W&B run of an earlier recorder of this run, which this one continues.
     """
 
-    mode: str
-    project: str
-    entity: str | None
     name: str
-    group: str | None
     job_type: str
     dir: Path
-    tags: list[str] = field(default_factory=list[str])
-    notes: str | None = None
-    init_timeout_s: float = 5.0
-    finish_timeout_s: float = 30.0
     rows_per_minute: float = 1000.0
     max_queued_rows: int = 20_000
     write_timeout_s: float = 10.0
     system_metrics: bool = True
-    workload_pid: int | None = None
     window_s: float | None = None
     started_s: float = 0.0
     resume_id: str | None = None
-
-
-class TrackerRun(Protocol):
-    """An open run, as the sink uses it."""
-
-    mode: Mode
-    id: str
-    url: str | None
-    dir: str
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Log one row. Raises what wandb raises once wandb-core is gone."""
-        ...
-
-    def update_config(self, config: Mapping[str, Any]) -> None:
-        """Add to the run's config."""
-        ...
-
-    def attach(self, attachment: Attachment) -> str | None:
-        """Log a profile's table, chart and files. Returns what went wrong, as text for the user."""
-        ...
-
-    def finish(self, summary: Mapping[str, Any], *, table: tuple[list[Any], list[Any]], exit_code: int) -> str | None:
-        """Write summary and table and end the run. Returns problems that did not prevent this, as text for the user."""
-        ...
-
-    def kill(self) -> None:
-        """Make a call that hangs in another thread raise an error."""
-        ...
-
-    def abandon(self, error: Exception) -> str:
-        """Leave a run that cannot be finished. Returns what `error` means, as text for the user."""
-        ...
 
 
 def open_run(settings: TrackerSettings, *, config: Mapping[str, Any], say: Callable[[str], None]) -> "WandbRun":
@@ -111,7 +63,6 @@ def open_run(settings: TrackerSettings, *, config: Mapping[str, Any], say: Calla
     It imports wandb (about a second) and starts wandb-core. Without a server it takes `init_timeout_s` longer.
     """
     _own_environment(settings.dir)
-
     run_id = settings.resume_id or secrets.token_hex(6)
     mode, host, reason = _choose_mode(settings)
     if mode == "online":
@@ -140,7 +91,7 @@ def open_run(settings: TrackerSettings, *, config: Mapping[str, Any], say: Calla
 
 
 class WandbRun:
-    """An open W&B run. See `TrackerRun`."""
+    """An open W&B run."""
 
     def __init__(self, settings: TrackerSettings, *, mode: Mode, run_id: str, config: Mapping[str, Any]) -> None:
         """Open the run. Raises what `wandb.init` raises."""
@@ -164,7 +115,7 @@ class WandbRun:
             self._run.define_metric(f"{section}/*", step_metric=axis, step_sync=False, summary="none")
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Log one row."""
+        """Log one row. Raises what wandb raises once wandb-core is gone."""
         self._run.log({key: as_wandb(value) for key, value in row.items()})
 
     def update_config(self, config: Mapping[str, Any]) -> None:
@@ -172,7 +123,10 @@ class WandbRun:
         self._run.config.update(dict(config), allow_val_change=True)
 
     def finish(self, summary: Mapping[str, Any], *, table: tuple[list[Any], list[Any]], exit_code: int) -> str | None:
-        """Write summary and table and end the run, in at most about twice `finish_timeout_s`."""
+        """Write summary and table and end the run, in at most about twice `finish_timeout_s`.
+
+        Returns problems that did not prevent this, as text for the user.
+        """
         self._run.summary.update(dict(summary))
         problems = self._log_table(*table)
         try:
@@ -201,7 +155,10 @@ class WandbRun:
         return first_line(error) if status is None else f"wandb-core ended with status {status}"
 
     def attach(self, attachment: Attachment) -> str | None:
-        """Log a table, a bar chart of it and an artifact of files, in at most half of `finish_timeout_s`."""
+        """Log a table, a bar chart of it and an artifact of files, in at most half of `finish_timeout_s`.
+
+        Returns what went wrong, as text for the user.
+        """
         import wandb
 
         name, files = attachment.name, [Path(path) for path in attachment.files]
@@ -344,7 +301,7 @@ def _run_settings(settings: TrackerSettings, *, mode: Mode, run_id: str) -> Any:
         "label_disable": True,
         "x_save_requirements": False,
         "x_disable_stats": not settings.system_metrics,
-        "x_stats_pid": settings.workload_pid or os.getppid(),
+        "x_stats_pid": os.getppid(),
         "x_transaction_log_flush_interval": FLUSH_INTERVAL_S,
         "finish_timeout": settings.finish_timeout_s,
         "finish_timeout_raises": True,

@@ -15,7 +15,7 @@ from typing import Any
 from mlotel_cli.config.policies import TrackerMode
 from mlotel_cli.errors import UsageError
 from mlotel_cli.recorder.wandb.wandb_rows import BatchOrder, Row, RowBuilder, RowMerger, WorstSamples
-from mlotel_cli.recorder.wandb.wandb_run import TrackerRun, TrackerSettings, first_line, mode_of_environment, open_run
+from mlotel_cli.recorder.wandb.wandb_run import TrackerSettings, WandbRun, first_line, mode_of_environment, open_run
 from mlotel_cli.recorder.wandb.wandb_windows import Window, WindowBuilder, WindowRowBuilder
 from mlotel_cli.records import BatchRecord
 from mlotel_cli.wire import Attachment, Report
@@ -30,7 +30,7 @@ CLOSE_GRACE_S = 10.0
 MAX_WINDOWS = 1_000
 """Number of windows that may wait for W&B: four hours of the default length."""
 
-OpenRun = Callable[..., TrackerRun]
+OpenRun = Callable[..., WandbRun]
 
 
 def create_tracker(settings: TrackerSettings, *, say: Callable[[str], None]) -> "WandbSink | NullTracker":
@@ -66,7 +66,8 @@ class NullTracker:
 
     def describe(self) -> dict[str, Any]:
         """Return the `wandb` part of run.json of a run without W&B."""
-        return {"id": None, "mode": "disabled", "url": None, "dir": None} | _described()
+        identity = {"id": None, "mode": "disabled", "url": None, "dir": None}
+        return identity | {"rows_logged": 0, "rows_lost": 0, "error": None}
 
 
 class WandbSink:
@@ -93,7 +94,7 @@ class WandbSink:
         self._worst = WorstSamples()
         self._clock = clock
         self._merger: RowMerger | None = None
-        self._run: TrackerRun | None = None
+        self._run: WandbRun | None = None
         self._changed = threading.Condition()
         self._queue: deque[BatchRecord] = deque()
         self._config: dict[str, Any] = {}
@@ -118,7 +119,7 @@ class WandbSink:
             self._changed.notify_all()
 
     def attach(self, attachment: Attachment) -> None:
-        """Log a table, a chart and files at the end of the run; see `wandb_run.TrackerRun.attach`."""
+        """Log a table, a chart and files at the end of the run; see `WandbRun.attach`."""
         self._attachments.append(attachment)
 
     def write(self, record: BatchRecord) -> None:
@@ -164,20 +165,19 @@ class WandbSink:
         too fast and were merged: the merged rows, and the rows in them. `renamed` lists names that W&B does not allow.
         """
         run = self._run
-        identity = {
+        is_over = self._failed or (self._ending is not None and not self._thread.is_alive())
+        described = {
             "id": run.id if run else None,
             "mode": run.mode if run else self._settings.mode,
             "url": run.url if run else None,
             "dir": run.dir if run else None,
+            "rows_logged": self._num_logged,
+            "rows_lost": self._num_written - self._num_logged if is_over else self._num_dropped,
+            "error": self._error,
         }
-        lost = self._num_written - self._num_logged if self._is_over() else self._num_dropped
-        described = _described(rows_logged=self._num_logged, rows_lost=lost, error=self._error)
         if self._merger is not None and self._merger.num_merges:
             described |= {"windows": self._merger.num_merges, "rows_merged": self._merger.num_merged}
-        return identity | described | {"renamed": self._builder.renamed}
-
-    def _is_over(self) -> bool:
-        return self._failed or (self._ending is not None and not self._thread.is_alive())
+        return described | {"renamed": self._builder.renamed}
 
     def _has_room(self) -> bool:
         """Return whether the queue has room, after waiting for it; call it under the lock."""
@@ -358,7 +358,3 @@ def anchored_clock(
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy in JSON's types; other types, such as paths and enums, become text."""
     return json.loads(json.dumps(values, default=str, skipkeys=True))
-
-
-def _described(*, rows_logged: int = 0, rows_lost: int = 0, error: str | None = None) -> dict[str, Any]:
-    return {"rows_logged": rows_logged, "rows_lost": rows_lost, "error": error}
