@@ -196,7 +196,7 @@ class Bottleneck:
         one_replica_more: gain of one more replica of a stage, by name.
         limited_by_cores: stages whose gain would be larger on a larger processor.
         overlap: gain of a pipelined executor, at best.
-        sentences: all of it in words.
+        sentences: the same as sentences.
     """
 
     kind: str = ""

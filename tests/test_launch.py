@@ -262,7 +262,7 @@ class TestExitCodes:
         assert log.count("rtsp://***@gate/1") == 4  # two lines, and the traceback
         assert "secret" not in log
 
-    def test_error_nobody_foresaw(self, fake: FakeMode, small: tuple[str, ...]) -> None:
+    def test_an_unexpected_error(self, fake: FakeMode, small: tuple[str, ...]) -> None:
         fake.behave = lambda cfg, job: fail(KeyError("plates"))
         ended = mlotel(*small)
         assert (ended.code, ended.err) == (1, "mlotel: KeyError: 'plates' (--debug shows where)\n")

@@ -91,7 +91,7 @@ class Assembler:
     def __init__(self, *, settle_s: float, max_names: int = 200, settle_roots: bool = False) -> None:
         """A settled batch waits at most `settle_s` for spans that have not ended.
 
-        With `settle_roots`, a batch is settled by the end of its root span: nobody else speaks for it.
+        With `settle_roots`, a batch is settled by the end of its root span: no mode settles it.
         """
         self._settle_roots = settle_roots
         self._settle_s = settle_s
@@ -106,7 +106,7 @@ class Assembler:
         self.overflowed = 0
 
     def add(self, stamp: Stamp, *, now: float) -> None:
-        """Take an ended span; spans outside any batch are nobody's row."""
+        """Take an ended span; a span outside any batch is in no row."""
         span = stamp.span
         index = span.batch
         if index is None:
@@ -245,7 +245,7 @@ def _by_first(item: tuple[str, _Stage]) -> int:
 
 
 def _unsettled(index: int, entry: _Open) -> Settled:
-    """What can be said of a batch that the mode never spoke of."""
+    """Return what is known of a batch that the mode never settled."""
     if entry.root is None:
         return Settled(index, index, 0, 0, "incomplete", None, entry.first_ns, error="its root span never ended")
     by_root = _settled_by_root(entry.root, -1)
@@ -253,7 +253,7 @@ def _unsettled(index: int, entry: _Open) -> Settled:
 
 
 def _settled_by_root(root: SpanRecord, opened: int) -> Settled:
-    """What can be said of a batch by its root span alone."""
+    """Return what the root span says of its batch."""
     index, failed = root.batch or 0, root.status == "ERROR"
     size = root.attributes.get(BATCH_SIZE, 1)
     return Settled(

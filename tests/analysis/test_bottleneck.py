@@ -71,7 +71,7 @@ def test_a_sequential_run_says_what_overlapping_would_give_at_best() -> None:
     assert found.twice_as_fast is None
 
 
-def test_of_a_loop_of_ones_own_nobody_knows_what_may_overlap() -> None:
+def test_for_an_own_loop_no_overlap_is_predicted() -> None:
     found = find(table(), OWN_LOOP, wall_s=5.0)
     assert found.sentences == ["reader takes 80% of the time"]
     assert found.overlap is None

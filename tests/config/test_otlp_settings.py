@@ -22,7 +22,7 @@ def urls(settings=NOTHING, **environ: str) -> tuple[str | None, str | None]:
     return tuple(target and target.url for target in found)
 
 
-def test_nobody_asked():
+def test_without_any_setting_nothing_is_sent():
     assert urls() == (None, None)
 
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_used_is_refused_by_its_variable(name, value):
         check(CONFIG, environ={f"{E}_{name}": value})
 
 
-def test_values_that_nobody_needs_are_not_looked_at():
+def test_values_that_are_not_needed_are_not_checked():
     check(NOTHING, environ={f"{E}_COMPRESSION": "zip", f"{E}_TIMEOUT": "soon"})
 
 

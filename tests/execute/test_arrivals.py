@@ -140,7 +140,7 @@ def test_where_they_waited_is_told(world: World) -> None:
         assert (worked > 0) == (row.batch == STALLS_AT)
 
 
-def test_without_a_stall_nobody_waits(world: World) -> None:
+def test_without_a_stall_nothing_waits(world: World) -> None:
     rows = play(world, stalled=False)
     assert [row.latency_ms for row in rows] == [0.0] * NUM_BATCHES
 

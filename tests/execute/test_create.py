@@ -45,7 +45,7 @@ REFUSED = {
         {"replicas": {"read": 2}},
         "executor.replicas={'read': 2}: a sequential executor has no replicas; use executor=pipelined",
     ),
-    "a time-out that nobody watches": (
+    "a time-out without a thread that watches it": (
         {"stage_timeout_s": 3.0},
         "executor.stage_timeout_s=3: a sequential executor cannot abandon a stage that hangs; use executor=pipelined",
     ),

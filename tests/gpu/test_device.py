@@ -203,7 +203,7 @@ def test_asking_for_events_breaks_no_capture_on_another_thread():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
-def test_spans_on_another_device_are_counted_and_disturb_nobody():
+def test_spans_on_another_device_are_counted_and_change_nothing_else():
     spans: list[Any] = []
     timer = DeviceTimer(CudaEvents("cuda:1"))
     tracer = Provider(Recording(spans.append, device=timer)).get_tracer("test")

@@ -1,4 +1,4 @@
-"""A stream per stage on a real device: the values are right, stages overlap, and nobody waits on the host."""
+"""A stream per stage on a real device: the values are right, stages overlap, and the host does not wait."""
 
 import contextlib
 import time

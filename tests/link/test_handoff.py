@@ -138,7 +138,7 @@ def test_a_recorder_that_takes_nothing_is_given_up(played: PlayedRecorder, low_w
     clock, said, deaths = [0.0], [], []
 
     def now() -> float:
-        """Five seconds pass whenever somebody asks."""
+        """Five seconds pass with every call."""
         clock[0] += 5.0
         return clock[0]
 

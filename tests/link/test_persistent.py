@@ -239,7 +239,7 @@ def test_a_recorder_that_lived_long_is_replaced_at_once(recorders: Recorders, tm
 def test_a_recorder_that_hangs_makes_whole_batches_go(
     link: PersistentLink, recorders: Recorders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pipe is full and nobody reads: the newest half of what waits is kept, and every batch is whole."""
+    """The pipe is full and is not read: the newest half of what waits is kept, and every batch is whole."""
     monkeypatch.setattr(ledger, "HIGH_WATER", 100)
     reading = Reading(recorders[0])
     begun = batch_of_spans(link, 0)

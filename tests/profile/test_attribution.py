@@ -91,7 +91,7 @@ def test_a_worker_without_a_range_belongs_to_the_only_thread_that_has_one() -> N
     assert (work_of(found, "stage").kernels, found.num_unattributed, found.num_ambiguous) == (1, 0, 0)
 
 
-def test_a_worker_between_two_threads_with_ranges_is_nobodys_and_counted() -> None:
+def test_a_worker_between_two_threads_with_ranges_is_attributed_to_neither_and_counted() -> None:
     ranges = [range_("a", 10, 50, thread=1, batch=0), range_("b", 10, 50, thread=2, batch=1)]
     found = attribute(Timeline(ranges, [call(1, 20, thread=3)], [activity(1, 25, 32)]))
     assert (found.num_unattributed, found.unattributed_ns, found.num_ambiguous) == (1, 7, 1)

@@ -139,7 +139,7 @@ def test_other_kinds_of_span_are_no_stages_but_are_waited_for():
     assert record.status == "scored"
 
 
-def test_spans_outside_any_batch_are_nobodys_row():
+def test_spans_outside_any_batch_are_in_no_row():
     assembler = Assembler(settle_s=5.0)
     assert take(assembler, child("setup", 0, 1, batch=None)) == []
     assert list(assembler.finished(now=9e9, closing=True)) == []
@@ -157,7 +157,7 @@ def test_a_child_that_never_ends_makes_the_batch_incomplete_after_settle_s():
     assert (record.latency_ms, record.accuracy) == (2.0, {"score": 1.0})
 
 
-def test_a_batch_that_nobody_settled_says_so():
+def test_a_batch_that_was_not_settled_says_so():
     assembler = Assembler(settle_s=5.0)
     assert take(assembler, child("a", 0, 1, batch=0), root(0, 2, opened=2), child("a", 3, 4, batch=1)) == []
     through, cut_off = assembler.finished(now=0.1, closing=True)
@@ -270,7 +270,7 @@ def test_live_input_is_late_from_its_arrival_on():
 
 
 class TestSettleRoots:
-    """Nobody settles: the end of the root does."""
+    """The end of the root settles a batch."""
 
     def test_the_root_says_index_size_and_how_it_ended(self):
         assembler = Assembler(settle_s=5.0, settle_roots=True)
@@ -286,7 +286,7 @@ class TestSettleRoots:
         record = one(Assembler(settle_s=5.0, settle_roots=True), root(0, 2, opened=1, status="ERROR"))
         assert (record.status, record.error) == ("failed", "it broke")
 
-    def test_where_nobody_knows_what_was_opened_the_row_waits_settle_s(self):
+    def test_where_the_number_of_spans_is_unknown_the_row_waits_settle_s(self):
         assembler = Assembler(settle_s=6.0, settle_roots=True)
         assert take(assembler, child("a", 0, 1), root(0, 2, opened=-1), now=1.0) == []
         assert take(assembler, child("b", 0, 1), now=6.9) == []

@@ -1,4 +1,4 @@
-"""What an evaluation hands to OTLP: every span as it arrives, and metrics only where somebody wants them."""
+"""What an evaluation hands to OTLP: every span as it arrives, and metrics only if a collector takes them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -87,7 +87,7 @@ def test_with_metrics_only_no_span_is_kept(monkeypatch):
     assert (otlp.got, count(made, "traces.span.metrics.calls")) == ([], 1)
 
 
-def test_nobody_to_send_to_costs_nothing_a_span(monkeypatch):
+def test_without_a_collector_a_span_costs_nothing(monkeypatch):
     made = create(monkeypatch, OtlpSink())
     assert made.span_takers == ()
     made.add_batch(row())

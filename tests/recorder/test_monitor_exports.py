@@ -159,7 +159,7 @@ def test_healthy_while_the_main_loop_turns(made):
     made.batch()
     made.pass_s(5.0)
     assert made.ask("/healthz") == (200, "ok\n")
-    made.now += 10.5  # nobody ticks
+    made.now += 10.5  # without a tick
     assert made.ask("/healthz") == (503, "the recorder does nothing since 10 s\n")
     assert made.ask("/readyz")[1] == "the recorder does nothing since 10 s\n"
     made.pass_s(0.0)
@@ -224,7 +224,7 @@ def test_a_scrape_has_every_family(made):
         "hw_temperature_celsius",
         "target_info",
     }
-    assert "mlotel_traces" not in found  # nobody takes traces
+    assert "mlotel_traces" not in found  # no sink takes traces
 
 
 def test_the_status_page_is_served_before_anything_happened(made):
@@ -275,7 +275,7 @@ def test_slow_batches_are_listed_by_what_the_sampler_calls_slow(made):
     assert made.answers[-1].slow_ms == 100.0
 
 
-def test_without_somebody_to_send_to_no_span_waits(made):
+def test_without_a_collector_no_span_waits(made):
     assert len(made.exports.span_takers) == 1
 
 

@@ -35,7 +35,7 @@ def test_what_is_said_is_one_line_and_in_the_log(capsys):
     assert capsys.readouterr().err == "a\nb\n"
 
 
-def test_a_snapshot_waits_for_nobody():
+def test_a_snapshot_does_not_wait():
     with answering() as (answers, read_end):
         for number in range(1000):
             answers.snapshot(Snapshot(batches=number, http="x" * 10_000))

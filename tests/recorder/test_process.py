@@ -310,7 +310,7 @@ def test_a_monitor_is_summed_up_by_what_was_counted(tmp_path):
     assert info["summary"]["batches"] == {"done": 2, "skipped": 1}
     assert info["summary"]["throughput"] == {"items_per_s": 1.0, "wall_items_per_s": 1.0}
     assert (info["summary"]["telemetry"]["spans_recorded"], info["summary"]["telemetry"]["items_refused"]) == (6, 0)
-    assert info["http"] is None  # nobody listens any more
+    assert info["http"] is None  # the server has ended
     assert ended.run.batches["batch"].to_list() == [0, 1, 2]
 
 
@@ -440,7 +440,7 @@ def test_a_monitors_recorder_serves_metrics_tells_the_workload_and_its_successor
     assert read_run(tmp_path).batches["batch"].to_list() == [0, 5]
 
 
-def test_it_ends_on_the_last_word_although_somebody_else_holds_the_pipe_open(tmp_path):
+def test_it_ends_with_the_closing_although_another_process_holds_the_pipe_open(tmp_path):
     recorder = Recorder(tmp_path)
     recorder.send(opened(), *whole_batch(0), close(emitted=2))
     held, recorder.pipe = recorder.pipe, -1

@@ -54,7 +54,7 @@ def test_a_mistake_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["run.json", "notes.txt"])
-def test_what_somebody_else_wrote_stays(tmp_path: Path, name: str) -> None:
+def test_files_of_other_programs_stay(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError):
         fail(tmp_path / "run", UsageError("no such stage"), name)
     assert (tmp_path / "run" / name).exists()

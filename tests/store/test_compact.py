@@ -95,7 +95,7 @@ def test_killed_at_any_moment_every_row_is_there_once(tmp_path):
         assert batches(folder) == expected
         if finished:
             break
-    assert start(folder, 1, 240).wait(120) == 0  # however slow the machine: nobody kills the last one
+    assert start(folder, 1, 240).wait(120) == 0  # however slow the machine: the last one is not killed
     assert batches(folder) == expected
     assert len(current_parts(folder)) == 1
 

@@ -231,7 +231,7 @@ class TestFullDisk:
         assert read_table(tmp_path / "t")["batch"].to_list() == [0, 1]
 
     def test_a_folder_that_cannot_be_made_is_named(self, tmp_path):
-        (tmp_path / "t").write_text("somebody's file")
+        (tmp_path / "t").write_text("another program's file")
         writer = table(tmp_path / "t")
         writer.add({"batch": 0})
         with pytest.raises(RecorderError, match=r"t cannot be written: .*File exists"):

@@ -28,7 +28,7 @@ class Gate:
         self.calls.append(value)
         if self._stops(value):
             self.reached.release()
-            assert self._opened.wait(PATIENCE_S), "nobody opened the gate"
+            assert self._opened.wait(PATIENCE_S), "the gate was not opened"
         return value
 
     def open(self) -> None:
@@ -65,7 +65,7 @@ class Pace:
         self._allowed.release()
 
     def wait_until_asked(self) -> None:
-        assert self._asked.acquire(timeout=PATIENCE_S), "nobody asked the source"
+        assert self._asked.acquire(timeout=PATIENCE_S), "the source was not asked"
 
 
 def until(condition: Callable[[], bool]) -> None:

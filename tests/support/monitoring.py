@@ -78,7 +78,7 @@ class Monitor:
         return read_run(self.run_dir)
 
     def get(self, path: str) -> tuple[int, str]:
-        """(status, body) of a page; (0, "") while nobody answers."""
+        """(status, body) of a page; (0, "") without an answer."""
         url = self.info.get("http")
         if not url:
             return 0, ""
@@ -121,5 +121,5 @@ class Monitor:
 
 
 def _as_in_a_terminal() -> None:
-    """In the child: whoever runs the tests may ignore hang-ups, and a child would inherit that."""
+    """Called in the child, because it inherits an ignored hang-up signal."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

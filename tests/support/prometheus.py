@@ -69,7 +69,7 @@ def scraping(program: Path, folder: Path, target: str, *, rules: str = "") -> Ge
 
 @contextlib.contextmanager
 def _started(program: Path, folder: Path) -> Generator[int]:
-    """The port of a Prometheus that runs; on another one where somebody took the first meanwhile."""
+    """The port of a Prometheus that runs; another one when the first was taken meanwhile."""
     keys = [f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
     for _ in range(_ATTEMPTS):
         port = free_port()

@@ -267,7 +267,7 @@ def test_of_several_devices_one_is_measured(
     assert chosen == [int(device[-1]) if device[-1].isdigit() else current]
 
 
-def test_where_there_is_one_device_nobody_asks_which(monkeypatch: pytest.MonkeyPatch):
+def test_with_one_device_the_current_one_is_not_asked_for(monkeypatch: pytest.MonkeyPatch):
     chosen = torch_with(monkeypatch, devices=1, current=7)
     events = CudaEvents("cuda")
     assert events.obstacle() is None

@@ -157,7 +157,7 @@ def test_an_exception_marks_every_span_that_it_leaves(telemetry: Telemetry) -> N
     ]
 
 
-def test_an_exception_after_the_end_is_nobody_s(telemetry: Telemetry) -> None:
+def test_an_exception_after_the_end_is_not_recorded(telemetry: Telemetry) -> None:
     def end_and_raise(span: Span) -> None:
         span.end()
         raise ValueError("x")

@@ -157,7 +157,7 @@ def test_the_slowest_batch_of_a_second_is_listed_with_the_stage_that_took_longes
     )
 
 
-def test_nothing_is_slow_while_nobody_says_what_slow_is():
+def test_nothing_is_slow_before_there_is_a_threshold():
     live = LiveState(now=0.0)
     live.add(row(latency_ms=1e9), now=0.5)
     live.advance(now=1.0)
