@@ -87,7 +87,7 @@ class Stamp:
 
 @dataclass(slots=True)
 class Settled:
-    """What the mode says of a batch once it is done with it. Times are nanoseconds since the epoch.
+    """How a batch ended, as the mode knows it. Times are nanoseconds since the epoch.
 
     Attributes:
         batch: index in the run.
@@ -136,7 +136,7 @@ class HttpOptions:
 
 @dataclass(slots=True, kw_only=True)
 class MonitorOptions:
-    """What the recorder of a monitor does beyond that of an evaluation.
+    """What only the recorder of a monitor needs.
 
     Attributes:
         http: where it serves metrics, health and the status page.
@@ -193,7 +193,7 @@ class Opening:
 
     @property
     def restarts(self) -> int:
-        """Recorders of this run before the one that reads this."""
+        """Recorders of this run before this one."""
         return 0 if self.monitor is None else self.monitor.restarts
 
 
@@ -240,12 +240,12 @@ class Info:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Info":
-        """The message that carries `content`; what JSON does not know becomes text."""
+        """Return the message with `content`; a value that JSON has no type for becomes text."""
         return cls(json.dumps(content, default=str))
 
     @property
     def content(self) -> dict[str, Any]:
-        """What to add."""
+        """The mapping to add."""
         return json.loads(self.text)
 
 
@@ -254,9 +254,9 @@ class Attachment:
     """A table and files that the tracker keeps with the run.
 
     Attributes:
-        name: of the table.
-        columns: of the table.
-        rows: of the table.
+        name: name of the table.
+        columns: its column names.
+        rows: its rows.
         chart: column of labels, column of values, title of a bar chart.
         files: paths of an artifact.
     """
@@ -300,7 +300,7 @@ _CLASSES: Mapping[str, type[Any]] = {tag: kind for kind, tag in _TAGS.items()}
 
 
 def encode(messages: Iterable[Message], *, lose: Callable[[Message, Exception], None]) -> bytes:
-    """One frame. A message that cannot be written is left out, and given to `lose` with the reason."""
+    """Return one frame. A message that cannot be written is left out and passed to `lose` with the reason."""
     packed: list[tuple[Any, ...]] = []
     of: list[Message] = []
     for message in messages:
@@ -311,7 +311,7 @@ def encode(messages: Iterable[Message], *, lose: Callable[[Message, Exception], 
             lose(message, error)
     try:
         payload = marshal.dumps(packed)
-    except ValueError:  # one message holds what is no plain object: the others must not be lost with it
+    except ValueError:  # one message holds an object that marshal cannot write; the others are kept
         pairs = zip(packed, of, strict=True)
         payload = marshal.dumps([each for each, message in pairs if _is_plain(each, message, lose)])
     return _LENGTH.pack(len(payload)) + payload
