@@ -1,7 +1,7 @@
 """From stamps to rows: adds up the spans of each batch until all that were opened have ended and it is settled.
 
-Pure bookkeeping: no clock of its own, no files. Spans come in any order, of many batches at once. A batch that is open
-takes memory by the number of its names, not of its spans.
+It has no clock and no files. Spans come in any order, of many batches at once. An open batch takes memory by the number
+of its names, not of its spans.
 """
 
 import math
@@ -15,7 +15,7 @@ from mlotel_cli.records import BATCH_SIZE, KIND, SCORED, BatchRecord, Recorded, 
 from mlotel_cli.wire import Settled, Stamp
 
 OPEN_LIMIT = 100_000
-"""Unfinished batches kept at most; a program that never ends its roots must not fill the memory."""
+"""The largest number of unfinished batches: a program that never ends its roots must not fill the memory."""
 _BLOCK_BITS = 10
 _BLOCKS_REMEMBERED = 10_000
 
@@ -118,7 +118,7 @@ class Assembler:
         entry.num_spans += 1
         if stamp.opened is not None:
             entry.root = span
-        elif span.kind == "INTERNAL":  # other kinds (a client's request, say) are no stages
+        elif span.kind == "INTERNAL":  # another kind, such as a client's request, is not a stage
             self._add_stage(entry, span)
         if stamp.recorded:
             self._add_recorded(entry, stamp.recorded)
@@ -130,7 +130,7 @@ class Assembler:
             self._complete.append(index)
 
     def settle(self, settled: Settled, *, now: float) -> None:
-        """The mode is done with the batch; `now` is the recorder's clock in seconds."""
+        """Take what the mode says of a batch; `now` is the recorder's clock in seconds."""
         index = settled.batch
         entry = self._entry(index, settled.start_ns)
         if entry is None:
@@ -142,9 +142,9 @@ class Assembler:
             self._waiting.append((now, index))
 
     def finished(self, *, now: float, closing: bool = False) -> Iterator[BatchRecord]:
-        """Rows that are complete, in the order in which they became so; then those that waited long enough.
+        """Yield rows that are complete, in the order in which they became so; then those that waited long enough.
 
-        With `closing`, everything that is left, by index: unsettled batches become `incomplete`.
+        With `closing`, yield everything that is left, by index; unsettled batches become `incomplete`.
         """
         while self._complete:
             yield from self._finish(self._complete.popleft())
@@ -155,7 +155,7 @@ class Assembler:
             yield from self._finish(index)
 
     def _entry(self, index: int, start_ns: int) -> _Open | None:
-        """The batch's entry, a new one if need be; None when its row is written."""
+        """Return the batch's entry, a new one if need be; None when its row is written."""
         entry = self._open.get(index)
         if entry is None:
             if index in self._finished:
@@ -231,7 +231,7 @@ class Assembler:
                 entry.units[name] = unit
 
     def _has_room(self, names: set[str], name: str) -> bool:
-        """Names are columns, and keys in W&B: a program that makes them up must not make a million."""
+        """Return whether `name` may have a column and a W&B key; programs may invent names without end."""
         if name not in names:
             if len(names) >= self._max_names:
                 self.overflowed += 1
@@ -269,7 +269,7 @@ def _settled_by_root(root: SpanRecord, opened: int) -> Settled:
 
 
 def _add_scores(entry: _Open, attributes: Mapping[str, Any]) -> None:
-    """Values of `score()`; scored twice, the later span wins."""
+    """Take the values of `score()`; of two spans the later one wins."""
     for key, value in attributes.items():
         if key.startswith(SCORED) and isinstance(value, int | float):
             entry.scores[key.removeprefix(SCORED)] = float(value)

@@ -1,4 +1,4 @@
-"""The summary of a run that is over: of all its rows, or, for a monitor, of its newest rows and its counts."""
+"""Summarises a run that is over: all its rows, or, for a monitor, its newest rows and its counts."""
 
 import time
 from collections.abc import Mapping
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     import polars as pl
 
 NEWEST_ROWS = 20_000
-"""A monitor's statistics are of so many rows: however long it ran, its end takes no more time and memory."""
+"""The number of rows in a monitor's statistics, which bounds the time and memory that its end takes."""
 
 
 def summarise_run(run_dir: Path, closing: Closing, *, executor: Mapping[str, Any], mean_scores: bool) -> Summary:
-    """Summary of every row; see `analysis.summarise`.
+    """Summarise every row; see `analysis.summarise`.
 
     Args:
         run_dir: with the rows, all written.
         closing: the workload's last message.
         executor: the run's configuration of it; empty for a user's own loop.
-        mean_scores: the batches' own scores are all the accuracy there is.
+        mean_scores: whether the accuracy is the mean of the batches' own scores.
     """
     rows = read_table(run_dir / BATCHES)
     return _summarise(rows, run_dir, closing, executor=executor, mean_scores=mean_scores)
@@ -43,7 +43,7 @@ def summarise_monitor(
     started_ns: int,
     num_rows: int = NEWEST_ROWS,
 ) -> Summary:
-    """Counts and throughput of the whole run, statistics of its newest `num_rows` rows; the notes say so."""
+    """Return counts and throughput of the whole run, and statistics of its newest `num_rows` rows, with a note."""
     rows = newest_rows(run_dir / BATCHES, num_rows)
     of_rows = replace(closing, wall_s=None, scoring_s=None, caller_s=None) if rows.height < totals.rows else closing
     summary = _summarise(rows, run_dir, of_rows, executor=executor, mean_scores=False)

@@ -1,6 +1,6 @@
-"""A monitor's exports: metrics, traces worth sending, live figures, health, the status page; composed and served.
+"""A monitor's exports: metrics, traces worth sending, live figures, health and the status page.
 
-The main loop calls everything here but the routes, which HTTP's threads call: those read what was published.
+The main loop calls everything here but the routes. HTTP's threads call those, and they read what was published.
 """
 
 import threading
@@ -70,8 +70,8 @@ class MonitorExports(Exports):
         self._name, self._run_dir = opening.name, str(run_dir)
         self._answer, self._sinks, self._clock = answer, sinks, clock
         self._identity = opening.identity
-        self._service = {"service.name": str(self._identity.get("service.name") or "unknown_service")}
         self._metrics = SpanMetrics(self._identity, max_names=opening.max_names, statuses=_STATUSES)
+        self._service = self._metrics.service
         self._before = before = before or Before()
         self._live = LiveState(now=clock(), earlier=before.totals, earlier_s=before.seconds)
         self._sampler = TailSampler(slow_ms=monitor.slow_ms, background_rate=monitor.background_rate, clock=clock)
@@ -112,7 +112,7 @@ class MonitorExports(Exports):
             self._answer(self._published.snapshot)
 
     def describe(self) -> Mapping[str, Any]:
-        """Where it is served, and what every sink of the run has taken so far."""
+        """Return the address, and what every sink of the run has taken so far."""
         sinks = {
             name: {key: count for key in ("sent", "lost", "queued") if (count := getattr(sink, key)) is not None}
             for name, sink in self._all_sinks().items()
@@ -120,7 +120,7 @@ class MonitorExports(Exports):
         return {"http": self._http.url, "sinks": sinks}
 
     def end(self) -> None:
-        """From now on not ready; figures are served until `close`."""
+        """Stop being ready; figures are served until `close`."""
         self._is_ending = True
 
     def deliver(self, timeout_s: float) -> OtlpCounts | None:
@@ -139,7 +139,7 @@ class MonitorExports(Exports):
         self._http.close()
 
     def families(self) -> Sequence[Family]:
-        """Everything measured so far; safe from any thread."""
+        """Return everything measured so far; safe from any thread."""
         workload = self._workload
         return [
             *self._metrics.families(),
@@ -160,7 +160,7 @@ class MonitorExports(Exports):
         )
 
     def _all_sinks(self) -> Health:
-        """Their health, and what they took since the start of the run."""
+        """Return the health of all sinks, with what they took since the start of the run."""
         self._own_sinks = {**self._sinks(), **self._otlp_health(), "http": self._http.health()}
         return {name: self._before.with_sink(name, sink) for name, sink in self._own_sinks.items()}
 
@@ -176,8 +176,12 @@ class MonitorExports(Exports):
     # -- routes: on HTTP's threads --------------------------------------------------------------------------------
 
     def _routes(self) -> Routes:
-        page, scrape = Remembered(self._show, clock=self._clock), Remembered(self._scrape, clock=self._clock)
-        return {"/": page, "/metrics": scrape, "/healthz": self._health, "/readyz": self._ready}
+        return {
+            "/": Remembered(self._show, clock=self._clock),
+            "/metrics": Remembered(self._scrape, clock=self._clock),
+            "/healthz": lambda: _verdict(self._stuck()),
+            "/readyz": lambda: _verdict(self._stuck() or self._not_ready()),
+        }
 
     def _show(self) -> Reply:
         return render_page(
@@ -194,18 +198,12 @@ class MonitorExports(Exports):
     def _scrape(self) -> Reply:
         return Reply(prometheus.render(self.families(), self._identity), prometheus.CONTENT_TYPE)
 
-    def _health(self) -> Reply:
-        return _verdict(self._stuck())
-
-    def _ready(self) -> Reply:
-        return _verdict(self._stuck() or self._not_ready())
-
     def _stuck(self) -> str:
         silent_s = self._clock() - self._published.at_s
         return f"the recorder does nothing since {silent_s:.0f} s" if silent_s > STALE_S and not self._is_ending else ""
 
     def _not_ready(self) -> str:
-        """Why no batch can be expected; empty when there is no reason."""
+        """Return why no batch can be expected; empty when there is no reason."""
         now, workload, batch_s = self._clock(), self._workload, self._live.batch_s
         if self._is_ending:
             return "the run is ending"

@@ -44,7 +44,6 @@ class Answers:
     """The pipe back to the workload. Writing to a workload that is gone does nothing."""
 
     def __init__(self, write_fd: int) -> None:
-        """Own the file descriptor."""
         self._pipe = os.fdopen(write_fd, "w", encoding="utf-8")
         self._lock = threading.Lock()  # the threads of the sinks write too
 

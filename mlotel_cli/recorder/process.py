@@ -1,7 +1,7 @@
 """The recorder's main loop: read frames, assemble, feed the sinks; when the pipe closes, finish everything.
 
-It ends when the workload says so, and just as well when the workload is killed: then the run is `interrupted`. Signals
-of a terminal or a service manager are blocked (in `__main__`), because the workload decides when a run is over.
+It ends when the workload says so, or when the workload is killed; the run is then `interrupted`. `__main__` blocks the
+signals of a terminal or a service manager, because the workload decides when a run is over.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Recorder:
         return self._closing is not None
 
     def take(self, frame: list[tuple[Any, ...]]) -> None:
-        """Handle one frame. A message that makes no sense is counted, and costs nothing but itself."""
+        """Handle one frame. A message that cannot be read is counted and left out."""
         now = time.monotonic()
         for packed in frame:
             try:
@@ -85,7 +85,7 @@ class Recorder:
             self._lost = message.spans_emitted - self._totals.spans  # here, because spans may end after the run
 
     def tick(self) -> None:
-        """Called a few times a second: rows that waited long enough, and a Parquet part when one is due."""
+        """Write rows that waited long enough, and a Parquet part when one is due; called a few times a second."""
         now = time.monotonic()
         self._write_rows(self._assembler.finished(now=now))
         if now - self._flushed_at >= self._part_s:
@@ -100,7 +100,7 @@ class Recorder:
             self._write_info()
 
     def close(self) -> dict[str, Any]:
-        """Finish rows, files and sinks; returns what run.json says in the end."""
+        """Finish rows, files and sinks. Returns the last content of run.json."""
         closing = self._closing or Closing(status="interrupted", error="the workload ended before it closed the run")
         sinks = self._sinks
         sinks.exports.end()
@@ -139,7 +139,7 @@ class Recorder:
         self._write_info()
 
     def _all_totals(self) -> Totals:
-        """What this recorder and those before it counted."""
+        """Return what this recorder and those before it counted."""
         return self._file.before.totals.plus(self._totals)
 
     def _write_rows(self, records: Iterator[BatchRecord]) -> None:
@@ -160,9 +160,9 @@ class Recorder:
 
 
 def main() -> None:
-    """Run one recorder; the arguments are READ_FD WRITE_FD RUN_DIR [MODULE ...], modules being imported at once.
+    """Run one recorder; the arguments are READ_FD WRITE_FD RUN_DIR [MODULE ...].
 
-    The first module is imported before anything else, the others beside the work: rows are readable a second earlier.
+    The first module is imported at once, the others on a thread, so that rows are readable a second earlier.
     """
     read_fd, write_fd, run_dir = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     first, *others = sys.argv[4:] or ["polars"]
@@ -171,7 +171,8 @@ def main() -> None:
         target=lambda: [importlib.import_module(name) for name in others], name="mlotel-import"
     )
     importing.start()
-    # Hundreds of thousands of spans live for a second and none is part of a cycle: looking for cycles took a third.
+    # Hundreds of thousands of spans live for a second and none is part of a cycle. The search for cycles took a third
+    # of the time.
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
     ended_well = record(read_fd, run_dir, Answers(write_fd))
@@ -180,7 +181,7 @@ def main() -> None:
 
 
 def record(read_fd: int, run_dir: Path, answers: Answers) -> bool:
-    """Record one run until its pipe closes; False when that failed, which then has been said."""
+    """Record one run until its pipe closes. Returns False when that failed, after a line to the user."""
     recorder: Recorder | None = None
     try:
         for frame in read_frames(read_fd, tick_s=0.2):
@@ -210,7 +211,7 @@ def record(read_fd: int, run_dir: Path, answers: Answers) -> bool:
 
 
 def read_opening(packed: tuple[Any, ...]) -> Opening:
-    """The first message of a run.
+    """Return the first message of a run.
 
     Raises:
         RecorderError: when it is another one.

@@ -103,7 +103,9 @@ class TailSampler:
         spans = [] if pending is None else pending.spans
         self._num_spans -= len(spans)
         reason = self._reason(record, pending)
-        self._remember(record.batch, is_kept=reason is not None)
+        self._decided[record.batch] = reason is not None
+        if len(self._decided) > self._max_batches:
+            self._decided.popitem(last=False)
         if record.latency_ms is not None and record.status not in _FAILED:
             self._latencies.add(record.latency_ms)
         if reason is None:
@@ -148,11 +150,6 @@ class TailSampler:
 
     def _is_of_background(self, trace_id: int) -> bool:
         return trace_id & _LOW_64 < self._bound
-
-    def _remember(self, index: int, *, is_kept: bool) -> None:
-        self._decided[index] = is_kept
-        if len(self._decided) > self._max_batches:
-            self._decided.popitem(last=False)
 
     def _evict(self) -> None:
         """Drop the waiting spans of the oldest batch, which has no row yet."""

@@ -37,13 +37,13 @@ Key = TypeVar("Key")
 class Distribution:
     """A histogram of one series with fixed bounds, from the start of the run.
 
-    One thread adds, any thread may read. `counts` has one entry per bound and one more for values above the last.
+    One thread adds, any thread may read. `bounds` are inclusive and rise; `counts` has one entry per bound and one
+    more for values above the last.
     """
 
     __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """Begin at zero. `bounds` are inclusive and must rise."""
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total: float = 0
@@ -63,6 +63,7 @@ class SpanMetrics:
     """Counts spans and batches on the recorder's main thread; any thread may call `families`.
 
     Attributes:
+        service: the attribute that every series has.
         overflowed: number of spans whose name was beyond `max_names`; they count as `other`.
         not_finite: number of recorded values that were NaN or infinite; no distribution has them.
     """
@@ -76,7 +77,7 @@ class SpanMetrics:
             statuses: batch statuses that have a series from the start: without one, Prometheus would not see a first
                 failure as an increase.
         """
-        self._service = {"service.name": str(identity.get("service.name") or "unknown_service")}
+        self.service = {"service.name": str(identity.get("service.name") or "unknown_service")}
         self._max_names = max_names
         self._by_key: dict[_SpanKey, Distribution] = {}  # several may share a series of `_spans`
         self._names: set[str] = set()
@@ -118,17 +119,17 @@ class SpanMetrics:
     def families(self) -> Sequence[Family]:
         """Return everything counted so far."""
         durations = [
-            series.point(self._service | _span_attributes(key), scale=1e-9) for key, series in list(self._spans.items())
+            series.point(self.service | _span_attributes(key), scale=1e-9) for key, series in list(self._spans.items())
         ]
         calls = [Point(point.count, point.attributes) for point in durations]
-        statuses = [Point(count, self._service | {"status": name}) for name, count in list(self._statuses.items())]
+        statuses = [Point(count, self.service | {"status": name}) for name, count in list(self._statuses.items())]
         return [
             _histogram("traces.span.metrics.duration", "How long spans took, by name, kind and status.", durations),
             _counter("traces.span.metrics.calls", "{call}", "Ended spans, by name, kind and status.", calls),
             _histogram(
                 "mlotel.batch.latency",
                 "From the arrival of a batch, or its start where it has none, to its result.",
-                [self._latency.point(self._service)],
+                [self._latency.point(self.service)],
             ),
             _histogram(
                 "mlotel.stage.device.duration", "Device time of a stage in a batch.", self._stages(self._device)
@@ -143,18 +144,18 @@ class SpanMetrics:
                 histograms=[self._value(name, series) for name, series in list(self._values.items())],
             ),
             _counter("mlotel.batches", "{batch}", "Finished batches, by how they ended.", statuses),
-            _counter("mlotel.items", "{item}", "Items in finished batches.", [Point(self._items, self._service)]),
+            _counter("mlotel.items", "{item}", "Items in finished batches.", [Point(self._items, self.service)]),
             _counter(
                 "mlotel.spans.unnamed",
                 "{span}",
                 f"Spans counted as {OTHER!r}, because there were too many names.",
-                [Point(self.overflowed, self._service)],
+                [Point(self.overflowed, self.service)],
             ),
             _counter(
                 "mlotel.data.not_finite",
                 "{value}",
                 "Recorded values that were NaN or infinite, and are in no distribution.",
-                [Point(self.not_finite, self._service)],
+                [Point(self.not_finite, self.service)],
             ),
         ]
 
@@ -171,10 +172,10 @@ class SpanMetrics:
         return series
 
     def _stages(self, series: Mapping[str, Distribution]) -> list[HistogramPoint]:
-        return [each.point(self._service | {"stage": clean(name)}) for name, each in list(series.items())]
+        return [each.point(self.service | {"stage": clean(name)}) for name, each in list(series.items())]
 
     def _value(self, name: str, series: Distribution) -> HistogramPoint:
-        return series.point(self._service | {"data.name": clean(name), "data.unit": clean(self._units.get(name, ""))})
+        return series.point(self.service | {"data.name": clean(name), "data.unit": clean(self._units.get(name, ""))})
 
 
 def clean(name: str) -> str:

@@ -1,60 +1,50 @@
 """What the workload reports once a second, as the recorder keeps it: source, queues, process, gaps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeVar
 
 from mlotel_cli.recorder.measurements import Family, Kind, Point
 from mlotel_cli.recorder.spanmetrics import clean
-from mlotel_cli.snapshot import Gaps, QueueDepth, SourceReport
-from mlotel_cli.wire import ProcessReport, Report
+from mlotel_cli.wire import Report
 
 Value = TypeVar("Value")
 
 _NAME_LIMIT = 200
 INTENDED = ("warmup", "stopped")
-"""Reasons for which an item does not run that are no loss."""
+"""Reasons for which an item does not run, and which are no loss."""
 _EXPECTED_DROPS = {"full": 0, "corrupt": 0}
 """Series that are there from the start: Prometheus cannot tell a first drop from a series that is new."""
 
 
-@dataclass(slots=True, frozen=True)
-class Workload:
-    """One report, bounded and clean; replaced as a whole, so that any thread may read it.
+@dataclass(slots=True)
+class Workload(Report):
+    """The latest report, bounded and clean; replaced as a whole, so that any thread may read it.
 
-    Attributes:
-        heard_s: when it came, on the recorder's clock; None before the first.
-        source: of the run.
-        queues: by the stage that they are before.
-        process: of the workload.
-        gaps: what is missing from the record.
+    `heard_s` is when it came, on the recorder's clock; None before the first.
     """
 
     heard_s: float | None = None
-    source: SourceReport = field(default_factory=SourceReport)
-    queues: Mapping[str, QueueDepth] = field(default_factory=dict[str, QueueDepth])
-    process: ProcessReport = field(default_factory=ProcessReport)
-    gaps: Gaps = field(default_factory=Gaps)
 
     @classmethod
     def of(cls, report: Report, *, now: float) -> "Workload":
-        """What `report` says; names become series, so they are bounded in number and length."""
+        """Return what `report` says; names become series, so they are bounded in number and length."""
         source = replace(
             report.source,
             kind=clean(report.source.kind),
             state=clean(report.source.state),
-            dropped={clean(name): count for name, count in _bounded(report.source.dropped).items()},
+            dropped=_bounded(report.source.dropped),
         )
-        queues = {clean(name): depth for name, depth in _bounded(report.queues).items()}
-        return cls(now, source, queues, report.process, report.gaps)
+        return cls(source, _bounded(report.queues), report.process, report.gaps, now)
 
     @property
     def dropped(self) -> int:
-        """Items that were lost: not those that warmed up, or waited when the run was stopped."""
+        """The number of lost items, without those that warmed up, or waited when the run was stopped."""
         return sum(count for reason, count in self.source.dropped.items() if reason not in INTENDED)
 
     def families(self, service: Mapping[str, str]) -> Sequence[Family]:
-        """The same as metrics; nothing before the first message."""
+        """Return the report as metrics; nothing before the first one."""
         if self.heard_s is None:
             return []
 
@@ -84,6 +74,6 @@ class Workload:
         ]
 
 
-def _bounded(values: Mapping[str, Value]) -> Mapping[str, Value]:
-    """The first names only: a source that makes names up must not make a million series."""
-    return dict(list(values.items())[:_NAME_LIMIT])
+def _bounded(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the first names only, so that a source that invents names does not make a million series."""
+    return {clean(name): value for name, value in islice(values.items(), _NAME_LIMIT)}

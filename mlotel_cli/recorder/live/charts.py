@@ -1,4 +1,4 @@
-"""Small line charts as inline SVG: no script, no style attribute, colours by class, text left to the page."""
+"""Draws small line charts as inline SVG. Classes give the colours, and the page has the text."""
 
 from collections.abc import Mapping, Sequence
 
@@ -32,7 +32,7 @@ def line_chart(lines: Mapping[str, Points], *, num_points: int, label: str, zero
 
 
 def span_of(values: Sequence[float], *, zero: bool) -> tuple[float, float]:
-    """Lowest and highest value of the scale; never the same."""
+    """Return the lowest and the highest value of the scale, which differ."""
     low, high = min(values, default=0.0), max(values, default=0.0)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
@@ -42,7 +42,7 @@ def span_of(values: Sequence[float], *, zero: bool) -> tuple[float, float]:
 
 
 def bar(share: float, *, label: str) -> str:
-    """A horizontal bar, filled by `share` of 1."""
+    """Draw a horizontal bar, filled by `share` of 1."""
     width = 100 * min(max(share, 0.0), 1.0)
     return (
         f'<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" role="img" aria-label="{label}">'
@@ -74,7 +74,7 @@ def _line(points: Points, *, css: str, num_points: int, low: float, high: float,
 
 
 def _runs(points: Points) -> list[list[tuple[int, float]]]:
-    """Stretches without a gap, each point with its place."""
+    """Return the stretches without a gap, each point with its place."""
     runs: list[list[tuple[int, float]]] = [[]]
     for place, value in enumerate(points):
         if value is None:

@@ -1,8 +1,8 @@
-"""The status page: what an operator leaves open all day. One HTML file, no request to anywhere else.
+"""Renders the status page: one HTML file that requests nothing from other hosts.
 
 Everything that comes from a run (names, errors, units) is escaped by the templates, page.html and components.html. The
-page's policy lets exactly its own script and style run, by their hashes: a name that got through unescaped could still
-do nothing.
+page's policy lets exactly its own script and style run, by their hashes, so that even an unescaped name
+could not run a script.
 """
 
 import base64
@@ -76,7 +76,7 @@ class Chart:
 
 
 def render_page(status: Status) -> Reply:
-    """The whole page."""
+    """Return the page."""
     from markupsafe import Markup
 
     css, script, policy = _assets()
@@ -109,7 +109,7 @@ def render_page(status: Status) -> Reply:
 
 @cache
 def environment() -> "Environment":
-    """The templates of this folder. What is put into them is escaped; a name that they do not know is an error."""
+    """Return the templates of this folder, which escape every value; an unknown name is an error."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     folder = importlib.resources.files(__package__ or "")
@@ -126,7 +126,7 @@ def environment() -> "Environment":
         number=number,
         quoted=shlex.quote,
         shortened=_shortened,
-        thousands=_thousands,
+        thousands="{:,}".format,
         unit=_unit,
         utc=_utc,
         withheld=withheld,
@@ -137,7 +137,7 @@ def environment() -> "Environment":
 
 @cache
 def _assets() -> tuple[str, str, str]:
-    """Style, script, and the policy that allows these two and nothing else."""
+    """Return style, script, and the policy that allows only these two."""
     folder = importlib.resources.files(__package__ or "")
     css, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     policy = (
@@ -155,12 +155,12 @@ def _hash(text: str) -> str:
 
 
 def number(value: float | None, *, digits: int = 3) -> str:
-    """Significant digits, thousands separated; a dash for None."""
+    """Return significant digits with separated thousands; a dash for None."""
     return significant(value, digits=digits, missing=_MISSING)
 
 
 def _chart(lines: Mapping[str, Points], *, label: str, unit: str, zero: bool = True) -> Chart | None:
-    """Lines by the class that colours them; None while there are too few points."""
+    """Draw lines by the class that colours them; None while there are too few points."""
     from markupsafe import Markup
 
     longest = max(len(points) for points in lines.values())
@@ -175,7 +175,7 @@ def _chart(lines: Mapping[str, Points], *, label: str, unit: str, zero: bool = T
 
 
 def _spark(points: Points) -> "Markup | str":
-    """A small chart without a scale; a dash while there are too few points."""
+    """Draw a small chart without a scale; return a dash while there are too few points."""
     from markupsafe import Markup
 
     if len(points) < 2 or all(point is None for point in points):
@@ -196,10 +196,6 @@ def _shortened(error: str) -> str:
 
 def _ago(event: Event, now_ns: int) -> str:
     return f"{duration(max(0, now_ns - event.start_ns) / 1e9)} ago"
-
-
-def _thousands(count: int) -> str:
-    return f"{count:,}"
 
 
 def _unit(unit: str) -> str:
