@@ -200,17 +200,13 @@ class Scorer:
         found: dict[str, list[float]] = {}
         for name, metric in self._metrics.items():
             try:
-                interval = getattr(metric, "ci95", _no_interval)()
+                interval = getattr(metric, "ci95", lambda: None)()
             except Exception as error:  # the value stays valid without an interval
                 logger.warning("metric %s has no interval: %s: %s", name, type(error).__name__, error)
                 continue
             if interval is not None and all(map(math.isfinite, interval)):
                 found[name] = [float(bound) for bound in interval]
         return found
-
-
-def _no_interval() -> None:
-    return None
 
 
 def _finite(score: float) -> float:
@@ -260,11 +256,7 @@ def _small(value: Any) -> str | None:
 
 
 def _to_list(value: Any) -> Any:
-    """Return a small tensor or array as a list.
-
-    Raises:
-        TypeError: for anything else.
-    """
+    """Return a small tensor or array as a list; raise TypeError for anything else."""
     if getattr(value, "nbytes", _SMALL_BYTES) < _SMALL_BYTES:
         return value.tolist()
     raise TypeError

@@ -55,11 +55,8 @@ def compile(
 ) -> Any:
     """Compile the module with `torch.compile`, and run it once so that no measured batch includes the compilation.
 
-    Args:
-        module: the module.
-        example_inputs: the stage's inputs of the first batch.
-        mode: torch.compile's default | reduce-overhead | max-autotune.
-        dynamic: True compiles for any size at once; None lets torch detect which sizes vary.
+    `mode` is torch.compile's: default | reduce-overhead | max-autotune. `dynamic=True` compiles for any size at once;
+    None lets torch detect which sizes vary.
     """
     import torch
 

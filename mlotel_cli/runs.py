@@ -34,16 +34,12 @@ class Listed:
     """One run as the list shows it; unknown figures are None.
 
     Attributes:
-        path: its directory.
         mode: eval | profile | monitor | loop.
-        name: the run's name.
         run_id: `mlotel.run.id`.
         status: as in run.json; `interrupted?` for one that says running and has no recorder any more.
         started_ns: ns since the epoch.
-        batches: rows.
         p50_ms: latency of a batch.
         p95_ms: the same; None as well when there were too few batches to say.
-        items_per_s: throughput.
         accuracy: value by metric.
     """
 

@@ -21,9 +21,7 @@ class Built:
     """A pipeline that is ready to run.
 
     Attributes:
-        pipeline: the user's object.
         stages: its stages by name, or the one callable that it is.
-        executor: runs them.
         inference: what the thread that calls the executor enters.
     """
 

@@ -2,8 +2,8 @@
 
 import itertools
 import time
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -143,15 +143,18 @@ class Evaluation:
         data = finished.numbered.batch.data
         before = find_nan(data)
         already = f" (the batch's data had {before} already)" if before else ""
+        backend = api.PROVIDER.backend
+        api.use(OffHere(backend))
         try:
-            with _unrecorded():
-                for name, output in self._executor.outputs(data):
-                    nan = find_nan(output)
-                    if nan is not None:
-                        where = f"batch {finished.numbered.index}: stage {name}"
-                        return StageError(f"{where} returned {nan}; it cannot be scored{already}")
+            for name, output in self._executor.outputs(data):
+                nan = find_nan(output)
+                if nan is not None:
+                    where = f"batch {finished.numbered.index}: stage {name}"
+                    return StageError(f"{where} returned {nan}; it cannot be scored{already}")
         except Exception:  # a stage may be unable to run on the same data twice
             return error
+        finally:
+            api.use(backend)
         return error
 
     # -- the data -------------------------------------------------------------------------------------------------
@@ -192,14 +195,3 @@ class Evaluation:
 def _raising(error: DataError) -> Iterator[Batch]:
     raise error
     yield
-
-
-@contextmanager
-def _unrecorded() -> Generator[None]:
-    """Turn spans off on this thread, for a while."""
-    backend = api.PROVIDER.backend
-    api.use(OffHere(backend))
-    try:
-        yield
-    finally:
-        api.use(backend)

@@ -26,15 +26,11 @@ class Board:
     """The newest figures. Each is replaced as a whole, so that any thread may read them.
 
     Attributes:
-        name: of the run.
         snapshot: the recorder's figures of the last minute; empty before the first.
         heard_s: when it came, monotonic.
-        source: the intake's report.
         source_detail: why the source is not connected.
         queues: depth and capacity by name.
         gaps: what is missing from the record.
-        phase: of the loop.
-        num_failed: batches that failed so far.
         last_failure: why the newest of them did.
         ending: why the run ends; empty while it goes on.
     """

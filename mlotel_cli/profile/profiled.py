@@ -36,9 +36,7 @@ class Spec:
     """What the process must know; the content of the SPEC file.
 
     Attributes:
-        config: the resolved configuration.
         backend: nvtx | torch.
-        results: where to write the results.
         trace: where to write the Chrome trace; torch only.
         batches: how many to record.
         parent: id of the process that waits for this one; this one ends when that has ended.

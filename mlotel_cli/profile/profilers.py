@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlotel_cli import nsys
 from mlotel_cli.errors import MlotelError, UsageError
+from mlotel_cli.hardware import version_of
+from mlotel_cli.profile import nsys_export, torch_trace
 from mlotel_cli.profile.timeline import Timeline
 from mlotel_cli.store.layout import PROFILE
 
@@ -56,12 +58,10 @@ class NsysProfiler:
         Raises:
             MlotelError: when there is none, with the reason.
         """
-        from mlotel_cli.profile.nsys_export import read_timeline
-
         database = self._report.with_suffix(".sqlite")
         if not database.exists():
             raise nsys.why_no_report(self._nsys, report=self._report, printed=said)
-        timeline = read_timeline(database)
+        timeline = nsys_export.read_timeline(database)
         if not timeline.ranges and not timeline.num_cut:
             raise nsys.no_ranges(self._nsys)
         return timeline
@@ -89,19 +89,15 @@ class TorchProfiler:
 
     def read(self, said: str) -> Timeline:
         """Read the Chrome trace."""
-        from mlotel_cli.profile.torch_trace import read_timeline
-
         if not self.trace.exists():
             raise MlotelError(f"torch.profiler wrote no {self.trace}. The process said last: {nsys.last_line(said)}")
-        timeline = read_timeline(self.trace)
+        timeline = torch_trace.read_timeline(self.trace)
         if not timeline.ranges:
             raise MlotelError(f"torch.profiler recorded no span in {self.trace}")
         return timeline
 
     def describe(self) -> dict[str, Any]:
         """Return kind and version."""
-        from mlotel_cli.hardware import version_of
-
         return {"kind": "torch", "version": version_of("torch")}
 
     def files(self) -> list[Path]:

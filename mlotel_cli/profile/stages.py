@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 from mlotel_cli.analysis.verdicts import verdict
 from mlotel_cli.profile.attribution import Attributed, Work
+from mlotel_cli.profile.timeline import QUEUE
 from mlotel_cli.stats.describe import describe
 from mlotel_cli.stats.description import Description
 from mlotel_cli.typed_json import OPTIONAL, Json, from_json, to_json
 
 SCHEMA_VERSION = 1
 STAGE = "internal"
-QUEUE = "queue"
 
 
 @dataclass(slots=True)
@@ -89,21 +89,12 @@ class KernelFigures:
 
 @dataclass(slots=True)
 class DeviceFigures:
-    """A stage's work on the device; means a batch.
+    """A stage's work on the device, as `attribution.Work` counts it; means a batch.
 
     Attributes:
-        kernels: number of kernels.
-        kernel_ms: sum of their times.
-        device_ms: from the first activity to the last.
+        device_ms: from the start of the first activity to the end of the last.
         idle_ms: the part of it in which the device did nothing.
-        idle_gaps: number of such gaps.
-        graphs: number of CUDA graphs.
-        graph_ms: sum of their times.
-        memset_ms: sum of memsets.
         syncs: number of waits of the host for the device.
-        sync_ms: sum of those waits.
-        copy_ms: sum of copies.
-        copy_bytes: bytes copied.
         copies: by direction.
         top_kernels: those that take longest, longest first.
     """
@@ -129,8 +120,6 @@ class ProfiledStage:
     """One stage over all batches.
 
     Attributes:
-        batches: in which it ran.
-        calls: of it in all of them.
         host_ms: time on the host in each batch.
         queue_ms: wait before it in each batch; None where it has no queue.
         device: its work on the device; None where there was none.
@@ -147,13 +136,7 @@ class ProfiledStage:
 
 @dataclass(slots=True)
 class Unattributed:
-    """Work of the device that belongs to no range.
-
-    Attributes:
-        activities: number of them.
-        device_ms: sum of their times.
-        ambiguous: those that were launched where several stages were running.
-    """
+    """Work of the device that belongs to no range; `ambiguous` counts what was launched while several stages ran."""
 
     activities: int = 0
     device_ms: float = 0.0
@@ -165,13 +148,8 @@ class ProfileSummary:
     """The content of stages.json.
 
     Attributes:
-        profiler: what recorded it.
-        schema_version: of the file.
-        batches: number of them.
         batch_ms: time of each batch on the host.
         stages: by name, in order of first appearance.
-        unattributed: work of the device that belongs to no stage.
-        ranges: spans of the recording.
         ranges_cut: spans that had not ended when the recording did; they count nowhere.
     """
 

@@ -24,12 +24,8 @@ class Range:
     """A span, as the profiler recorded it.
 
     Attributes:
-        name: the name of the span.
         category: `batch`, the span's kind in lower case, or the value of its `mlotel.kind`.
-        start_ns: start.
-        end_ns: end.
         thread: the thread on which it started; unique over processes.
-        process: its process.
         batch: the index of its batch, from its payload; `nest` fills it in for ranges without one.
         parent: the range around it, filled in by `nest`.
         crosses: True when it ended on another thread.
@@ -89,8 +85,6 @@ class Timeline:
 
     Attributes:
         ranges: the ranges of mlotel that began and ended in the recording.
-        calls: CUDA API calls.
-        activities: the work on the device.
         epoch_offset_ns: a time plus this offset is nanoseconds since the epoch; None where the profiler has none.
         num_cut: number of ranges that were left out because they did not end in the recording.
         version: the version of the profiler.
