@@ -108,6 +108,11 @@ def why_refused(folder: Path, *, printed: str) -> str:
     return f"{closed} is not writable" if closed.exists() else f"TMPDIR={closed} does not exist"
 
 
+def lost_start(printed: str) -> bool:
+    """Return whether nsys ended at its start because another nsys started or ended meanwhile; a second try works."""
+    return _line_with(printed, "sem_open") != ""
+
+
 def free_space(folder: Path) -> str:
     """Return the next step when a disk is full."""
     return f"Free space below {folder} and for temporary files (TMPDIR), or record less: profile.batches=20"

@@ -154,6 +154,20 @@ class Profile:
         sayer(self._console)(f"$ {shlex.join(command)}")
         about = {**self._profiler.describe(), "command": command}
         self._session.tell({"profiler": about})
+        interrupted, failure, said = self._run(command)
+        if self._results.pid is None and nsys.lost_start(said):
+            interrupted, failure, said = self._run(command)
+        missing = self._take(said, about)
+        if interrupted is not None:
+            raise interrupted
+        if failure is not None or missing is not None:
+            raise failure or missing or AssertionError
+        self._results.path.unlink()
+
+    # -- the process ----------------------------------------------------------------------------------------------
+
+    def _run(self, command: list[str]) -> tuple[KeyboardInterrupt | None, MlotelError | None, str]:
+        """Run the process to its end; return the user's interrupt, the error, and all that the process printed."""
         interrupted: KeyboardInterrupt | None = None
         failure: MlotelError | None = None
         with self._written_spec(), self._started(command) as process:
@@ -164,15 +178,7 @@ class Profile:
                 self._end(process)
         self._results.read()
         said = self._log.read_text(encoding="utf-8", errors="replace")
-        failure = failure or self._failure(process.returncode, said)
-        missing = self._take(said, about)
-        if interrupted is not None:
-            raise interrupted
-        if failure is not None or missing is not None:
-            raise failure or missing or AssertionError
-        self._results.path.unlink()
-
-    # -- the process ----------------------------------------------------------------------------------------------
+        return interrupted, failure or self._failure(process.returncode, said), said
 
     @contextlib.contextmanager
     def _written_spec(self) -> Generator[None]:

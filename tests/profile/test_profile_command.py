@@ -181,6 +181,31 @@ def test_ranges_and_results_become_spans_and_settlements(tmp_path: Path):
     assert session.settled[0].samples[0].id == "0.0"
 
 
+def test_a_profiler_that_lost_its_start_is_started_once_more(tmp_path: Path):
+    """Another nsys that started meanwhile made it end with this error."""
+    tried = tmp_path / "tried"
+    lose = f"""
+import pathlib, sys
+tried = pathlib.Path({str(tried)!r})
+tried.write_text((tried.read_text() if tried.exists() else "") + "x")
+if tried.read_text() == "x":
+    sys.exit("[boost::errinfo_api_function_*] = sem_open")
+"""
+    profiler = FakeProfiler(lose + program(STARTED, settled(0), ENDED), two_batches())
+    profile, session = make(tmp_path, profiler)
+
+    profile.run()
+
+    assert (tried.read_text(), [row.batch for row in session.settled]) == ("xx", [0])
+
+
+def test_a_profiler_that_loses_its_start_twice_is_an_error(tmp_path: Path):
+    profile, _ = make(tmp_path, FakeProfiler("import sys; sys.exit('sem_open')", MlotelError("no report")))
+
+    with pytest.raises(MlotelError, match="the profiler ended before the run began"):
+        profile.run()
+
+
 def test_as_in_an_evaluation_a_range_ends_when_the_device_is_done(tmp_path: Path):
     """Batch 0's reader launches on the host until 800,100 and its kernel ends at 950,000, after the batch's range."""
     timeline = two_batches()
