@@ -8,7 +8,7 @@ from dataclasses import replace
 from mlotel_cli.link.outbox import Item, Outbox
 from mlotel_cli.snapshot import Gaps
 from mlotel_cli.telemetry.span import Span
-from mlotel_cli.wire import Closing, Info, Message, Report, Settled, SpanMessage
+from mlotel_cli.wire import Closing, Info, Report, Settled, SpanMessage
 
 HIGH_WATER = 10_000
 """Items waiting to be handed over above which whole batches are shed: some 5 MB."""
@@ -40,9 +40,9 @@ class Ledger:
         """What is missing from the record so far."""
         return Gaps(recorder_restarts=self.restarts, batches_lost=self.batches_lost)
 
-    def admit(self, message: Message) -> Message | None:
+    def admit(self, message: Item) -> Item | None:
         """Count a message on its way out; return None for one of a batch that is dropped."""
-        if isinstance(message, SpanMessage):
+        if isinstance(message, Span | SpanMessage):
             return self._admit_span(message)
         if isinstance(message, Settled):
             if message.batch in self._shedding:
@@ -98,7 +98,7 @@ class Ledger:
                 outbox.emitted += 1  # the summary counts it as lost
         outbox.put_back(kept)
 
-    def _admit_span(self, span: SpanMessage) -> SpanMessage | None:
+    def _admit_span(self, span: Span | SpanMessage) -> Span | SpanMessage | None:
         batch = span.batch
         if batch is not None:
             if batch in self._shedding:

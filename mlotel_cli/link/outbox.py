@@ -7,9 +7,10 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import cast
 
 from mlotel_cli.telemetry.span import Span
-from mlotel_cli.wire import Closing, Message, SpanMessage, encode
+from mlotel_cli.wire import Closing, Message, PackedSpan, SpanMessage, encode
 
 logger = logging.getLogger("mlotel.link")
 
@@ -17,13 +18,8 @@ FRAME_MESSAGES = 2_000
 """Messages in one frame, at most."""
 
 Item = Span | Message
-Admit = Callable[[Message], Message | None]
-"""Sees a message before it leaves; returns it, another one, or None to drop it."""
-
-
-def admit_all(message: Message) -> Message:
-    """Let every message through."""
-    return message
+Admit = Callable[[Item], Item | None]
+"""Sees an item before it leaves; returns it, a message to send instead of a message, or None to drop it."""
 
 
 class Outbox:
@@ -34,8 +30,8 @@ class Outbox:
         emitted: spans taken out so far, also those that could not be written: the summary counts these as lost.
     """
 
-    def __init__(self, admit: Admit = admit_all) -> None:
-        """Start empty; every message passes `admit` on its way out."""
+    def __init__(self, admit: Admit | None = None) -> None:
+        """Start empty; with `admit`, every message passes it on its way out."""
         self._queue: deque[Item] = deque()
         self._unresolved: list[Span] = []
         self._admit = admit
@@ -76,35 +72,31 @@ class Outbox:
         while pending:
             items = [queue.popleft() for _ in range(min(pending, FRAME_MESSAGES))]
             pending -= len(items)
-            ready = [item for item in items if self._is_ready(item)]
-            yield encode([message for item in ready if (message := self._pack(item)) is not None], lose=_log_loss)
+            messages = [message for item in items if (message := self._take(item)) is not None]
+            yield encode(messages, lose=_log_loss)
 
-    def _is_ready(self, item: Item) -> bool:
+    def _take(self, item: Item) -> Message | PackedSpan | None:
+        """Return the message of an item; None for one that stays, that `admit` drops, or that cannot be packed."""
         if isinstance(item, Span):
             try:
-                ready = item.is_resolved()
+                if not item.is_resolved():
+                    self._unresolved.append(item)
+                    return None
             except Exception as error:  # the device is broken: the span goes out without its device time
                 logger.warning("a span's device time is lost: %r", error)
-                return True
-            if not ready:
-                self._unresolved.append(item)
-            return ready
-        if isinstance(item, Closing) and self._unresolved:
-            self._queue.append(item)
-            return False
-        return True
-
-    def _pack(self, item: Item) -> Message | None:
-        if isinstance(item, Span):
             self.emitted += 1
+            if self._admit is not None and self._admit(item) is None:
+                return None
             try:
-                return self._admit(item.pack())
+                return item.pack()
             except Exception as error:  # the summary counts it as lost
                 logger.warning("a span could not be packed and is lost: %r", error)
                 return None
-        if isinstance(item, SpanMessage):
-            self.emitted += 1
-        message = self._admit(item)
+        if isinstance(item, Closing) and self._unresolved:
+            self._queue.append(item)
+            return None
+        self.emitted += isinstance(item, SpanMessage)
+        message = item if self._admit is None else cast("Message | None", self._admit(item))
         return replace(message, spans_emitted=self.emitted) if isinstance(message, Closing) else message
 
 

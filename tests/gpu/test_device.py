@@ -16,6 +16,7 @@ import torch
 
 from mlotel_cli.telemetry.device import CudaEvents, DeviceTimer
 from mlotel_cli.telemetry.tracer import Provider, Recording
+from tests.support.wire import message_of
 
 ROUNDS = 30
 BUSY_CYCLES = 4_000_000
@@ -60,7 +61,7 @@ def measure(
 
 def device_us(spans: list[Any]) -> float:
     """Median over spans."""
-    return statistics.median(span.pack().device_ns for span in spans) / 1e3
+    return statistics.median(message_of(span).device_ns for span in spans) / 1e3
 
 
 def kernel_us(load: Callable[[], Any]) -> float:
@@ -102,7 +103,7 @@ def test_a_span_ends_when_its_result_exists():
     measure(load, rounds=3)
     spans, _ = measure(load, rounds=3, cycles=0)
     for span in spans:
-        start_ns, end_ns, device_ns, lag_ns = span.pack()[9:13]
+        start_ns, end_ns, device_ns, lag_ns = message_of(span)[9:13]
         assert device_ns > 5_000_000
         assert end_ns - start_ns == pytest.approx(device_ns, rel=0.02, abs=50_000)
         assert lag_ns > 0.9 * device_ns  # the host launched it and went on
@@ -113,7 +114,7 @@ def test_a_span_on_an_idle_device_ends_with_the_host():
     load = matmul(64)
     measure(load, rounds=3)
     spans, _ = measure(load, rounds=30, cycles=0)
-    assert statistics.median(span.pack().lag_ns for span in spans) < 50_000
+    assert statistics.median(message_of(span).lag_ns for span in spans) < 50_000
 
 
 def test_nothing_synchronises():
@@ -163,7 +164,7 @@ def test_a_graph_capture_is_left_alone():
     torch.cuda.synchronize()
 
     resolve(spans)
-    assert [span.pack().device_ns is None for span in spans] == [True, False]
+    assert [message_of(span).device_ns is None for span in spans] == [True, False]
     assert timer.captured == 1
 
 
@@ -211,5 +212,5 @@ def test_spans_on_another_device_are_counted_and_change_nothing_else():
         with torch.cuda.device(device), tracer.start_as_current_span("load"):
             torch.ones(64, device="cuda").sum()
     resolve(spans)
-    assert [span.pack().device_ns is None for span in spans] == [False, True, False]
+    assert [message_of(span).device_ns is None for span in spans] == [False, True, False]
     assert timer.elsewhere == 1

@@ -12,6 +12,7 @@ from mlotel_cli.records import Batch
 from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.device import CudaEvents, DeviceTimer
 from mlotel_cli.telemetry.tracer import Recording
+from tests.support.wire import message_of
 
 NUM_BATCHES = 60
 SIDE = 1024
@@ -70,7 +71,7 @@ def test_stages_of_different_batches_overlap_on_the_device_and_queues_take_no_de
     deadline = time.monotonic() + 10
     while not all([span.is_resolved() for span in spans]) and time.monotonic() < deadline:
         time.sleep(0.001)
-    packed = [span.pack() for span in spans]
+    packed = [message_of(span) for span in spans]
     assert all(each.device_ns is None for each in packed if each.name.startswith("queue "))
     by_stage = {
         name: [(each.end_ns - each.device_ns, each.end_ns) for each in packed if each.name == name]

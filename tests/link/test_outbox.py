@@ -2,10 +2,11 @@
 
 import pytest
 
-from mlotel_cli.link.outbox import FRAME_MESSAGES, Outbox
+from mlotel_cli.link.outbox import FRAME_MESSAGES, Item, Outbox
 from mlotel_cli.telemetry.device import Mark
+from mlotel_cli.telemetry.span import Span
 from mlotel_cli.telemetry.tracer import Provider, Recording
-from mlotel_cli.wire import Closing, Info, Message, Settled, SpanMessage
+from mlotel_cli.wire import Closing, Info, Settled
 from tests.support.played_recorder import spans
 from tests.support.wire import read
 
@@ -55,14 +56,14 @@ def test_what_cannot_be_packed_is_lost_alone_counted_and_logged(caplog: pytest.L
     assert (messages[0].span.span_id, messages[1].spans_emitted) == (1, 3)
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "a span could not be packed and is lost",
-        "a Settled could not be handed over and is lost",
         "a SpanMessage could not be handed over and is lost",
+        "a Settled could not be handed over and is lost",
     ]
 
 
 def test_every_message_passes_the_gate() -> None:
-    def admit(message: Message) -> Message | None:
-        return None if isinstance(message, SpanMessage) else message
+    def admit(item: Item) -> Item | None:
+        return None if isinstance(item, Span) else item
 
     outbox = Outbox(admit)
     for item in (*spans(2), Closing()):

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from mlotel_cli.wire import Message, encode, split_frames, unpack
+from mlotel_cli.telemetry.span import Span
+from mlotel_cli.wire import Message, PackedSpan, SpanMessage, encode, split_frames, unpack
 
 
-def frame(*messages: Message) -> bytes:
+def frame(*messages: Message | PackedSpan) -> bytes:
     """One frame; every message must be writable."""
 
     def fail(message: Message, error: Exception) -> None:
@@ -14,12 +15,17 @@ def frame(*messages: Message) -> bytes:
     return encode(messages, lose=fail)
 
 
+def message_of(span: Span) -> SpanMessage:
+    """An ended span's fields by name."""
+    return SpanMessage(*span.pack()[1:])
+
+
 def read(data: bytes) -> list[Any]:
     """The messages of whole frames."""
     return [unpack(packed) for packed_frame in split_frames(bytearray(data)) for packed in packed_frame]
 
 
-def received(message: Message) -> Any:
+def received(message: Message | PackedSpan) -> Any:
     """What the recorder reads of one message."""
     (only,) = read(frame(message))
     return only

@@ -16,11 +16,12 @@ from mlotel_cli.telemetry import api
 from mlotel_cli.telemetry.backends.off import OFF
 from mlotel_cli.telemetry.faults import Faults, TelemetryError
 from tests.support.telemetry import Telemetry
+from tests.support.wire import message_of
 from tests.telemetry.test_tracer import run_program
 
 
 def recorded(span: Any) -> Any:
-    return span.pack().recorded
+    return message_of(span).recorded
 
 
 # -- span and batch ---------------------------------------------------------------------------------------------------

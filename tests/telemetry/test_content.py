@@ -18,6 +18,7 @@ from opentelemetry.trace import (
 
 from mlotel_cli.telemetry.faults import Faults, TelemetryError
 from tests.support.telemetry import EPOCH_NS, Telemetry
+from tests.support.wire import message_of
 
 OTHER = SpanContext(0xABC, 0xDEF, is_remote=True, trace_flags=TraceFlags(1))
 
@@ -97,7 +98,7 @@ def test_many_threads_may_set_the_first_attribute_at_once(telemetry: Telemetry) 
                 thread.start()
             for thread in threads:
                 thread.join()
-        assert (len(span.attributes), len(span.events), len(span.pack().recorded)) == (4, 4, 4)
+        assert (len(span.attributes), len(span.events), len(message_of(span).recorded)) == (4, 4, 4)
 
 
 def test_events_have_a_date_a_name_and_copied_attributes(telemetry: Telemetry) -> None:
@@ -126,13 +127,13 @@ def test_links_are_kept_and_invalid_ones_ignored_unless_they_carry_something(tel
         (INVALID_SPAN_CONTEXT, {"why": "lost"}),
         (state, {}),
     ]
-    assert span.pack().links == [(0xABC, 0xDEF, {"a": (1,)}), (0, 0, {"why": "lost"}), (0, 0, {})]
+    assert message_of(span).links == [(0xABC, 0xDEF, {"a": (1,)}), (0, 0, {"why": "lost"}), (0, 0, {})]
 
 
 def test_a_span_can_be_renamed(telemetry: Telemetry) -> None:
     with telemetry.span("before") as span:
         span.update_name("after")
-    assert (span.name, span.pack().name) == ("after", "after")
+    assert (span.name, message_of(span).name) == ("after", "after")
 
 
 OK, ERROR, UNSET = StatusCode.OK, StatusCode.ERROR, StatusCode.UNSET
@@ -162,7 +163,7 @@ def test_status_rules(telemetry: Telemetry, calls: Any, code: StatusCode, descri
         for call in calls:
             span.set_status(*call)
     assert (span.status.status_code, span.status.description) == (code, description)
-    assert span.pack()[13:15] == (code.name, description or "")
+    assert message_of(span)[13:15] == (code.name, description or "")
 
 
 class CameraError(Exception):
@@ -224,9 +225,9 @@ def test_calls_after_the_end_are_ignored_with_a_warning(
 ) -> None:
     with telemetry.span("stage", attributes={"kept": 1}) as span:
         pass
-    before = span.pack()
+    before = message_of(span)
     getattr(span, method)(*arguments)
-    assert span.pack() == before
+    assert message_of(span) == before
     assert telemetry.faults.counts() == {"ended": 1}
     assert "on the ended span 'stage' is ignored" in caplog.text
 
@@ -236,7 +237,7 @@ def test_text_that_utf8_cannot_hold_still_travels(telemetry: Telemetry) -> None:
         span.add_event("event \udc80")
         span.set_status(StatusCode.ERROR, "status \udc80")
         span.record("count \udc80", 1.0, "\udc80")
-    packed = span.pack()
+    packed = message_of(span)
     assert (packed.name, packed.status_message) == ("photo ?", "status ?")
     assert packed.events[0][1] == "event ?"
     assert packed.recorded == [("count ?", 1.0, "?")]
@@ -245,4 +246,4 @@ def test_text_that_utf8_cannot_hold_still_travels(telemetry: Telemetry) -> None:
 def test_a_name_that_is_no_text_becomes_one(telemetry: Telemetry) -> None:
     with telemetry.span(3) as span:  # type: ignore[arg-type]
         pass
-    assert span.pack().name == "3"
+    assert message_of(span).name == "3"

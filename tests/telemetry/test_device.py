@@ -17,6 +17,7 @@ from mlotel_cli.telemetry import device as device_module
 from mlotel_cli.telemetry.clock import Clock
 from mlotel_cli.telemetry.device import ANCHOR_EVERY_NS, CudaEvents, DeviceTimer, Mark, Obstacle, relax_capture
 from mlotel_cli.telemetry.tracer import Provider, Recording
+from tests.support.wire import message_of
 
 
 @dataclass
@@ -300,7 +301,7 @@ def test_a_recorded_span_carries_its_device_time_and_ends_with_it(device: Simula
     device.time_ns = 800
 
     assert span.is_resolved()
-    packed = span.pack()
+    packed = message_of(span)
     assert packed[9:13] == (1_000_000, 1_000_700, 700, 690)  # the host finished at 10
 
 
@@ -314,7 +315,7 @@ def test_the_host_may_be_the_later_one(device: SimulatedDevice, timer: DeviceTim
 
     (span,) = spans
     assert span.is_resolved()
-    assert span.pack()[10:13] == (90, 90, 0)  # the second event is recorded at 90, on an idle stream
+    assert message_of(span)[10:13] == (90, 90, 0)  # the second event is recorded at 90, on an idle stream
 
 
 # -- captures on other threads ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusC
 from mlotel_cli.telemetry.span import CurrentSpan, Span
 from mlotel_cli.telemetry.tracer import Provider, Recording
 from tests.support.telemetry import EPOCH_NS, Telemetry, current_name
+from tests.support.wire import message_of
 
 
 def on_a_thread(work: Callable[[], Any], name: str = "worker") -> Any:
@@ -38,7 +39,7 @@ def test_nested_spans_exactly(telemetry: Telemetry) -> None:
         with telemetry.span("reader"):
             pass
         assert trace.get_current_span() is batch
-    assert [span.pack() for span in telemetry.ended] == [
+    assert [message_of(span) for span in telemetry.ended] == [
         (
             *(1, 2, 1, None, 4, "detector", "CLIENT", "test", "MainThread", EPOCH_NS + 20, EPOCH_NS + 30),
             *(None, None, "UNSET", "", None, None, None, None),
@@ -102,7 +103,7 @@ def test_a_block_needs_a_span_of_its_own(telemetry: Telemetry) -> None:
         pass
     with pytest.raises(RuntimeError, match="span 'stage' was entered before; open a new one"), manager:
         pytest.fail("entered twice")
-    assert telemetry.only().pack()[9:11] == (EPOCH_NS + 10, EPOCH_NS + 20)
+    assert message_of(telemetry.only())[9:11] == (EPOCH_NS + 10, EPOCH_NS + 20)
 
 
 def test_a_run_that_ends_between_opening_and_entering_takes_the_span_along(telemetry: Telemetry) -> None:
@@ -225,8 +226,8 @@ def test_times_of_other_number_types_are_taken_and_others_said(telemetry: Teleme
     good.end(end_time=200.0)  # type: ignore[arg-type]
     bad = telemetry.tracer.start_span("bad", start_time="now")  # type: ignore[arg-type]
     bad.end(end_time=float("nan"))  # type: ignore[arg-type]
-    assert [span.pack()[9:11] for span in telemetry.ended] == [(100, 200), (EPOCH_NS + 10, EPOCH_NS + 20)]
-    assert type(good.pack().start_ns) is int  # type: ignore[attr-defined]
+    assert [message_of(span)[9:11] for span in telemetry.ended] == [(100, 200), (EPOCH_NS + 10, EPOCH_NS + 20)]
+    assert type(message_of(good).start_ns) is int  # type: ignore[attr-defined]
     assert telemetry.faults.counts() == {"time": 2}
 
 
@@ -466,7 +467,7 @@ def test_a_thread_has_no_parent_unless_it_is_given_one(telemetry: Telemetry) -> 
     with telemetry.span("batch"):
         on_a_thread(child)
     assert telemetry.parents() == {"alone": None, "batch": None}
-    assert telemetry.named("alone").pack().thread == "worker"
+    assert message_of(telemetry.named("alone")).thread == "worker"
 
 
 @pytest.mark.parametrize("how", ["context", "set_span_in_context", "attach"])
@@ -502,7 +503,7 @@ def test_a_parent_that_was_only_started(telemetry: Telemetry) -> None:
 def test_a_span_may_end_on_another_thread(telemetry: Telemetry) -> None:
     span = telemetry.tracer.start_span("stage")
     on_a_thread(span.end)
-    assert (telemetry.only().pack().thread, telemetry.only().end_time) == ("MainThread", EPOCH_NS + 20)
+    assert (message_of(telemetry.only()).thread, telemetry.only().end_time) == ("MainThread", EPOCH_NS + 20)
 
 
 def test_a_remote_parent(telemetry: Telemetry) -> None:
@@ -522,7 +523,7 @@ def test_a_remote_parent(telemetry: Telemetry) -> None:
     assert served.parent == remote
     assert served.parent.is_remote
     assert (batch.parent, stage.parent) == (served.get_span_context(), batch.get_span_context())
-    assert [span.pack()[:4] for span in (served, batch, stage)] == [
+    assert [message_of(span)[:4] for span in (served, batch, stage)] == [
         (0xAB, 1, 0xCD, 1),
         (0xAB, 2, 1, 2),
         (0xAB, 3, 2, None),

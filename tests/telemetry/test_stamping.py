@@ -8,6 +8,7 @@ from opentelemetry.trace import INVALID_SPAN
 
 from mlotel_cli.telemetry.stamping import LocalTrace, Stamping
 from tests.support.telemetry import Telemetry
+from tests.support.wire import message_of
 
 
 def test_eight_threads_are_counted_exactly(telemetry: Telemetry) -> None:
@@ -56,7 +57,7 @@ def test_a_batch_counts_its_own_spans(telemetry: Telemetry) -> None:
     assert (epoch.count_opened(), batch.count_opened()) == (1, 2)
     assert (epoch.batch, batch.batch, stage.batch) == (None, 3, 3)
     assert {span.get_span_context().trace_id for span in (epoch, batch, stage)} == {2}
-    assert [span.pack().opened for span in (epoch, batch, stage)] == [1, 2, None]
+    assert [message_of(span).opened for span in (epoch, batch, stage)] == [1, 2, None]
 
 
 def test_ids_are_random_valid_and_different() -> None:
